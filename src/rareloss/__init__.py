@@ -1,0 +1,24 @@
+"""Losses that optimise the ranking of a rare class at its operating point, on plain PyTorch."""
+
+from rareloss import distributed, functional, metrics
+from rareloss.losses.average_precision import SmoothAPLoss
+from rareloss.losses.focal import SigmoidFocalLoss, SoftmaxFocalLoss
+from rareloss.losses.partial_auc import PAUCAtBudgetLoss
+from rareloss.losses.recall import RecallAtQuantileLoss
+from rareloss.objective import Objective
+from rareloss.training.warmup import LossWarmupWrapper
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "LossWarmupWrapper",
+    "Objective",
+    "PAUCAtBudgetLoss",
+    "RecallAtQuantileLoss",
+    "SigmoidFocalLoss",
+    "SmoothAPLoss",
+    "SoftmaxFocalLoss",
+    "distributed",
+    "functional",
+    "metrics",
+]

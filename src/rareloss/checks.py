@@ -1,0 +1,191 @@
+"""Refuse bad input in words: what came, what was expected, how to mend it.
+
+Structure (shape, dtype, range of an argument) is checked always. Values inside tensors are checked where looking is
+free: on the CPU, outside of ``torch.compile`` and of ``torch.func`` transforms.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "between",
+    "boolean",
+    "choice",
+    "class_indices",
+    "finite_weights",
+    "floating",
+    "gathered_shape",
+    "integer",
+    "is_tensor",
+    "labels",
+    "non_negative",
+    "positive_number",
+    "probability",
+    "same_shape",
+    "values_readable",
+]
+
+
+def values_readable(tensor: Tensor, check_values: bool | None = None) -> bool:
+    """Say whether the values of ``tensor`` may be read now without breaking a graph or, by default, a GPU's stride."""
+    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # type: ignore[attr-defined]
+        return False
+    if tensor.device.type == "meta":
+        return False
+    return tensor.device.type == "cpu" if check_values is None else check_values
+
+
+def positive_number(name: str, value: float) -> float:
+    """Return ``value``, a finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number above 0, got {_said(value)}")
+    if not 0.0 < value < float("inf"):
+        raise ValueError(f"{name} must be a finite number above 0, got {value}")
+    return float(value)
+
+
+def non_negative(name: str, value: float) -> float:
+    """Return ``value``, a finite number of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number of at least 0, got {_said(value)}")
+    if not 0.0 <= value < float("inf"):
+        raise ValueError(f"{name} must be a finite number of at least 0, got {value}")
+    return float(value)
+
+
+def probability(name: str, value: float, *, open_low: bool = False, open_high: bool = False) -> float:
+    """Return ``value``, a share between 0 and 1; ``open_low`` and ``open_high`` leave out the ends."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number between 0 and 1, got {_said(value)}")
+    low_fits = value > 0 if open_low else value >= 0
+    high_fits = value < 1 if open_high else value <= 1
+    if not (low_fits and high_fits):
+        interval = f"{'(' if open_low else '['}0, 1{')' if open_high else ']'}"
+        raise ValueError(f"{name} must lie in {interval}, got {value}; half a percent is written 0.005")
+    return float(value)
+
+
+def between(alpha: float, beta: float) -> tuple[float, float]:
+    """Return the edges of a band of false-positive rates, ``0 <= alpha < beta <= 1``."""
+    alpha, beta = probability("alpha", alpha), probability("beta", beta)
+    if alpha >= beta:
+        raise ValueError(
+            f"the band [alpha, beta] must have a width, got alpha={alpha} and beta={beta}; give alpha < beta"
+        )
+    return alpha, beta
+
+
+def integer(name: str, value: int, *, least: int) -> int:
+    """Return ``value``, a whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, got {_said(value)}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    return value
+
+
+def choice(name: str, value: str, options: Sequence[str]) -> str:
+    """Return ``value``, one of ``options``."""
+    if value not in options:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
+    return value
+
+
+def is_tensor(name: str, value: Tensor) -> Tensor:
+    """Return ``value``, a tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {_said(value)}; wrap it in torch.as_tensor")
+    return value
+
+
+def floating(name: str, tensor: Tensor) -> Tensor:
+    """Return ``tensor``, a tensor of floats."""
+    is_tensor(name, tensor)
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} must be floats (raw logits), got dtype {tensor.dtype}; call .float() on it")
+    return tensor
+
+
+def boolean(name: str, tensor: Tensor) -> Tensor:
+    """Return ``tensor``, a tensor of bools."""
+    is_tensor(name, tensor)
+    if tensor.dtype != torch.bool:
+        raise TypeError(
+            f"{name} must be bool, got dtype {tensor.dtype}; write labels == 1, or call .bool() on zeros and ones"
+        )
+    return tensor
+
+
+def same_shape(name: str, tensor: Tensor, shape: Sequence[int], *others: Sequence[int]) -> Tensor:
+    """Return ``tensor``, whose shape is one of those given."""
+    is_tensor(name, tensor)
+    expected = [tuple(option) for option in (shape, *others)]
+    if tuple(tensor.shape) not in expected:
+        wanted = " or ".join(map(str, dict.fromkeys(expected)))
+        raise ValueError(
+            f"{name} must have shape {wanted}, got {tuple(tensor.shape)}; nothing is broadcast, reshape it"
+        )
+    return tensor
+
+
+def labels(name: str, tensor: Tensor, ignore_index: int | None, check_values: bool | None = None) -> None:
+    """Refuse labels other than 0, 1 and ``ignore_index``."""
+    if tensor.is_complex():
+        raise TypeError(f"{name} must be bool, integers or floats, got dtype {tensor.dtype}")
+    if tensor.dtype == torch.bool or not values_readable(tensor, check_values):
+        return
+    fits = (tensor == 0) | (tensor == 1)
+    if ignore_index is not None:
+        fits |= tensor == ignore_index
+    if not bool(fits.all()):
+        wrong = tensor[~fits][0].item()
+        kept = "" if ignore_index is None else f" (or {ignore_index}, ignored)"
+        raise ValueError(
+            f"{name} must hold 0 and 1{kept}, got {wrong}; class indices need num_classes > 1 and logits [..., C]"
+        )
+
+
+def class_indices(name: str, tensor: Tensor, classes: int, ignore_index: int, check_values: bool | None = None) -> None:
+    """Refuse class indices outside of ``0 .. classes - 1`` and ``ignore_index``."""
+    if tensor.is_complex():
+        raise TypeError(f"{name} must be class indices, got dtype {tensor.dtype}")
+    if not values_readable(tensor, check_values):
+        return
+    fits = ((tensor >= 0) & (tensor < classes)) | (tensor == ignore_index)
+    if tensor.is_floating_point():
+        fits &= tensor == tensor.round()
+    if not bool(fits.all()):
+        wrong = tensor[~fits][0].item()
+        raise ValueError(
+            f"{name} must hold class indices 0 to {classes - 1} (or {ignore_index}, ignored), got {wrong}; "
+            f"the logits have {classes} classes"
+        )
+
+
+def finite_weights(name: str, tensor: Tensor, check_values: bool | None = None) -> None:
+    """Refuse weights that are negative, infinite or NaN."""
+    if tensor.is_complex():
+        raise TypeError(f"{name} must be real numbers, got dtype {tensor.dtype}")
+    if tensor.dtype == torch.bool or not values_readable(tensor, check_values):
+        return
+    fits = torch.isfinite(tensor) & (tensor >= 0)
+    if not bool(fits.all()):
+        wrong = tensor[~fits][0].item()
+        raise ValueError(
+            f"{name} must be finite and not negative, got {wrong}; give a row that is to be left out weight 0"
+        )
+
+
+def gathered_shape(name: str, widths: Sequence[tuple[int, ...]]) -> None:
+    """Refuse rows of different width or dtype on different ranks."""
+    if len(set(widths)) > 1:
+        raise ValueError(
+            f"{name} must have the same trailing shape and dtype on every rank, got {list(widths)} by rank"
+        )
+
+
+def _said(value: Any) -> str:
+    return f"{value!r} ({type(value).__name__})"

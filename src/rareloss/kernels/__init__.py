@@ -1,0 +1,1 @@
+"""Fused passes and the engines of the soft count; no idea of losses."""

@@ -1,0 +1,1 @@
+"""What users train with: focal losses, and losses that optimise a ranking at an operating point."""

@@ -1,0 +1,142 @@
+"""Recall at a review capacity or at a false-positive rate, with a threshold that moves with the scores.
+
+Reference: the threshold as an implicit function of the scores follows Eban et al., "Scalable Learning of
+Non-Decomposable Objectives", AISTATS 2017, section 4 (recall at a fixed rate), with the constraint solved for exactly.
+"""
+
+from typing import Unpack
+
+import torch
+from torch import Tensor
+
+from rareloss import checks, metrics
+from rareloss.ranking.pool import PerClass, make_pool, per_class, safe_ratio
+from rareloss.ranking.ranking_loss import PoolOptions, RankingLoss, Support
+from rareloss.ranking.threshold import margin_over_threshold
+
+__all__ = ["RecallAtQuantileLoss", "soft_recall_at_quantile"]
+
+
+def soft_recall_at_quantile(
+    scores: Tensor,
+    positive: Tensor,
+    weight: Tensor | None = None,
+    *,
+    quantile: float = 0.005,
+    among: str = "all",
+    temperature: float = 0.01,
+    iid_mask: Tensor | None = None,
+) -> PerClass:
+    r"""Compute the recall in the top ``quantile`` with a soft threshold.
+
+    .. math:: \frac{1}{P} \sum_{i \in \text{positives}} w_i \, \sigma\big((s_i - \theta) / t\big),
+              \qquad C(\theta) = \sum_j w_j \, \sigma\big((s_j - \theta) / t\big) = q \sum_j w_j
+
+    The sums over j run over the iid rows (``among="all"``) or the iid negatives (``among="negatives"``). The threshold
+    carries its gradient, so a shift of all scores changes nothing.
+
+    Args:
+        scores: ``[M]`` or ``[M, C]``, raw logits.
+        positive: bool, same shape.
+        weight: same shape or ``[M]``, not negative, taken as constant; 1 by default.
+        quantile: q in (0, 1): the review capacity as a share of all rows, or the false-positive rate.
+        among: ``"all"`` or ``"negatives"``.
+        temperature: in units of the scores, above 0.
+        iid_mask: bool, same shape or ``[M]``: the rows that set the threshold; all by default.
+
+    Returns:
+        the value per class, in [0, 1]; NaN with gradient 0 for a class without positives or without iid negatives.
+
+    Raises:
+        TypeError: a wrong dtype.
+        ValueError: a wrong shape, a weight that is negative or not finite, or an argument out of range.
+
+    Example:
+        >>> scores, positive = torch.tensor([4.0, 3.0, 2.0, 1.0]), torch.tensor([True, False, True, False])
+        >>> soft_recall_at_quantile(scores, positive, quantile=0.5).value
+        tensor(0.5000)
+    """
+    checks.probability("quantile", quantile, open_low=True, open_high=True)
+    checks.choice("among", among, ("all", "negatives"))
+    checks.positive_number("temperature", temperature)
+    pool = make_pool(scores, positive, weight, iid_mask)
+    margin, _ = margin_over_threshold(pool.scores, metrics.threshold_weight(pool, among), quantile, temperature)
+    above = torch.sigmoid(margin).to(pool.scores.dtype)
+    recall = safe_ratio((pool.positive * above).sum(1), pool.positive.sum(1))
+    return per_class(pool, recall, pool.iid_negative, scores)
+
+
+class RecallAtQuantileLoss(RankingLoss):
+    r"""One minus the soft recall in the top ``quantile`` of the pool.
+
+    See :func:`rareloss.functional.soft_recall_at_quantile` for the equation and
+    :class:`~rareloss.ranking.ranking_loss.RankingLoss` for the other arguments, the queue and the shapes. A capacity
+    below the base rate caps the recall at ``quantile`` over the rate.
+
+    Args:
+        num_classes: 1 for binary, else the number of classes or labels.
+        quantile: q in (0, 1). The pool should hold at least 10 / q rows.
+        among: ``"all"`` (review capacity) or ``"negatives"`` (false-positive rate).
+        options: as in :class:`~rareloss.ranking.ranking_loss.RankingLoss`.
+
+    Example:
+        >>> loss = RecallAtQuantileLoss(num_classes=1, quantile=0.25, queue_size=0, temperature=0.01)
+        >>> round(loss(torch.arange(80.0), torch.arange(80) >= 70).item(), 4)
+        0.0
+    """
+
+    threshold_from_iid_rows = True
+
+    def __init__(
+        self, num_classes: int, quantile: float = 0.005, among: str = "all", **options: Unpack[PoolOptions]
+    ) -> None:
+        super().__init__(num_classes, **options)
+        self.quantile = checks.probability("quantile", quantile, open_low=True, open_high=True)
+        self.among = checks.choice("among", among, ("all", "negatives"))
+
+    def soft(self, scores: Tensor, positive: Tensor, weight: Tensor, iid: Tensor, temperature: float) -> PerClass:
+        """Compute the soft recall of a pool."""
+        return soft_recall_at_quantile(
+            scores, positive, weight, quantile=self.quantile, among=self.among, temperature=temperature, iid_mask=iid
+        )
+
+    def hard(self, scores: Tensor, positive: Tensor, weight: Tensor, iid: Tensor) -> PerClass:
+        """Compute the recall of a pool."""
+        return metrics.recall_at_quantile(
+            scores, positive, weight, quantile=self.quantile, among=self.among, iid_mask=iid
+        )
+
+    def threshold(self, scores: Tensor, positive: Tensor, weight: Tensor, iid: Tensor, temperature: float) -> Tensor:
+        """Compute the soft threshold ``[C]`` of a pool, in units of ``scores``."""
+        pool = make_pool(scores, positive, weight, iid)
+        counted = metrics.threshold_weight(pool, self.among)
+        return margin_over_threshold(pool.scores, counted, self.quantile, temperature)[1]
+
+    def cap(self, positive: Tensor, weight: Tensor, iid: Tensor) -> Tensor:
+        """Compute the best reachable recall ``[C]``: the capacity over the weight of positives, at most 1."""
+        if self.among == "negatives":
+            return torch.ones_like(weight[0])
+        capacity = self.quantile * (weight * iid[:, None]).sum(0)
+        return safe_ratio(capacity, (weight * positive).sum(0)).clamp(max=1.0)
+
+    def support(self, rows: Tensor, negatives: Tensor) -> Support:
+        """Compute how many rows of the pool lie above the threshold."""
+        counted = rows if self.among == "all" else negatives
+        return Support(counted * self.quantile, 10.0, f"quantile={self.quantile} of the pool's {self.among_words}")
+
+    @property
+    def among_words(self) -> str:
+        """What the quantile is a share of, in words."""
+        return "rows" if self.among == "all" else "negatives"
+
+    def forward(
+        self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None, iid_mask: Tensor | None = None
+    ) -> Tensor:
+        """Compute the loss; shapes as in :class:`~rareloss.ranking.ranking_loss.RankingLoss`."""
+        return self.pooled(logits, targets, sample_weight, iid_mask)
+
+    def diagnose(
+        self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None, iid_mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Describe the pool this call would rank; see :meth:`RankingLoss.describe`."""
+        return self.describe(logits, targets, sample_weight, iid_mask)

@@ -1,0 +1,175 @@
+"""The pool that rows are ranked in: its checks, its weights, its spread, and the value it gives per class."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rareloss import checks
+
+__all__ = ["PerClass", "Pool", "TieGroups", "make_pool", "per_class", "safe_ratio", "standardise", "tie_groups"]
+
+
+class PerClass(NamedTuple):
+    """A value per class, and whether the class has what the value needs.
+
+    Attributes:
+        value: ``[C]``, or 0-d for scores ``[M]``; NaN where not defined.
+        defined: bool, same shape.
+    """
+
+    value: Tensor
+    defined: Tensor
+
+
+class Pool(NamedTuple):
+    """Rows by class, weight 0 standing for absent.
+
+    Attributes:
+        scores: ``[C, M]`` in float32 at least, 0 where absent.
+        positive: ``[C, M]``, the weight of positives, 0 at negatives.
+        negative: ``[C, M]``, the weight of negatives, 0 at positives.
+        iid: ``[C, M]``, bool: rows drawn like deployment data.
+    """
+
+    scores: Tensor
+    positive: Tensor
+    negative: Tensor
+    iid: Tensor
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight of all rows, ``[C, M]``."""
+        return self.positive + self.negative
+
+    @property
+    def iid_negative(self) -> Tensor:
+        """The weight of negatives drawn like deployment data, ``[C, M]``."""
+        return self.negative * self.iid
+
+
+def make_pool(scores: Tensor, positive: Tensor, weight: Tensor | None = None, iid_mask: Tensor | None = None) -> Pool:
+    """Check rows and lay them out by class.
+
+    Args:
+        scores: ``[M]`` or ``[M, C]``; float.
+        positive: bool, same shape.
+        weight: same shape, or ``[M]``; 1 by default.
+        iid_mask: bool, same shape, or ``[M]``; all true by default.
+
+    Raises:
+        TypeError: a wrong dtype.
+        ValueError: a wrong shape, or a weight that is negative or not finite.
+    """
+    checks.floating("scores", scores)
+    if scores.ndim not in (1, 2):
+        raise ValueError(
+            f"scores must have shape [M] or [M, C], got {tuple(scores.shape)}; flatten the leading dimensions"
+        )
+    checks.boolean("positive", checks.same_shape("positive", positive, scores.shape))
+    dtype = torch.promote_types(scores.dtype, torch.float32)
+    if weight is None:
+        weight = torch.ones_like(scores, dtype=dtype)
+    else:
+        checks.same_shape("weight", weight, scores.shape, scores.shape[:1])
+        checks.finite_weights("weight", weight)
+        weight = weight.detach()
+    if iid_mask is None:
+        iid_mask = torch.ones_like(positive)
+    else:
+        checks.boolean("iid_mask", checks.same_shape("iid_mask", iid_mask, scores.shape, scores.shape[:1]))
+    rows, classes = scores.shape[0], 1 if scores.ndim == 1 else scores.shape[1]
+
+    def by_class(tensor: Tensor) -> Tensor:
+        columns = tensor.reshape(rows, -1).expand(rows, classes).mT
+        # An empty pool gets one absent row, so that every reduction below has something to reduce.
+        return columns if rows else torch.nn.functional.pad(columns, (0, 1))
+
+    weight = by_class(weight.to(dtype))
+    positive = by_class(positive)
+    present = torch.where(weight > 0, by_class(scores.to(dtype)), 0.0)
+    return Pool(
+        scores=present.contiguous(),
+        positive=(weight * positive).contiguous(),
+        negative=(weight * ~positive).contiguous(),
+        iid=by_class(iid_mask),
+    )
+
+
+def safe_ratio(part: Tensor, whole: Tensor) -> Tensor:
+    """Divide, with 0 (and gradient 0) where ``whole`` is 0."""
+    empty = whole == 0
+    return torch.where(empty, 0.0, part / torch.where(empty, 1.0, whole))
+
+
+def per_class(pool: Pool, value: Tensor, negative: Tensor, like: Tensor) -> PerClass:
+    """Say which values are defined: those of classes with positives and, by the weights ``negative[C, M]``, negatives.
+
+    An undefined value is NaN with gradient 0; where a present row is not finite, value and gradient are NaN.
+    ``like`` is the caller's scores: for ``[M]`` the result is 0-d.
+    """
+    defined = (pool.positive > 0).any(1) & (negative > 0).any(1)
+    finite = torch.isfinite(pool.scores).all(1)
+    value = value * torch.where(finite, 1.0, torch.nan)
+    value = torch.where(defined, value, torch.nan)
+    return PerClass(value[0], defined[0]) if like.ndim == 1 else PerClass(value, defined)
+
+
+def standardise(scores: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Compute :math:`(s - \bar s) / \mathrm{spread}` per class, with the gradient through all three.
+
+    Args:
+        scores: ``[M, C]``.
+        weight: ``[M, C]``, without gradient; scores of weight 0 change nothing.
+
+    Returns:
+        the standardised scores ``[M, C]`` (0 where absent), the mean and the spread, both ``[C]`` and without gradient.
+        The spread is the weighted standard deviation, 1 where that is 0.
+    """
+    if not scores.shape[0]:
+        return scores, scores.new_zeros(scores.shape[1]), scores.new_ones(scores.shape[1])
+    present = weight > 0
+    scores = torch.where(present, scores, 0.0)
+    # The largest comes out first, so that nothing overflows; then the middle, so that equal scores are exactly 0.
+    largest = scores.detach().abs().amax(0)
+    largest = torch.where(largest < torch.finfo(largest.dtype).tiny, 1.0, largest)
+    scaled = scores / largest
+    low = torch.where(present, scaled.detach(), torch.inf).amin(0)
+    high = torch.where(present, scaled.detach(), -torch.inf).amax(0)
+    middle = torch.where(present.any(0), low / 2 + high / 2, 0.0)
+    scaled = scaled - middle
+    share = safe_ratio(weight, weight.sum(0))
+    mean = (share * scaled).sum(0)
+    centred = torch.where(present, scaled - mean, 0.0)
+    variance = (share * centred**2).sum(0)
+    flat = variance == 0
+    spread = torch.where(flat, 1.0 / largest, torch.where(flat, 1.0, variance).sqrt())
+    return centred / spread, ((mean + middle) * largest).detach(), (spread * largest).detach()
+
+
+class TieGroups(NamedTuple):
+    """Rows sorted downwards and summed over equal scores, group by group; trailing groups may be empty.
+
+    Attributes:
+        score: ``[C, M]``, the groups' scores, downwards.
+        sums: for each of the weights given, ``[C, M]`` float64: its sum in each group.
+        order: ``[C, M]``, the rows in sorted order.
+        group: ``[C, M]``, the group of each sorted row.
+    """
+
+    score: Tensor
+    sums: tuple[Tensor, ...]
+    order: Tensor
+    group: Tensor
+
+
+def tie_groups(scores: Tensor, *weights: Tensor) -> TieGroups:
+    """Sort ``scores[C, M]`` downwards and sum each of ``weights[C, M]`` over groups of equal scores."""
+    ordered, order = scores.detach().sort(dim=1, descending=True)
+    starts = torch.ones_like(ordered, dtype=torch.int64)
+    starts[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    group = starts.cumsum(1) - 1
+    zeros = torch.zeros_like(ordered, dtype=torch.float64)
+    sums = tuple(zeros.scatter_add(1, group, weight.double().gather(1, order)) for weight in weights)
+    score = torch.zeros_like(ordered).scatter(1, group, ordered)
+    return TieGroups(score, sums, order, group)

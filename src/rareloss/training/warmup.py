@@ -1,0 +1,241 @@
+"""Warm up on one loss, blend, then train on another: a ranking loss has no information to give at a cold start."""
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rareloss import checks, distributed
+from rareloss.ranking.ranking_loss import RankingLoss
+
+__all__ = ["LossWarmupWrapper"]
+
+
+class LossWarmupWrapper(nn.Module):
+    r"""Train on ``warmup_loss`` first, then on a blend, then on ``main_loss``.
+
+    .. math:: L = (1 - m_k) \, L_\text{warm-up} + m_k \, L_\text{main}, \qquad
+              m_k = m \, \min\Big(1, \max\big(0, \frac{k - K + 1}{B + 1}\big)\Big), \qquad
+              t_k = t_0 \Big(\frac{t_1}{t_0}\Big)^{\min(1, \, \max(0, k - K) / D)}
+
+    at the k-th training call (from 0), with K ``warmup_steps``, B ``blend_steps``, m ``final_main_weight`` and D
+    ``temp_decay_steps``. Weight and temperature depend on k alone, and k counts this module's calls in training mode:
+    there is no hook to call. For epochs, ``warmup_steps = epochs * len(loader)``. A loss of weight 0 is not computed.
+    At step K rows that ``main_loss`` remembers are dropped. An AMP step that the scaler skips counts; ``step`` can be
+    set.
+
+    ``warmup_loss`` may be any module. A plain ``nn.BCEWithLogitsLoss`` or ``nn.CrossEntropyLoss`` gets its targets in
+    the shape and dtype that it wants, without the rows that ``main_loss`` ignores; over ragged ranks its mean is that
+    of the whole batch.
+
+    Args:
+        warmup_loss: called with logits and targets.
+        main_loss: the loss to end with.
+        warmup_steps: K, training calls on ``warmup_loss`` alone.
+        blend_steps: B, training calls on the blend.
+        temp_start: temperature of ``main_loss`` until step K; needs ``temp_end``.
+        temp_end: temperature of ``main_loss`` from step K + D on.
+        temp_decay_steps: D.
+        final_main_weight: m in (0, 1].
+
+    Raises:
+        TypeError: an argument of a wrong type; in ``forward``, a ``sample_weight`` or ``iid_mask`` that a loss in use
+            cannot take.
+        ValueError: an argument out of range; in ``forward``, whatever the losses refuse.
+
+    Example:
+        >>> from rareloss.losses.average_precision import SmoothAPLoss
+        >>> main = SmoothAPLoss(1, queue_size=0)
+        >>> loss = LossWarmupWrapper(nn.BCEWithLogitsLoss(), main, warmup_steps=1, blend_steps=1)
+        >>> logits, targets = torch.tensor([[1.0], [-1.0]]), torch.tensor([1, 0])
+        >>> [(loss.main_weight, round(loss(logits, targets).item(), 3)) for _ in range(3)]
+        [(0.0, 0.313), (0.5, 0.157), (1.0, 0.0)]
+    """
+
+    def __init__(
+        self,
+        warmup_loss: nn.Module,
+        main_loss: nn.Module,
+        *,
+        warmup_steps: int,
+        blend_steps: int = 0,
+        temp_start: float | None = None,
+        temp_end: float | None = None,
+        temp_decay_steps: int = 10_000,
+        final_main_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        for name, loss in (("warmup_loss", warmup_loss), ("main_loss", main_loss)):
+            if not isinstance(loss, nn.Module):
+                raise TypeError(f"{name} must be an nn.Module, got {type(loss).__name__}; wrap a function in a module")
+        self.warmup_loss, self.main_loss = warmup_loss, main_loss
+        self.warmup_steps = checks.integer("warmup_steps", warmup_steps, least=0)
+        self.blend_steps = checks.integer("blend_steps", blend_steps, least=0)
+        self.temp_decay_steps = checks.integer("temp_decay_steps", temp_decay_steps, least=1)
+        self.final_main_weight = checks.probability("final_main_weight", final_main_weight, open_low=True)
+        if (temp_start is None) != (temp_end is None):
+            raise ValueError(
+                f"give temp_start and temp_end together, got temp_start={temp_start} and temp_end={temp_end}"
+            )
+        if temp_start is not None and not hasattr(main_loss, "temperature"):
+            raise ValueError(
+                f"main_loss ({type(main_loss).__name__}) has no temperature to decay; leave temp_start out"
+            )
+        self.temp_start = None if temp_start is None else checks.positive_number("temp_start", temp_start)
+        self.temp_end = None if temp_end is None else checks.positive_number("temp_end", temp_end)
+        self._step = 0
+
+    @property
+    def step(self) -> int:
+        """Training calls so far; can be set."""
+        return self._step
+
+    @step.setter
+    def step(self, value: int) -> None:
+        self._step = checks.integer("step", value, least=0)
+
+    @property
+    def main_weight(self) -> float:
+        """Weight of ``main_loss`` in the next call."""
+        share = (self._step - self.warmup_steps + 1) / (self.blend_steps + 1)
+        return self.final_main_weight * min(1.0, max(0.0, share))
+
+    @property
+    def in_warmup(self) -> bool:
+        """Whether the next call uses ``warmup_loss`` alone."""
+        return self._step < self.warmup_steps
+
+    @property
+    def in_blend(self) -> bool:
+        """Whether the next call lies between warm-up and the final weight."""
+        return self.warmup_steps <= self._step < self.warmup_steps + self.blend_steps
+
+    @property
+    def temperature(self) -> float | None:
+        """Temperature of ``main_loss`` in the next call; None if it has none."""
+        if self.temp_start is None or self.temp_end is None:
+            return getattr(self.main_loss, "temperature", None)
+        done = min(1.0, max(0, self._step - self.warmup_steps) / self.temp_decay_steps)
+        return self.temp_start * (self.temp_end / self.temp_start) ** done
+
+    def reset_queue(self) -> None:
+        """Forget the rows that the losses remember."""
+        for loss in (self.warmup_loss, self.main_loss):
+            if isinstance(loss, RankingLoss):
+                loss.reset_queue()
+
+    def forward(
+        self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None, iid_mask: Tensor | None = None
+    ) -> Tensor:
+        """Compute the blend at this step, and count it in training mode.
+
+        Args:
+            logits: as the losses take them.
+            targets: as ``main_loss`` takes them.
+            sample_weight: goes to both losses; an error if a loss in use cannot take it.
+            iid_mask: goes to the loss that has a threshold; an error if neither has one.
+        """
+        given = {"sample_weight": sample_weight, "iid_mask": iid_mask}
+        takers = {name: [loss for loss in (self.warmup_loss, self.main_loss) if _takes(loss, name)] for name in given}
+        if sample_weight is not None and len(takers["sample_weight"]) < 2:
+            refusing = self.warmup_loss if self.warmup_loss not in takers["sample_weight"] else self.main_loss
+            raise TypeError(
+                f"{type(refusing).__name__} takes no sample_weight, and weights are never dropped; "
+                "use a loss of rareloss, for example SigmoidFocalLoss(alpha=None, gamma=0.0) for cross-entropy"
+            )
+        if iid_mask is not None and not takers["iid_mask"]:
+            raise TypeError("neither loss has a threshold that an iid_mask could set; leave iid_mask out")
+
+        def called(loss: nn.Module) -> Tensor:
+            taken = {name: value for name, value in given.items() if value is not None and loss in takers[name]}
+            ignore_index = getattr(self.main_loss, "ignore_index", -100)
+            result: Tensor = (
+                _torch_loss(loss, logits, targets, ignore_index, self.training)
+                if _is_torch(loss)
+                else loss(logits, targets, **taken)
+            )
+            return result
+
+        if self.training and self._step == self.warmup_steps and isinstance(self.main_loss, RankingLoss):
+            self.main_loss.reset_queue()
+        if self.temp_start is not None:
+            self.main_loss.temperature = self.temperature  # type: ignore[assignment]
+        weight = self.main_weight
+        if weight == 0.0:
+            loss = called(self.warmup_loss)
+        elif weight == 1.0:
+            loss = called(self.main_loss)
+        else:
+            loss = (1.0 - weight) * called(self.warmup_loss) + weight * called(self.main_loss)
+        if self.training:
+            self._step += 1
+        return loss
+
+    def get_extra_state(self) -> Tensor:
+        """Return the number of training calls, for ``state_dict``."""
+        return torch.tensor(self._step)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take the number of training calls from a ``state_dict``."""
+        self.step = int(state)
+
+    def extra_repr(self) -> str:
+        """Show the schedule."""
+        return (
+            f"step={self._step}, warmup_steps={self.warmup_steps}, blend_steps={self.blend_steps}, "
+            f"final_main_weight={self.final_main_weight}"
+        )
+
+
+def _takes(loss: nn.Module, name: str) -> bool:
+    return name in inspect.signature(loss.forward).parameters
+
+
+def _is_torch(loss: nn.Module) -> bool:
+    return isinstance(loss, (nn.BCEWithLogitsLoss, nn.CrossEntropyLoss))
+
+
+def _torch_loss(loss: nn.Module, logits: Tensor, targets: Tensor, ignore_index: int, training: bool) -> Tensor:
+    """Call one of torch's two cross-entropies on what a ranking loss takes; its mean is that of all ranks' rows."""
+    kept = targets != ignore_index
+    if isinstance(loss, nn.CrossEntropyLoss):
+        classes = logits.shape[-1]
+        flat = torch.where(kept, targets, loss.ignore_index).reshape(-1).long()
+        terms = F.cross_entropy(
+            logits.reshape(-1, classes),
+            flat,
+            weight=loss.weight,
+            ignore_index=loss.ignore_index,
+            label_smoothing=loss.label_smoothing,
+            reduction="none",
+        )
+        counted = (flat != loss.ignore_index).to(terms.dtype)
+        if loss.weight is not None:
+            counted = counted * loss.weight[torch.where(flat == loss.ignore_index, 0, flat)]
+    else:
+        assert isinstance(loss, nn.BCEWithLogitsLoss)
+        if targets.numel() != logits.numel():
+            raise ValueError(
+                f"targets must have the shape of the logits {tuple(logits.shape)}, a last dimension of 1 aside, "
+                f"got {tuple(targets.shape)}"
+            )
+        kept = kept.reshape(logits.shape)
+        # An ignored logit is taken out before the loss, so that a NaN there leaves no gradient.
+        terms = F.binary_cross_entropy_with_logits(
+            torch.where(kept, logits, 0.0),
+            torch.where(kept, targets.reshape(logits.shape), 0).to(logits.dtype),
+            weight=loss.weight,
+            pos_weight=loss.pos_weight,
+            reduction="none",
+        )
+        counted = kept.to(terms.dtype)
+        terms = terms * counted
+    if loss.reduction == "none":
+        return terms
+    ranks = distributed.world_size() if training else 1
+    total = terms.sum() * ranks
+    if loss.reduction == "sum":
+        return total
+    count = distributed.sum_over_ranks(counted.sum()) if training else counted.sum()
+    return total / torch.where(count == 0, 1.0, count)

@@ -1,0 +1,136 @@
+"""The drawing of the layers is the architecture: nobody imports what stands above them."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+import rareloss
+
+# From the bottom to the top; a layer imports itself and what stands to its left.
+LAYERS = (
+    "checks",
+    "distributed",
+    "kernels",
+    "ranking",
+    "metrics",
+    "losses",
+    "objective",
+    "training",
+    "integrations",
+    "study",
+    "cli",
+)
+CORE = LAYERS[: LAYERS.index("training") + 1]
+# These show a user the public names, so they import everything of the core, and the core nothing of them.
+FACADES = ("", "functional")
+PACKAGE = Path(rareloss.__file__).parent
+
+
+def read_package() -> dict[str, str]:
+    """Return the source of every module by its dotted name below ``rareloss`` (the package itself: an empty name)."""
+    sources = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        sources[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path.read_text(encoding="utf-8")
+    return sources
+
+
+def imports(module: str, source: str, sources: Mapping[str, str]) -> Iterator[str]:
+    """Yield the full dotted name of everything that ``source`` imports, at any depth of its code."""
+    is_package = any(other.startswith(f"{module}.") for other in sources) or not module
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = node.module or ""
+            if node.level:
+                here = ["rareloss", *filter(None, module.split("."))]
+                up = node.level - 1 if is_package else node.level
+                start = ".".join([*here[: len(here) - up], *filter(None, [start])])
+            # `from rareloss import checks` imports a layer, `from rareloss.checks import labels` a name in one.
+            yield from (f"{start}.{alias.name}" for alias in node.names)
+
+
+def faults(sources: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each import that breaks a rule of the layers."""
+    found = []
+    for module, source in sorted(sources.items()):
+        layer = module.split(".")[0]
+        facade = module in FACADES
+        if not facade and layer not in LAYERS:
+            found.append(f"{module} belongs to no layer")
+            continue
+        for name in imports(module, source, sources):
+            top, *rest = name.split(".")
+            if top != "rareloss":
+                if (facade or layer in CORE) and top != "torch" and top not in sys.stdlib_module_names:
+                    found.append(f"{module or 'rareloss'} is part of the core and imports {name}")
+                continue
+            wanted = rest[0] if rest else ""
+            if wanted not in LAYERS:  # `import rareloss`, a public name of it, or `functional`
+                if not facade and layer in CORE:
+                    found.append(f"{module} imports {name}, a facade above it")
+                continue
+            if facade:
+                if wanted not in CORE:
+                    found.append(f"{module or 'rareloss'} imports {name}, above the core")
+            elif LAYERS.index(wanted) > LAYERS.index(layer):
+                found.append(f"{module} imports {name}, a layer above it")
+            elif layer == wanted == "losses" and module != "losses":
+                found.append(f"{module} imports {name}, another loss")
+    return found
+
+
+def test_no_layer_imports_one_above_it() -> None:
+    assert faults(read_package()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "said"),
+    [
+        ("metrics", "from rareloss.losses import SmoothAPLoss", "a layer above it"),
+        ("checks", "import rareloss.distributed", "a layer above it"),
+        ("kernels.dense", "from ..ranking import threshold", "a layer above it"),
+        ("ranking", "from . import pool\nfrom ..losses import recall", "a layer above it"),
+        ("objective", "def late() -> None:\n    from rareloss import training", "a layer above it"),
+        ("losses.recall", "from rareloss.losses.focal import sigmoid_focal_loss", "another loss"),
+        ("losses.recall", "from .focal import sigmoid_focal_loss", "another loss"),
+        ("ranking.pool", "from rareloss import functional", "a facade above it"),
+        ("losses.recall", "from rareloss import SmoothAPLoss", "a facade above it"),
+        ("training.warmup", "def late() -> None:\n    import numpy", "part of the core"),
+        ("", "from rareloss.study import compare", "above the core"),
+        ("functional", "import scipy.special", "part of the core"),
+        ("helpers", "import torch", "belongs to no layer"),
+    ],
+)
+def test_planted_violation_is_found(module: str, line: str, said: str) -> None:
+    sources = {"kernels": "", "ranking": "", "ranking.pool": "", "losses": "", module: line}
+    found = faults(sources)
+    assert len(found) == 1
+    assert said in found[0]
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("losses", "from rareloss.losses.recall import RecallAtQuantileLoss"),
+        ("losses.recall", "import math\nimport torch\nfrom rareloss import checks\nfrom rareloss.ranking import pool"),
+        ("functional", "from rareloss.losses.recall import soft_recall_at_quantile"),
+        ("", "from rareloss import functional, metrics\nfrom rareloss.training import LossWarmupWrapper"),
+        ("study.arms", "import numpy\nfrom rareloss import SmoothAPLoss, functional"),
+        ("cli", "import typer\nfrom rareloss.study import compare"),
+    ],
+)
+def test_permitted_import_is_not_reported(module: str, line: str) -> None:
+    assert faults({"losses": "", "losses.recall": "", "study": "", module: line}) == []
+
+
+def test_import_of_the_core_loads_no_library_of_an_extra() -> None:
+    code = "import sys, torch; before = set(sys.modules); import rareloss; print(*(set(sys.modules) - before))"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in finished.stdout.split()}
+    assert loaded <= {"rareloss", "torch"} | sys.stdlib_module_names
