@@ -104,7 +104,7 @@ def make_results(classes: tuple[str, ...] = ("on time", "cancelled"), seeds: int
             "notes": ["120,000 of 336,776 flights: a fixed sample of whole days", "2 constant columns dropped"],
             "folds": {"train": 3600, "validation": 1200, "test": 1200, "test_positives": 29},
         },
-        "objective": {"text": "recall@top=0.5%", "name": "Recall in the top 0.5 %", "cap": 0.204},
+        "objective": {"text": "recall@top=0.5%", "name": "recall in the top 0.5%", "cap": 0.204},
         "settings": {"seeds": list(range(seeds)), "trials": 8, "network": ["linear", "additive", "mlp"], "workers": 1,
                      "batch_size": 16384, "progress": False, "group": None},
         "scorers": [
@@ -112,11 +112,11 @@ def make_results(classes: tuple[str, ...] = ("on time", "cancelled"), seeds: int
             {"name": "additive", "about": "A scorecard on cubic splines of every input."},
             {"name": "mlp", "about": "A network with hidden layers of 128 and 64."},
         ],
-        "arms": [{"name": name, "label": label, "about": f"About {label}.", "kind": kind} for name, label, kind in ARMS],
+        "arms": [{"name": arm, "label": label, "about": f"About {label}.", "kind": kind} for arm, label, kind in ARMS],
         "runs": runs,
         "differences": differences,
         "verdicts": [
-            {"scorer": "linear", "sentence": "Smooth-AP as a second stage gains .021 over tuned cross-entropy.", "winner": "smooth_ap_stage"},
+            {"scorer": "linear", "sentence": "Smooth-AP, stage, gains .021.", "winner": "smooth_ap_stage"},
             {"scorer": "additive", "sentence": "None: keep cross-entropy and move the threshold.", "winner": None},
             {"scorer": "mlp", "sentence": "None: keep cross-entropy; trees beat every arm here.", "winner": None},
         ],

@@ -17,8 +17,8 @@ from rareloss.kernels.batching import fold_into_batch
 
 __all__ = ["dense_count"]
 
-# Pairs worked on at once: a block of float32 (512 KiB) and what is derived from it stay in a core's cache.
-_BLOCK = 2**17
+# Pairs worked on at once: a block of float32 (1 MiB) and what is derived from it stay in a core's cache.
+_BLOCK = 2**18
 
 
 @torch.library.custom_op("rareloss::dense_count", mutates_args=())

@@ -244,7 +244,7 @@ class RankingLoss(nn.Module):
         return total if self.training else torch.where(defined.any(), total, torch.nan)
 
     def _warn_if_unsupported(self, live: Rows) -> None:
-        if self._warned or not self.training or not checks.values_readable(live.scores):
+        if self._warned or not self.training or not checks.values_readable(live.scores, self.check_values):
             return
         present = (live.weight > 0) & live.iid[:, None]
         rows = present.sum(0)

@@ -55,6 +55,14 @@ def pipeline(frame: pd.DataFrame, kind: Kind, *, seed: int) -> Pipeline:
 
     Returns:
         The pipeline; fit it on the train rows alone.
+
+    Example:
+        >>> frame = pd.DataFrame({"amount": [1.0, 2.0, 3.0, None]})
+        >>> pipeline(frame, "standard", seed=0).fit_transform(frame).round(2)
+        array([[-1.41,  0.  ],
+               [ 0.  ,  0.  ],
+               [ 1.41,  0.  ],
+               [ 0.  ,  1.  ]], dtype=float32)
     """
     numbers, categories = _columns(frame)
     if kind == "trees":

@@ -3,7 +3,6 @@
 import html
 import json
 import os
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -16,11 +15,13 @@ from jinja2 import Environment, StrictUndefined, Template
 from numpy.typing import NDArray
 from plotly.offline import get_plotlyjs
 
+from rareloss.objective import Objective
+
 __all__ = ["html_summary", "write_report"]
 
 Array = NDArray[np.float64]
 
-INK = "#1b1f24"  # the page replaces this colour by its own text colour, so that it also reads on a dark ground
+INK, GROUND = "#1b1f24", "#fffffe"  # the page replaces these by its own text and ground colours, light or dark
 # Okabe and Ito's palette without its yellow, which vanishes on white: told apart under every common colour blindness.
 BLUE, VERMILLION, PURPLE, SKY, GREEN, ORANGE, GREY = (
     "#0072b2", "#d55e00", "#cc79a7", "#56b4e9", "#009e73", "#e69f00", "#8a8f98",
@@ -34,25 +35,6 @@ PALETTE = {
 }
 DASHES = ["solid", "dash", "dot", "dashdot"]
 BASELINE = "tuned_ce"
-
-
-class OperatingPoint(NamedTuple):
-    """Where on a curve the objective is read.
-
-    Args:
-        axis: "top" (share of all rows reviewed) or "fpr" (false-positive rate).
-        low: lower end, a share; equal to `high` where it is a point, not a band.
-        high: upper end, a share.
-    """
-
-    axis: str
-    low: float
-    high: float
-
-    @property
-    def text(self) -> str:
-        shares = f"{100 * self.high:g} %" if self.low == self.high else f"{100 * self.low:g} to {100 * self.high:g} %"
-        return f"top {shares}" if self.axis == "top" else f"false-positive rate {shares}"
 
 
 class Arm(NamedTuple):
@@ -116,18 +98,20 @@ def _view(results: Mapping[str, Any], figures: bool = True) -> dict[str, Any]:
     for run in sorted(results["runs"], key=lambda run: run["seed"]):
         runs.setdefault((run["scorer"], run["arm"]), []).append(run)
     scorers = _scorers(results)
-    point = _operating_point(results["objective"]["text"])
+    point = Objective.parse(results["objective"]["text"])
+    name = results["objective"]["name"]
     view: dict[str, Any] = {
         "results": results,
         "data": results["data"],
         "objective": results["objective"],
+        "named": name[:1].upper() + name[1:],
         "arms": arms,
         "multiclass": len(results["data"]["classes"]) > 2,
         "scorers": [_panel(scorer, arms, runs, results) for scorer in scorers],
         "metrics": _metric_names(results),
-        "point": point,
         "seeds_done": len({run["seed"] for run in results["runs"]}),
         "positive": _positive_name(results),
+        "point": point,
     }
     if figures:
         span = _difference_span(results)
@@ -183,7 +167,8 @@ def _scorers(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _metric_names(results: Mapping[str, Any]) -> list[str]:
     """The metrics beside the objective, in the order in which the runs first name them."""
-    return list(dict.fromkeys(name for run in results["runs"] for name in run.get("metrics") or {}))
+    kind = Objective.parse(results["objective"]["text"]).kind
+    return list(dict.fromkeys(name for run in results["runs"] for name in run.get("metrics") or {} if name != kind))
 
 
 def _panel(
@@ -259,14 +244,6 @@ def _per_class(
     return {"columns": columns, "rows": rows}
 
 
-def _operating_point(objective: str) -> OperatingPoint | None:
-    match = re.fullmatch(r"\w+@(top|fpr)=([\d.eE+-]*?\d)(?:%?-([\d.]+))?%", objective.replace(" ", ""))
-    if match is None:
-        return None
-    low = float(match[2]) / 100
-    return OperatingPoint(match[1], low, float(match[3]) / 100 if match[3] else low)
-
-
 def _positive_name(results: Mapping[str, Any]) -> str:
     classes = results["data"]["classes"]
     curves_class = next((run["curves_class"] for run in results["runs"] if run.get("curves_class")), None)
@@ -298,7 +275,7 @@ def _differences(rows: Sequence[Mapping[str, Any]], span: tuple[float, float]) -
         style = {"showlegend": False, "hoverlabel": {"namelength": 0}}
         figure.add_scatter(
             x=per_seed, y=[height - 0.16] * len(per_seed), mode="markers", **style,
-            marker={"symbol": "circle-open", "size": 7, "color": arm.colour, "opacity": 0.75},
+            marker={"symbol": "circle-open", "size": 7, "color": arm.colour},
             hovertemplate="one seed: %{x:+.4f}<extra></extra>",
         )  # fmt: skip
         figure.add_scatter(
@@ -316,16 +293,18 @@ def _differences(rows: Sequence[Mapping[str, Any]], span: tuple[float, float]) -
         figure.add_annotation(
             x=0, xref="paper", xanchor="left", y=height + 0.18, yanchor="bottom", showarrow=False,
             text=f"{_text(arm.label)}  {_signed(mean)}", font={"size": 12, "color": INK},
+            bgcolor=GROUND, borderpad=1,
         )  # fmt: skip
-    figure.update_xaxes(title="difference in the test objective", range=list(span), tickformat="+~g", nticks=6)
+    figure.update_xaxes(title="difference in the test objective", range=list(span), tickformat="~g", nticks=6)
     figure.update_yaxes(visible=False, range=[-0.5, len(rows) - 0.2])
     figure.update_layout(height=46 * len(rows) + 64, margin={"l": 8, "r": 8})
     return figure
 
 
 def _difference_span(results: Mapping[str, Any]) -> tuple[float, float]:
-    """One axis for every scorer, so that their panels compare; means and intervals set it, with 0 inside."""
-    values = _floats([row[key] for row in results["differences"] for key in ("mean", "low", "high")])
+    """One axis for every scorer, so that their panels compare, with 0 inside."""
+    rows = results["differences"]
+    values = _floats([value for row in rows for value in (row["low"], row["high"], *(row.get("per_seed") or []))])
     values = np.append(values[np.isfinite(values)], 0.0)
     low, high = float(values.min()), float(values.max())
     room = 0.06 * (high - low) or 0.01
@@ -335,43 +314,44 @@ def _difference_span(results: Mapping[str, Any]) -> tuple[float, float]:
 def _pr(
     arms: Sequence[Arm],
     mine: Mapping[str, Sequence[Mapping[str, Any]]],
-    point: OperatingPoint | None,
+    point: Objective,
     rate: float | None,
     default: Sequence[str],
 ) -> go.Figure | None:
-    figure = _banded(arms, mine, "pr", ("recall", "precision"), np.linspace(0, 1, 161))
+    end = 1.0
+    if point.level is not None:
+        recalls = [_recall_at(run, point) for arm in default for run in mine.get(arm, [])]
+        end = min(1.0, max([0.1, *(1.6 * found for found in recalls if found)])) if any(recalls) else 1.0
+    grid = np.union1d(np.linspace(0, end, 121), np.linspace(0, 1, 61))  # finest where the plot opens
+    figure = _banded(arms, mine, "pr", ("recall", "precision"), grid)
     if figure is None:
         return None
-    end = 1.0
-    if point is not None and rate:
-        recall = np.linspace(0, 1, 101)
-        if point.axis == "top":  # flagged = q * rows, so precision = recall * rate / q: a ray through the origin
-            precision = recall * rate / point.high
+    if point.level is not None and rate:
+        recall = np.linspace(0, 1, 201)[1:]
+        if point.kind == "recall@top":  # flagged = q * rows, so precision = recall * rate / q: a ray through the origin
+            precision = recall * rate / point.level
         else:  # flagged = recall * rate + fpr * (1 - rate)
-            precision = recall * rate / (recall * rate + point.high * (1 - rate))
+            precision = recall * rate / (recall * rate + point.level * (1 - rate))
         inside = precision <= 1
         figure.add_scatter(
-            x=recall[inside], y=precision[inside], mode="lines", name=point.text, hoverinfo="name",
+            x=recall[inside], y=precision[inside], mode="lines", name=point.name, hoverinfo="name",
             line={"color": INK, "width": 1, "dash": "dot"},
         )  # fmt: skip
-        recalls = [_recall_at(run, point) for arm in default for run in mine.get(arm, [])]
-        end = min(1.0, max([0.1, *(1.6 * found for found in recalls if found is not None)])) if any(recalls) else 1.0
     figure.update_xaxes(title="recall", range=[0, end], tickformat="~g")
-    figure.update_yaxes(title="precision", rangemode="tozero", tickformat="~g")
+    figure.update_yaxes(title="precision", range=[0, 1.02], tickformat="~g")
     return figure
 
 
-def _recall_at(run: Mapping[str, Any], point: OperatingPoint) -> float | None:
+def _recall_at(run: Mapping[str, Any], point: Objective) -> float | None:
     """Recall at the operating point, read from the curve that has it on its x axis."""
-    line = _curve(run, "gain", "share", "recall") if point.axis == "top" else _curve(run, "roc", "fpr", "tpr")
-    return None if line is None else float(np.interp(point.high, *line))
+    curve, x, y = ("gain", "share", "recall") if point.kind == "recall@top" else ("roc", "fpr", "tpr")
+    line = _curve(run, curve, x, y)
+    return None if line is None or point.level is None else float(np.interp(point.level, *line))
 
 
-def _roc(
-    arms: Sequence[Arm], mine: Mapping[str, Sequence[Mapping[str, Any]]], point: OperatingPoint | None
-) -> go.Figure | None:
+def _roc(arms: Sequence[Arm], mine: Mapping[str, Sequence[Mapping[str, Any]]], point: Objective) -> go.Figure | None:
     return _log_share(
-        arms, mine, "roc", ("fpr", "tpr"), point if point and point.axis == "fpr" else None,
+        arms, mine, "roc", ("fpr", "tpr"), point if point.kind.endswith("@fpr") else None,
         ("false-positive rate", "recall (true-positive rate)"),
     )  # fmt: skip
 
@@ -379,11 +359,11 @@ def _roc(
 def _gain(
     arms: Sequence[Arm],
     mine: Mapping[str, Sequence[Mapping[str, Any]]],
-    point: OperatingPoint | None,
+    point: Objective,
     rate: float | None,
 ) -> go.Figure | None:
     figure = _log_share(
-        arms, mine, "gain", ("share", "recall"), point if point and point.axis == "top" else None,
+        arms, mine, "gain", ("share", "recall"), point if point.kind == "recall@top" else None,
         ("share of all rows reviewed", "recall"),
     )  # fmt: skip
     if figure is not None and rate:
@@ -400,7 +380,7 @@ def _log_share(
     mine: Mapping[str, Sequence[Mapping[str, Any]]],
     curve: str,
     axes: tuple[str, str],
-    point: OperatingPoint | None,
+    mark: Objective | None,
     titles: tuple[str, str],
 ) -> go.Figure | None:
     """Recall against a share on a log axis, from the smallest share that any run resolves."""
@@ -409,23 +389,25 @@ def _log_share(
     if not shares.size:
         return None
     low = max(float(shares.min()), 1e-6)
-    if point is not None and point.high > 0:
-        low = min(low, point.high / 3)
-    low = min(low, 0.1)
+    low = min(low, 0.1, mark.level / 3 if mark and mark.level else 1.0)
     figure = _banded(arms, mine, curve, axes, np.geomspace(low, 1, 161))
     if figure is None:
         return None
-    if point is not None:
-        label = {"text": _text(point.text), "font": {"size": 11, "color": INK}, "showarrow": False}
-        if point.low == point.high:
-            figure.add_vline(x=point.high, line={"color": INK, "width": 1, "dash": "dot"})
+    if mark and mark.level:
+        if mark.kind == "pauc@fpr":
+            figure.add_vrect(x0=max(mark.low, low), x1=mark.level, fillcolor=GREY, opacity=0.18, line_width=0)
         else:
-            figure.add_vrect(x0=max(point.low, low), x1=point.high, fillcolor=GREY, opacity=0.18, line_width=0)
-        left = np.log10(point.high / low) > -np.log10(point.high)  # the label goes where there is more room
+            figure.add_vline(x=mark.level, line={"color": INK, "width": 1, "dash": "dot"})
+        left = mark.level**2 > low  # the label goes where there is more room on the log axis
         figure.add_annotation(
-            x=np.log10(point.high), y=1.01, yref="paper", yanchor="bottom", xanchor="right" if left else "left", **label
-        )
-    figure.update_xaxes(title=titles[0], type="log", range=[np.log10(low), 0], tickformat="~%", dtick=1)
+            x=np.log10(mark.level), y=1.01, yref="paper", yanchor="bottom", xanchor="right" if left else "left",
+            text=mark.name, font={"size": 11, "color": INK}, showarrow=False,
+        )  # fmt: skip
+    decades = [10.0**power for power in range(-6, 1)]
+    figure.update_xaxes(
+        title=titles[0], type="log", range=[np.log10(low), 0.02],
+        tickvals=decades, ticktext=[f"{100 * share:g}%" for share in decades],
+    )  # fmt: skip
     figure.update_yaxes(title=titles[1], range=[0, 1.02], tickformat="~g")
     return figure
 

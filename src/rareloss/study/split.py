@@ -44,6 +44,11 @@ def split(table: Table, seed: int) -> Fold:
 
     Raises:
         DataError: A part would hold fewer than two rows of a class.
+
+    Example:
+        >>> from rareloss.study.data import load
+        >>> [len(rows) for rows in split(load("digits"), seed=0)]
+        [1078, 358, 361]
     """
     rng = np.random.default_rng(seed)
     if table.time is not None:
@@ -85,14 +90,12 @@ def _by_group(target: np.ndarray, group: np.ndarray, rng: np.random.Generator) -
 
 
 def _by_time(time: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    ordered = np.sort(time)
-    begin = rng.uniform(0, 1 - WINDOW)
-    edges = (begin + WINDOW * np.array([0.0, 0.6, 0.8, 1.0])) * len(time)
-    # Each edge is a moment, not a row: all rows of that moment fall on its later side.
-    starts = ordered[np.minimum(edges.round().astype(np.int64), len(time) - 1)]
-    part = np.searchsorted(starts, time, side="right") - 1
-    if edges[-1] >= len(time):
-        part = np.minimum(part, TEST)
+    _, moment, rows = np.unique(time, return_inverse=True, return_counts=True)
+    # Rows that come before each moment: the only places where a cut keeps the rows of one moment together.
+    before = np.concatenate([[0], np.cumsum(rows)])
+    edges = (rng.uniform(0, 1 - WINDOW) + WINDOW * np.array([0.0, 0.6, 0.8, 1.0])) * len(time)
+    cuts = before[np.abs(before[:, None] - edges).argmin(axis=0)]
+    part = np.searchsorted(cuts, before[moment], side="right") - 1
     return np.where(part > TEST, OUTSIDE, part)
 
 

@@ -1,0 +1,211 @@
+"""Show what it costs to hold the threshold of a recall loss constant, on one data set.
+
+Three tables are printed, over paired seeds (split 60/20/20, stratified; everything chosen on validation):
+
+1. average precision of an MLP trained by cross-entropy, by ``RecallAtQuantileLoss`` and by the same loss with its
+   threshold held constant, both inside ``LossWarmupWrapper``, all equally untuned;
+2. recall in the top (base rate) of a linear scorer, from the converged logistic solution on, for both thresholds;
+3. average precision of a linear scorer, from the converged, tuned logistic solution on, for ``SmoothAPLoss``.
+
+    python benchmarks/moving_threshold.py PATH/TO/mammography.npz --seeds 5
+"""
+
+import argparse
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import sem
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import QuantileTransformer
+from torch import Tensor, nn
+
+from rareloss import LossWarmupWrapper, RecallAtQuantileLoss, SmoothAPLoss, metrics
+from rareloss.functional import PerClass, soft_recall_at_quantile
+from rareloss.ranking.threshold import margin_over_threshold
+
+Parts = dict[str, tuple[Tensor, Tensor]]
+BATCH, EPOCHS = 512, 30
+
+
+class ConstantThresholdLoss(RecallAtQuantileLoss):
+    """The recall loss as others have it: the threshold of the pool is a number, without gradient."""
+
+    def soft(self, scores: Tensor, positive: Tensor, weight: Tensor, iid: Tensor, temperature: float) -> PerClass:
+        """Compute the soft recall over a threshold that does not move."""
+        value, defined = soft_recall_at_quantile(
+            scores, positive, weight, quantile=self.quantile, temperature=temperature
+        )
+        counted = (weight * iid[:, None]).mT
+        _, threshold = margin_over_threshold(scores.mT, counted, self.quantile, temperature)
+        above = torch.sigmoid((scores - threshold.to(scores.dtype)) / temperature)
+        hits = weight * positive
+        constant = (hits * above).sum(0) / hits.sum(0).clamp(min=1e-12)
+        return PerClass(torch.where(defined, constant, value), defined)
+
+
+def split(path: str, seed: int) -> Parts:
+    """Read a data set and split it, inputs quantile-normal as fitted on the train part."""
+    with np.load(path) as file:
+        inputs, labels = file["X"], file["y"]
+    train, rest = train_test_split(np.arange(len(labels)), train_size=0.6, stratify=labels, random_state=seed)
+    validation, test = train_test_split(rest, train_size=0.5, stratify=labels[rest], random_state=seed)
+    scaler = QuantileTransformer(output_distribution="normal", subsample=None, random_state=seed).fit(inputs[train])
+    rows = {"train": train, "validation": validation, "test": test}
+    return {
+        name: (torch.tensor(scaler.transform(inputs[row]), dtype=torch.float32), torch.tensor(labels[row] == 1))
+        for name, row in rows.items()
+    }
+
+
+def train_mlp(parts: Parts, loss: nn.Module, seed: int) -> float:
+    """Train an MLP from scratch; the checkpoint with the best validation AP gives the test AP."""
+    torch.manual_seed(seed)
+    inputs, labels = parts["train"]
+    net = nn.Sequential(
+        nn.Linear(inputs.shape[1], 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1), nn.Flatten(0)
+    )
+    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
+    best, kept = -1.0, -1.0
+    for _ in range(EPOCHS):
+        net.train()
+        for batch in torch.randperm(len(labels)).split(BATCH):
+            optimizer.zero_grad()
+            loss(net(inputs[batch]), labels[batch].float()).backward()
+            optimizer.step()
+        schedule.step()
+        net.eval()
+        with torch.no_grad():
+            now = {part: metrics.average_precision(net(x), y).value.item() for part, (x, y) in parts.items()}
+        if now["validation"] > best:
+            best, kept = now["validation"], now["test"]
+    return kept
+
+
+def logistic_start(parts: Parts, metric: Callable[[Tensor, Tensor], float]) -> nn.Linear:
+    """Solve logistic regression to convergence, C and class weight chosen on validation by ``metric``."""
+    inputs, labels = parts["train"]
+    best, start = -1.0, nn.Linear(inputs.shape[1], 1)
+    for strength in (0.1, 1.0, 10.0, 100.0, 1000.0):
+        for weight in (0.3, 1.0, 3.0, 10.0, 30.0):
+            model = LogisticRegression(
+                C=strength, class_weight={True: weight, False: 1.0}, solver="newton-cholesky", max_iter=1000
+            ).fit(inputs.numpy(), labels.numpy())
+            linear = nn.Linear(inputs.shape[1], 1)
+            with torch.no_grad():
+                linear.weight.copy_(torch.tensor(model.coef_))
+                linear.bias.copy_(torch.tensor(model.intercept_))
+                value = metric(linear(parts["validation"][0])[:, 0], parts["validation"][1])
+            if value > best:
+                best, start = value, linear
+    return start
+
+
+def ranking_stage(
+    parts: Parts, start: nn.Linear, losses: list[nn.Module], metric: Callable[[Tensor, Tensor], float], steps: int
+) -> tuple[float, float]:
+    """Train on from ``start``, full batch; loss and step (0 included) chosen on validation. Return test before, after."""
+    (x_train, y_train), (x_val, y_val), (x_test, y_test) = parts["train"], parts["validation"], parts["test"]
+
+    @torch.no_grad()
+    def judge(model: nn.Linear) -> tuple[float, float]:
+        return metric(model(x_val)[:, 0], y_val), metric(model(x_test)[:, 0], y_test)
+
+    best, before = judge(start)
+    after = before
+    for loss in losses:
+        model = nn.Linear(x_train.shape[1], 1)
+        model.load_state_dict(start.state_dict())
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-2)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        for step in range(steps):
+            optimizer.zero_grad()
+            loss(model(x_train)[:, 0], y_train).backward()
+            optimizer.step()
+            schedule.step()
+            if step % 10 == 9:
+                validation, test = judge(model)
+                if validation > best:
+                    best, after = validation, test
+    return before, after
+
+
+def row(values: list[float], base: list[float]) -> list[str]:
+    """Format a mean, and the mean of the paired differences with its standard error."""
+    difference = np.subtract(values, base)
+    return [f"{np.mean(values):.3f}", f"{difference.mean():+.3f} ({sem(difference):.3f})"]
+
+
+def main() -> None:
+    """Run the three comparisons and print them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", help="an npz file with X and y (1 is rare)")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=150, help="steps of the linear scorers' ranking stage")
+    parser.add_argument("--skip-mlp", action="store_true", help="leave the MLP out")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore", UserWarning)  # the pool is what it is here
+    console, seeds = Console(), range(arguments.seeds)
+    parts = [split(arguments.data, seed) for seed in seeds]
+    rate = float(torch.cat([y for _, y in parts[0].values()]).double().mean())
+
+    def warmed(loss: nn.Module) -> nn.Module:
+        steps = -(-len(parts[0]["train"][1]) // BATCH)
+        return LossWarmupWrapper(nn.BCEWithLogitsLoss(), loss, warmup_steps=5 * steps, blend_steps=5 * steps)
+
+    if not arguments.skip_mlp:
+        makers: dict[str, Callable[[], nn.Module]] = {
+            "cross-entropy": nn.BCEWithLogitsLoss,
+            "recall, moving threshold": lambda: warmed(RecallAtQuantileLoss(1, rate, temperature=0.1)),
+            "recall, constant threshold": lambda: warmed(
+                ConstantThresholdLoss(1, rate, temperature=0.1, temperature_unit="logit")
+            ),
+        }
+        table = Table("MLP, untuned", "test AP", "difference to cross-entropy (s.e.)")
+        scores = {name: [train_mlp(parts[seed], make(), seed) for seed in seeds] for name, make in makers.items()}
+        for name, values in scores.items():
+            table.add_row(name, *row(values, scores["cross-entropy"]))
+        console.print(table)
+
+    def recall(scores: Tensor, positive: Tensor) -> float:
+        return metrics.recall_at_quantile(scores, positive, quantile=rate).value.item()
+
+    def precision(scores: Tensor, positive: Tensor) -> float:
+        return metrics.average_precision(scores, positive).value.item()
+
+    def compare(title: str, metric: Callable[[Tensor, Tensor], float], arms: dict[str, list[nn.Module]]) -> None:
+        table = Table(title, "logistic", "after the stage", "difference (s.e.)")
+        starts = [logistic_start(part, metric) for part in parts]
+        for name, losses in arms.items():
+            pairs = [
+                ranking_stage(p, start, losses, metric, arguments.steps) for p, start in zip(parts, starts, strict=True)
+            ]
+            before, after = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+            table.add_row(name, f"{np.mean(before):.3f}", *row(after, before))
+        console.print(table)
+
+    compare(
+        f"linear, recall in the top {rate:.2%}",
+        recall,
+        {
+            "moving threshold": [RecallAtQuantileLoss(1, rate, queue_size=0, temperature=t) for t in (0.03, 0.1)],
+            "constant threshold": [
+                ConstantThresholdLoss(1, rate, queue_size=0, temperature=t, temperature_unit="logit")
+                for t in (0.1, 0.3)
+            ],
+        },
+    )
+    compare(
+        "linear, average precision",
+        precision,
+        {"Smooth-AP": [SmoothAPLoss(1, queue_size=0, temperature=t) for t in (0.03, 0.1)]},
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,321 @@
+"""Train one scorer: what is fitted on the train fold, and what validation chooses. The test fold is out of reach."""
+
+import copy
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+
+from rareloss import Objective, SigmoidFocalLoss, SoftmaxFocalLoss
+from rareloss.study.data import Table
+from rareloss.study.inputs import Kind, pipeline, tree_categories
+from rareloss.study.scorers import Scorer, logits_of, start_at_base_rate
+from rareloss.study.split import Fold
+
+__all__ = ["Batches", "Fitted", "Task", "batches", "cross_entropy", "descend", "logistic", "new_model", "pools", "trees"]
+
+# A pool for a ranking loss: at most so many pairs of a positive and a row, which a step compares.
+PAIRS = 8_000_000
+# Of a rare class so many rows are in a pool at most: more add less than the negatives that they displace.
+MOST_POSITIVES = 512
+# The largest pool, whatever the pairs: recall needs rows around its threshold, not more.
+MOST_ROWS = 16_384
+
+Batches = Iterator[tuple[Tensor, Tensor]]
+
+
+@dataclass
+class Task:
+    """One split of one table, with what may be looked at while training.
+
+    Args:
+        table: the data.
+        fold: train, validation and test rows.
+        objective: what validation judges by.
+        seed: chooses initialisation, batches and draws.
+    """
+
+    table: Table
+    fold: Fold
+    objective: Objective
+    seed: int
+    _inputs: dict[Kind, tuple[Any, Tensor, Tensor]] = field(default_factory=dict)
+
+    @property
+    def outputs(self) -> int:
+        """1 for two classes, else their number."""
+        return len(self.table.classes) if self.table.multiclass else 1
+
+    @property
+    def train_target(self) -> Tensor:
+        """Classes of the train rows."""
+        return torch.from_numpy(self.table.target[self.fold.train])
+
+    @property
+    def counts(self) -> Tensor:
+        """Train rows of each class."""
+        return torch.bincount(self.train_target, minlength=len(self.table.classes))
+
+    def inputs(self, kind: Kind) -> tuple[Tensor, Tensor]:
+        """Return the inputs of train and validation; the pipeline sees the train rows alone."""
+        if kind not in self._inputs:
+            frame, fold = self.table.frame, self.fold
+            fitted = pipeline(frame, kind, seed=self.seed).fit(frame.iloc[fold.train])
+            train, validation = (torch.from_numpy(fitted.transform(frame.iloc[rows])) for rows in fold[:2])
+            self._inputs[kind] = (fitted, train, validation)
+        return self._inputs[kind][1:]
+
+    def test_inputs(self, kind: Kind) -> Tensor:
+        """Return the inputs of the test rows, through the pipeline fitted on train."""
+        self.inputs(kind)
+        return torch.from_numpy(self._inputs[kind][0].transform(self.table.frame.iloc[self.fold.test]))
+
+    def judge(self, scores: Tensor) -> float:
+        """Compute the objective of validation scores: its mean over the classes where it is defined; -1 if NaN."""
+        target = torch.from_numpy(self.table.target[self.fold.validation])
+        value, defined = self.objective.metric(scores, target)
+        mean = float(value[defined].mean())
+        return mean if math.isfinite(mean) else -1.0
+
+
+@dataclass
+class Fitted:
+    """A trained scorer and how validation chose it.
+
+    Args:
+        kind: the inputs that it takes.
+        score: computes raw logits of inputs.
+        validation: the objective on validation.
+        chosen: the hyper-parameters that won.
+        kept: which step was kept.
+        history: objective on validation, and loss, by step.
+        model: the module, where there is one.
+    """
+
+    kind: Kind
+    score: Callable[[Tensor], Tensor]
+    validation: float
+    chosen: dict[str, Any]
+    kept: str = "solution"
+    history: list[dict[str, float]] = field(default_factory=list)
+    model: nn.Module | None = None
+
+
+# ------------------------------------------------------------------------------------------------------------ batches
+
+
+def batches(target: Tensor, size: int, seed: int) -> Batches:
+    """Yield rows and weights for ever: shuffled passes over all rows, ``size`` at a time."""
+    generator = torch.Generator().manual_seed(seed)
+    ones = torch.ones(size)
+    while True:
+        order = torch.randperm(len(target), generator=generator)
+        for rows in order.split(size):
+            if len(rows) == size:
+                yield rows, ones
+
+
+def pools(target: Tensor, seed: int) -> Batches:
+    """Yield rows and weights of pools for a ranking loss, for ever.
+
+    Everything where that is affordable; else a sample by class, weighted so that it stands for all train rows.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    counts = torch.bincount(target)
+    sizes = pool_sizes(counts)
+    strata = [(target == index).nonzero()[:, 0] for index in range(len(counts))]
+    if sizes == counts.tolist():
+        everything = torch.arange(len(target)), torch.ones(len(target))
+        while True:
+            yield everything
+    weight = torch.cat([torch.full((size,), len(rows) / max(size, 1)) for rows, size in zip(strata, sizes, strict=True)])
+    weight = weight / weight.mean()
+    while True:
+        drawn = [
+            rows[torch.randperm(len(rows), generator=generator)[:size]]
+            for rows, size in zip(strata, sizes, strict=True)
+        ]
+        yield torch.cat(drawn), weight
+
+
+def pool_sizes(counts: Tensor) -> list[int]:
+    """Compute how many rows of each class a pool holds; see :data:`PAIRS`, :data:`MOST_POSITIVES`."""
+    if len(counts) == 2:
+        if int(counts[1]) * int(counts.sum()) <= PAIRS:
+            return [int(count) for count in counts]
+        positives = min(int(counts[1]), MOST_POSITIVES)
+        return [min(int(counts[0]), max(1, min(PAIRS // positives, MOST_ROWS) - positives)), positives]
+    rows = min(int(counts.sum()), math.isqrt(PAIRS))
+    # Each class is positive in its turn: the rare ones whole, and the common ones cut to one level.
+    level = rows
+    while int(counts.clamp(max=level).sum()) > rows:
+        level -= max(1, (int(counts.clamp(max=level).sum()) - rows) // len(counts))
+    return [min(int(count), level) for count in counts]
+
+
+# ----------------------------------------------------------------------------------------------------------- gradient
+
+
+def cross_entropy(outputs: int, gamma: float = 0.0) -> nn.Module:
+    """Make cross-entropy, or focal loss for ``gamma`` above 0; both take weights of rows."""
+    return SigmoidFocalLoss(alpha=None, gamma=gamma) if outputs == 1 else SoftmaxFocalLoss(gamma=gamma)
+
+
+def descend(
+    task: Task,
+    model: nn.Module,
+    kind: Kind,
+    loss: nn.Module,
+    draw: Callable[[int], tuple[Tensor, Tensor]],
+    *,
+    steps: int,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    warm_up: int = 0,
+    every: int = 10,
+    class_weight: Tensor | None = None,
+    chosen: Mapping[str, Any],
+) -> Fitted:
+    """Take AdamW steps with cosine decay and keep the checkpoint that is best on validation, the start included.
+
+    Args:
+        task: the split.
+        model: where to start; it is changed.
+        kind: its inputs.
+        loss: called with logits, targets and ``sample_weight``.
+        draw: rows and weights of the batch of a step.
+        steps: how many steps.
+        learning_rate: at its peak.
+        weight_decay: decoupled.
+        warm_up: steps of a linear rise to the peak.
+        every: steps between looks at validation.
+        class_weight: factor on the weight of each class's rows.
+        chosen: what to record as the choice.
+    """
+    x, x_validation = task.inputs(kind)
+    target = task.train_target
+    optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(_rate, steps=steps, warm_up=warm_up))
+    score = partial(_score, model, task.outputs)
+    best = Fitted(kind, score, task.judge(score(x_validation)), dict(chosen), "start", model=model)
+    kept = copy.deepcopy(model.state_dict())
+    best.history.append({"step": 0, "loss": math.nan, "validation": best.validation})
+    for step in range(1, steps + 1):
+        rows, weight = draw(step - 1)
+        model.train()
+        labels = target[rows]
+        if class_weight is not None:
+            weight = weight * class_weight[labels]
+        value = loss(logits_of(model, x[rows], task.outputs), labels, sample_weight=weight)
+        optimiser.zero_grad(set_to_none=True)
+        value.backward()
+        optimiser.step()
+        schedule.step()
+        if step % every == 0 or step == steps:
+            found = task.judge(score(x_validation))
+            best.history.append({"step": step, "loss": value.item(), "validation": found})
+            if found > best.validation:
+                best.validation, best.kept, kept = found, f"step {step}", copy.deepcopy(model.state_dict())
+    model.load_state_dict(kept)
+    return best
+
+
+def _rate(step: int, *, steps: int, warm_up: int) -> float:
+    if step < warm_up:
+        return (step + 1) / (warm_up + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+
+
+@torch.no_grad()
+def _score(model: nn.Module, outputs: int, x: Tensor) -> Tensor:
+    model.eval()
+    return torch.cat([logits_of(model, part, outputs) for part in x.split(65_536)])
+
+
+def new_model(task: Task, scorer: Scorer, kind: Kind) -> nn.Module:
+    """Build the scorer as every arm of a seed starts it: the same weights, and the bias at the base rate."""
+    torch.manual_seed(task.seed)
+    model = scorer.build(task.inputs(kind)[0].shape[1], task.outputs)
+    start_at_base_rate(model, task.counts, task.outputs)
+    return model
+
+
+# --------------------------------------------------------------------------------------------------------- scikit-learn
+
+
+def logistic(task: Task, scorer: Scorer, draws: Sequence[Mapping[str, Any]]) -> Fitted:
+    """Solve logistic regression to convergence for each draw of (kind, C, class weight); validation chooses."""
+    best: Fitted | None = None
+    target = task.train_target.numpy()
+    for draw in draws:
+        x, x_validation = task.inputs(draw["kind"])
+        weights = class_weights(task.counts, draw["class_weight"])
+        solver = LogisticRegression(
+            C=draw["C"], class_weight=dict(enumerate(weights.tolist())), solver="newton-cholesky", tol=1e-6, max_iter=200
+        )
+        with warnings.catch_warnings(record=True) as caught:
+            # An ill-conditioned Hessian makes scikit-learn go on with lbfgs, which is what is wanted.
+            warnings.simplefilter("always")
+            solver.fit(x.double().numpy(), target)
+            converged = not any(issubclass(each.category, ConvergenceWarning) for each in caught)
+        model = nn.Linear(x.shape[1], task.outputs)
+        with torch.no_grad():
+            model.weight.copy_(torch.from_numpy(solver.coef_))
+            model.bias.copy_(torch.from_numpy(solver.intercept_))
+        score = partial(_score, model, task.outputs)
+        chosen = {**draw, "converged": converged}
+        found = Fitted(draw["kind"], score, task.judge(score(x_validation)), chosen, model=model)
+        if best is None or found.validation > best.validation:
+            best = found
+    assert best is not None
+    return best
+
+
+def class_weights(counts: Tensor, weight: float) -> Tensor:
+    """Compute each class's weight: the positive's, or with more classes their inverse shares to the power ``weight``."""
+    if len(counts) == 2:
+        return torch.tensor([1.0, weight])
+    return (counts.double().mean() / counts.clamp(min=1)).pow(weight).float()
+
+
+def trees(task: Task, draws: Sequence[Mapping[str, Any]], *, most: int = 400, chunk: int = 20) -> Fitted:
+    """Fit boosted trees, ``chunk`` rounds at a time, until validation has not improved for three looks."""
+    x, x_validation = task.inputs("trees")
+    target = task.train_target.numpy()
+    best: Fitted | None = None
+    for draw in draws:
+        model = HistGradientBoostingClassifier(
+            **draw,
+            max_iter=0,
+            early_stopping=False,
+            warm_start=True,
+            categorical_features=tree_categories(task.table.frame),
+            random_state=task.seed,
+        )
+        looks: list[dict[str, float]] = []
+        rounds, validation = 0, -math.inf
+        while model.max_iter < most and model.max_iter - rounds < 3 * chunk:
+            model.set_params(max_iter=model.max_iter + chunk).fit(x.numpy(), target)
+            value = task.judge(torch.from_numpy(model.decision_function(x_validation.numpy())))
+            looks.append({"step": model.max_iter, "loss": math.nan, "validation": value})
+            if value > validation:
+                rounds, validation = model.max_iter, value
+        if best is None or validation > best.validation:
+            best = Fitted("trees", partial(_staged, model, rounds), validation, dict(draw), f"round {rounds}", looks)
+    assert best is not None
+    return best
+
+
+def _staged(model: HistGradientBoostingClassifier, rounds: int, x: Tensor) -> Tensor:
+    staged = model.staged_decision_function(x.numpy())
+    return torch.from_numpy(np.array(next(itertools.islice(staged, rounds - 1, None))))
