@@ -24,12 +24,13 @@ _BLOCK = 2**18
 @torch.library.custom_op("rareloss::dense_count", mutates_args=())
 def _count(scores: Tensor, weights: Tensor, at: Tensor, where: Tensor, temperature: float) -> Tensor:
     counts = weights.new_zeros(weights.shape[0], weights.shape[1], at.shape[1])
-    for pool, point in _blocks(where, scores.shape[1]):
-        above = _above(scores, at, pool, point, temperature)
-        if scores.shape[0] == 1:
-            counts[0, :, point] = weights[0] @ above.mT
-        else:
-            counts[pool, :, point] = torch.einsum("nm,nkm->nk", above, weights[pool])
+    with torch.autocast(scores.device.type, enabled=False):
+        for pool, point in _blocks(where, scores.shape[1]):
+            above = _above(scores, at, pool, point, temperature)
+            if scores.shape[0] == 1:
+                counts[0, :, point] = weights[0] @ above.mT
+            else:
+                counts[pool, :, point] = torch.einsum("nm,nkm->nk", above, weights[pool])
     return counts
 
 
@@ -40,23 +41,24 @@ def _count_backward(
     """Carry ``gradient[B, K, A]`` back to the scores, the weights (if ``to_weights``, else zeros) and the points."""
     scores_gradient, at_gradient = torch.zeros_like(scores), torch.zeros_like(at)
     weights_gradient = torch.zeros_like(weights)
-    for pool, point in _blocks(where, scores.shape[1]):
-        above = _above(scores, at, pool, point, temperature)
-        arriving = gradient[pool, :, point]  # [n, K]
-        if scores.shape[0] == 1:
-            if to_weights:
-                weights_gradient[0] += arriving.mT @ above
-            pull = arriving @ weights[0]
-        else:
-            if to_weights:
-                weights_gradient.index_add_(0, pool, torch.einsum("nk,nm->nkm", arriving, above))
-            pull = torch.einsum("nk,nkm->nm", arriving, weights[pool])
-        pull.mul_(above).mul_(above.neg_().add_(1)).div_(temperature)  # sigmoid' = sigmoid (1 - sigmoid)
-        if scores.shape[0] == 1:
-            scores_gradient[0] += pull.sum(0)
-        else:
-            scores_gradient.index_add_(0, pool, pull)
-        at_gradient[pool, point] = -pull.sum(1)
+    with torch.autocast(scores.device.type, enabled=False):
+        for pool, point in _blocks(where, scores.shape[1]):
+            above = _above(scores, at, pool, point, temperature)
+            arriving = gradient[pool, :, point]  # [n, K]
+            if scores.shape[0] == 1:
+                if to_weights:
+                    weights_gradient[0] += arriving.mT @ above
+                pull = arriving @ weights[0]
+            else:
+                if to_weights:
+                    weights_gradient.index_add_(0, pool, torch.einsum("nk,nm->nkm", arriving, above))
+                pull = torch.einsum("nk,nkm->nm", arriving, weights[pool])
+            pull.mul_(above).mul_(above.neg_().add_(1)).div_(temperature)  # sigmoid' = sigmoid (1 - sigmoid)
+            if scores.shape[0] == 1:
+                scores_gradient[0] += pull.sum(0)
+            else:
+                scores_gradient.index_add_(0, pool, pull)
+            at_gradient[pool, point] = -pull.sum(1)
     return scores_gradient, weights_gradient, at_gradient
 
 
@@ -111,9 +113,19 @@ class _DenseCountBackward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        gradients: tuple[Tensor, Tensor, Tensor] = _count_backward(*inputs)
-        return gradients
+    def forward(
+        gradient: Tensor,
+        scores: Tensor,
+        weights: Tensor,
+        at: Tensor,
+        where: Tensor,
+        temperature: float,
+        to_weights: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        found: tuple[Tensor, Tensor, Tensor] = _count_backward(
+            gradient, scores, weights, at, where, temperature, to_weights
+        )
+        return found
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -84,15 +84,16 @@ def encode(
     scores = logits.to(torch.promote_types(logits.dtype, torch.float32)).reshape(-1, num_classes)
     flat = targets.reshape(-1, 1 if indices else num_classes)
     kept = flat != ignore_index
-    if indices:
-        scores = log_odds(scores)
-        positive = flat == torch.arange(num_classes, device=flat.device)
-    else:
-        positive = flat == 1
     weight = kept.to(scores.dtype).expand_as(scores)
     if sample_weight is not None:
         per_row = sample_weight.shape == torch.Size(rows_shape)
         weight = weight * sample_weight.detach().to(scores.dtype).reshape(-1, 1 if per_row else num_classes)
+    if indices:
+        # An absent row goes out before the log-odds: a NaN there would have a NaN gradient.
+        scores = log_odds(torch.where(weight > 0, scores, 0.0))
+        positive = flat == torch.arange(num_classes, device=flat.device)
+    else:
+        positive = flat == 1
     if iid_mask is None:
         iid = torch.ones(scores.shape[0], dtype=torch.bool, device=scores.device)
     else:

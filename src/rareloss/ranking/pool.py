@@ -81,7 +81,7 @@ def make_pool(scores: Tensor, positive: Tensor, weight: Tensor | None = None, ii
     rows, classes = scores.shape[0], 1 if scores.ndim == 1 else scores.shape[1]
 
     def by_class(tensor: Tensor) -> Tensor:
-        columns = tensor.reshape(rows, -1).expand(rows, classes).mT
+        columns = (tensor if tensor.ndim == 2 else tensor[:, None]).expand(rows, classes).mT
         # An empty pool gets one absent row, so that every reduction below has something to reduce.
         return columns if rows else torch.nn.functional.pad(columns, (0, 1))
 
@@ -151,7 +151,7 @@ class TieGroups(NamedTuple):
     """Rows sorted downwards and summed over equal scores, group by group; trailing groups may be empty.
 
     Attributes:
-        score: ``[C, M]``, the groups' scores, downwards.
+        score: ``[C, M]``, the groups' scores, downwards; -inf in empty groups.
         sums: for each of the weights given, ``[C, M]`` float64: its sum in each group.
         order: ``[C, M]``, the rows in sorted order.
         group: ``[C, M]``, the group of each sorted row.
@@ -171,5 +171,5 @@ def tie_groups(scores: Tensor, *weights: Tensor) -> TieGroups:
     group = starts.cumsum(1) - 1
     zeros = torch.zeros_like(ordered, dtype=torch.float64)
     sums = tuple(zeros.scatter_add(1, group, weight.double().gather(1, order)) for weight in weights)
-    score = torch.zeros_like(ordered).scatter(1, group, ordered)
+    score = torch.full_like(ordered, -torch.inf).scatter(1, group, ordered)
     return TieGroups(score, sums, order, group)

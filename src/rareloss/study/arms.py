@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from scipy.stats import qmc
 from torch import Tensor, nn
 
@@ -159,7 +158,8 @@ def fit_arms(task: Task, scorer: Scorer, arms: Sequence[Arm], trials: int) -> It
     for arm in arms:
         if arm.kind == "reference":
             continue
-        way = ways.get(arm.name) or (_stage(task, scorer, tuned) if arm.name.endswith("_stage") else _warmup(task, scorer, tuned))
+        ranking = _stage if arm.name.endswith("_stage") else _warmup
+        way = ways.get(arm.name) or ranking(task, scorer, tuned)
         try:
             yield arm, way(arm)
         except (RuntimeError, ValueError, FloatingPointError) as error:
@@ -169,8 +169,12 @@ def fit_arms(task: Task, scorer: Scorer, arms: Sequence[Arm], trials: int) -> It
 
 def fit_trees(task: Task, trials: int) -> Fitted:
     """Fit the outside reference: scikit-learn's own setting and a few random ones."""
-    draws: list[dict[str, Any]] = [{"learning_rate": 0.1, "max_leaf_nodes": 31, "min_samples_leaf": 20, "l2_regularization": 0.0}]
-    for rate, leaves, rows, penalty in _cube(min(trials, RECIPE["tree_trials"]) - 1, 4, task.seed):
+    draws: list[dict[str, Any]] = [
+        {"learning_rate": 0.1, "max_leaf_nodes": 31, "min_samples_leaf": 20, "l2_regularization": 0.0}
+    ]
+    # With C classes each round grows C trees, so one draw takes the time of C.
+    most = RECIPE["tree_trials"] if task.outputs == 1 else 1
+    for rate, leaves, rows, penalty in _cube(min(trials, most) - 1, 4, task.seed):
         draws.append(
             {
                 "learning_rate": _between(rate, 0.03, 0.15),
@@ -274,9 +278,7 @@ def _half(draws: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
 def _continued(task: Task, scorer: Scorer, tuned: Fitted) -> Fitted:
     # As many chances as a ranking stage has temperatures.
     loss = cross_entropy(task.outputs)
-    return _best(
-        _further(task, scorer, tuned, loss, {"learning_rate_factor": factor}, factor) for factor in (1.0, 0.3)
-    )
+    return _best(_further(task, scorer, tuned, loss, {"learning_rate_factor": factor}, factor) for factor in (1.0, 0.3))
 
 
 def _stage(task: Task, scorer: Scorer, tuned: Fitted) -> Callable[[Arm], Fitted]:

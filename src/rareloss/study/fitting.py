@@ -22,7 +22,18 @@ from rareloss.study.inputs import Kind, pipeline, tree_categories
 from rareloss.study.scorers import Scorer, logits_of, start_at_base_rate
 from rareloss.study.split import Fold
 
-__all__ = ["Batches", "Fitted", "Task", "batches", "cross_entropy", "descend", "logistic", "new_model", "pools", "trees"]
+__all__ = [
+    "Batches",
+    "Fitted",
+    "Task",
+    "batches",
+    "cross_entropy",
+    "descend",
+    "logistic",
+    "new_model",
+    "pools",
+    "trees",
+]
 
 # A pool for a ranking loss: at most so many pairs of a positive and a row, which a step compares.
 PAIRS = 8_000_000
@@ -30,6 +41,8 @@ PAIRS = 8_000_000
 MOST_POSITIVES = 512
 # The largest pool, whatever the pairs: recall needs rows around its threshold, not more.
 MOST_ROWS = 16_384
+# Newton's method solves a system with an equation for each weight; beyond this lbfgs is faster.
+MOST_UNKNOWNS = 1000
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 
@@ -120,7 +133,7 @@ def batches(target: Tensor, size: int, seed: int) -> Batches:
     ones = torch.ones(size)
     while True:
         order = torch.randperm(len(target), generator=generator)
-        for rows in order.split(size):
+        for rows in torch.split(order, size):
             if len(rows) == size:
                 yield rows, ones
 
@@ -138,7 +151,8 @@ def pools(target: Tensor, seed: int) -> Batches:
         everything = torch.arange(len(target)), torch.ones(len(target))
         while True:
             yield everything
-    weight = torch.cat([torch.full((size,), len(rows) / max(size, 1)) for rows, size in zip(strata, sizes, strict=True)])
+    stands_for = [len(rows) / max(size, 1) for rows, size in zip(strata, sizes, strict=True)]
+    weight = torch.tensor(stands_for).repeat_interleave(torch.tensor(sizes))
     weight = weight / weight.mean()
     while True:
         drawn = [
@@ -239,7 +253,7 @@ def _rate(step: int, *, steps: int, warm_up: int) -> float:
 @torch.no_grad()
 def _score(model: nn.Module, outputs: int, x: Tensor) -> Tensor:
     model.eval()
-    return torch.cat([logits_of(model, part, outputs) for part in x.split(65_536)])
+    return torch.cat([logits_of(model, part, outputs) for part in torch.split(x, 65_536)])
 
 
 def new_model(task: Task, scorer: Scorer, kind: Kind) -> nn.Module:
@@ -260,8 +274,13 @@ def logistic(task: Task, scorer: Scorer, draws: Sequence[Mapping[str, Any]]) -> 
     for draw in draws:
         x, x_validation = task.inputs(draw["kind"])
         weights = class_weights(task.counts, draw["class_weight"])
+        unknowns = (x.shape[1] + 1) * task.outputs
         solver = LogisticRegression(
-            C=draw["C"], class_weight=dict(enumerate(weights.tolist())), solver="newton-cholesky", tol=1e-6, max_iter=200
+            C=draw["C"],
+            class_weight=dict(enumerate(weights.tolist())),
+            solver="newton-cholesky" if unknowns <= MOST_UNKNOWNS else "lbfgs",
+            tol=1e-6,
+            max_iter=1000,
         )
         with warnings.catch_warnings(record=True) as caught:
             # An ill-conditioned Hessian makes scikit-learn go on with lbfgs, which is what is wanted.
@@ -282,7 +301,7 @@ def logistic(task: Task, scorer: Scorer, draws: Sequence[Mapping[str, Any]]) -> 
 
 
 def class_weights(counts: Tensor, weight: float) -> Tensor:
-    """Compute each class's weight: the positive's, or with more classes their inverse shares to the power ``weight``."""
+    """Compute each class's weight: ``weight`` for the positive one; inverse share to its power with more classes."""
     if len(counts) == 2:
         return torch.tensor([1.0, weight])
     return (counts.double().mean() / counts.clamp(min=1)).pow(weight).float()

@@ -4,6 +4,7 @@ import html
 import json
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
+import torch
 from jinja2 import Environment, StrictUndefined, Template
 from numpy.typing import NDArray
 from plotly.offline import get_plotlyjs
@@ -88,6 +90,8 @@ def _template() -> Template:
     environment.filters["number"] = _number
     environment.filters["signed"] = _signed
     environment.filters["setting"] = _setting
+    environment.filters["words"] = _words
+    environment.filters["capital"] = _capital
     return environment.from_string(files("rareloss.study").joinpath("report.html.j2").read_text("utf-8"))
 
 
@@ -99,16 +103,18 @@ def _view(results: Mapping[str, Any], figures: bool = True) -> dict[str, Any]:
         runs.setdefault((run["scorer"], run["arm"]), []).append(run)
     scorers = _scorers(results)
     point = Objective.parse(results["objective"]["text"])
-    name = results["objective"]["name"]
+    cap = results["objective"]["cap"]
     view: dict[str, Any] = {
         "results": results,
+        "overall": results["overall"].partition(". "),
         "data": results["data"],
         "objective": results["objective"],
-        "named": name[:1].upper() + name[1:],
+        "cap": cap if cap is not None and cap < 1 else None,
         "arms": arms,
         "multiclass": len(results["data"]["classes"]) > 2,
         "scorers": [_panel(scorer, arms, runs, results) for scorer in scorers],
-        "metrics": _metric_names(results),
+        "metrics": {metric: _metric_cap(metric, results) for metric in _metric_names(results)},
+        "said": Counter(text for run in results["runs"] for text in run.get("warnings") or []),
         "seeds_done": len({run["seed"] for run in results["runs"]}),
         "positive": _positive_name(results),
         "point": point,
@@ -124,7 +130,7 @@ def _view(results: Mapping[str, Any], figures: bool = True) -> dict[str, Any]:
                 "roc": _roc(shown, mine, point),
                 "gain": _gain(shown, mine, point, _positive_rate(results, mine)),
                 "calibration": _calibration(shown, mine, _positive_rate(results, mine)),
-                "training": _training(shown, mine, results["objective"]["name"]),
+                "training": _training(shown, mine),
             }
             panel["charts"] = [chart for chart, figure in charts.items() if figure is not None]
             drawn |= {f"{chart}/{name}": _plain(figure) for chart, figure in charts.items() if figure is not None}
@@ -145,15 +151,17 @@ def _view(results: Mapping[str, Any], figures: bool = True) -> dict[str, Any]:
 
 
 def _arms(results: Mapping[str, Any]) -> list[Arm]:
-    """The arms with a colour and a dash each: a kind shares a few colours, and dashes tell its members apart."""
-    used: dict[str, int] = {}
+    """The arms with a colour and a dash each: a kind has its own colours, arms of one loss share theirs."""
+    members: dict[str, dict[str, int]] = {}  # of each kind, how many arms of each loss so far
     arms = []
     for arm in results["arms"]:
+        losses = members.setdefault(arm["kind"], {})
+        loss = arm["name"].rpartition("_")[0] or arm["name"]  # smooth_ap_stage and smooth_ap_warmup are one loss
+        losses[loss] = losses.get(loss, -1) + 1
         palette = PALETTE.get(arm["kind"], [GREY])
-        index = used.get(arm["kind"], 0)
-        used[arm["kind"]] = index + 1
-        colour, dash = palette[index % len(palette)], DASHES[index // len(palette) % len(DASHES)]
-        arms.append(Arm(arm["name"], arm["label"], arm["about"], arm["kind"], colour, dash))
+        turns, place = divmod(list(losses).index(loss), len(palette))
+        dash = DASHES[(2 * turns + losses[loss]) % len(DASHES)]
+        arms.append(Arm(arm["name"], arm["label"], arm["about"], arm["kind"], palette[place], dash))
     return arms
 
 
@@ -167,8 +175,18 @@ def _scorers(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _metric_names(results: Mapping[str, Any]) -> list[str]:
     """The metrics beside the objective, in the order in which the runs first name them."""
-    kind = Objective.parse(results["objective"]["text"]).kind
-    return list(dict.fromkeys(name for run in results["runs"] for name in run.get("metrics") or {} if name != kind))
+    named = dict.fromkeys(name for run in results["runs"] for name in run.get("metrics") or {})
+    return [name for name in named if name != results["objective"]["text"]]
+
+
+def _metric_cap(metric: str, results: Mapping[str, Any]) -> float | None:
+    """The best value that a review capacity lets any ranking reach, where that is below 1."""
+    if not metric.startswith("recall@top"):
+        return None
+    counts = torch.tensor(results["data"]["class_counts"])
+    labels = torch.arange(len(counts)).repeat_interleave(counts)
+    cap = float(Objective.parse(metric).cap(labels, len(counts) if len(counts) > 2 else 1).mean())
+    return cap if cap < 1 else None
 
 
 def _panel(
@@ -428,9 +446,11 @@ def _calibration(
         if not predicted.size:
             continue
         lowest = min(lowest, float(predicted.min()), float(observed.min()))
+        wide = arm.name == BASELINE  # it lies below the others, and shows where one equals it
         figure.add_scatter(
             x=predicted, y=observed, customdata=count, mode="lines+markers", name=_text(arm.label), meta=arm.name,
-            line={"color": arm.colour, "width": 1.5, "dash": arm.dash}, marker={"size": 6, "color": arm.colour},
+            line={"color": arm.colour, "width": 3 if wide else 1.5, "dash": arm.dash},
+            marker={"size": 9 if wide else 6, "color": arm.colour},
             hovertemplate="predicted %{x:.3g}, observed %{y:.3g} of %{customdata:,.0f} rows",
         )  # fmt: skip
     if not figure.data:
@@ -467,22 +487,22 @@ def _pooled_calibration(runs: Sequence[Mapping[str, Any]], rare: bool) -> tuple[
     return np.bincount(group, predicted * count) / total, np.bincount(group, observed * count) / total, total
 
 
-def _training(arms: Sequence[Arm], mine: Mapping[str, Sequence[Mapping[str, Any]]], objective: str) -> go.Figure | None:
-    histories = {
-        arm.name: [
-            {"curves": {"history": {key: [row.get(key) for row in run["history"]] for key in ("step", "validation")}}}
-            for run in mine[arm.name]
-            if run.get("history")
-        ]
-        for arm in arms
-    }
-    steps = [row["step"] for runs in histories.values() for run in runs for row in [run["curves"]["history"]]]
-    if not any(steps):
+def _training(arms: Sequence[Arm], mine: Mapping[str, Sequence[Mapping[str, Any]]]) -> go.Figure | None:
+    looks = [look["step"] for runs in mine.values() for run in runs for look in run.get("history") or []]
+    if not looks:
         return None
-    last = max(max(row) for row in steps if row)
+    last = max(looks)
+    histories: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in arms}
+    for arm in arms:
+        for run in mine[arm.name]:
+            # What was solved, not stepped towards, is a level line to compare with.
+            level = [{"step": step, "validation": run.get("validation")} for step in (0, last)]
+            history = run.get("history") or level
+            line = {key: [look.get(key) for look in history] for key in ("step", "validation")}
+            histories[arm.name].append({"curves": {"history": line}})
     figure = _banded(arms, histories, "history", ("step", "validation"), np.linspace(0, max(last, 1), 161))
     if figure is not None:
-        figure.update_xaxes(title="step", rangemode="tozero")
+        figure.update_xaxes(title="step (trees: boosting round)", rangemode="tozero")
         figure.update_yaxes(title="validation objective", tickformat="~g")
     return figure
 
@@ -535,7 +555,7 @@ def _banded(
             )  # fmt: skip
         figure.add_scatter(
             x=at, y=_single(values.mean(axis=0)), mode="lines", name=_text(arm.label), meta=arm.name,
-            line={"color": arm.colour, "width": 2.5 if arm.name == BASELINE else 2, "dash": arm.dash},
+            line={"color": arm.colour, "width": 3.5 if arm.name == BASELINE else 1.8, "dash": arm.dash},
             hovertemplate="%{x:.4~g}: %{y:.3f}",
         )  # fmt: skip
     return figure if figure.data else None
@@ -548,6 +568,8 @@ def _curve(run: Mapping[str, Any], curve: str, x: str, y: str) -> tuple[Array, A
     if across.size != up.size:
         return None
     valid = np.isfinite(across) & np.isfinite(up)
+    if curve == "pr":
+        valid &= across > 0  # at recall 0 nothing is flagged, and the precision 1 often put there is no measurement
     across, up = across[valid], up[valid]
     if not across.size:
         return None
@@ -588,14 +610,19 @@ def _number(value: Any, digits: int = 3) -> str:
 
 
 def _signed(value: Any) -> str:
-    number = _float(value)
+    number = round(_float(value), 3)
+    if number == 0:
+        return "0.000"
     return f"{number:+.3f}".replace("-", "−") if np.isfinite(number) else "–"
 
 
 def _setting(value: Any) -> str:
-    """A setting in words: nested values flat, in the order they stand."""
+    """A setting in words, nested ones in brackets."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_setting(part)}" for key, part in value.items())
+        return "; ".join(
+            f"{_words(key)} ({_setting(part)})" if isinstance(part, Mapping) else f"{_words(key)} {_setting(part)}"
+            for key, part in value.items()
+        )
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(_setting(part) for part in value) or "none"
     if isinstance(value, bool) or value is None:
@@ -603,6 +630,14 @@ def _setting(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _text(text: str) -> str:

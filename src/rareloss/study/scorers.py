@@ -41,9 +41,7 @@ def _linear(n_features: int, n_outputs: int) -> nn.Module:
 
 
 def _mlp(n_features: int, n_outputs: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(n_features, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, n_outputs)
-    )
+    return nn.Sequential(nn.Linear(n_features, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, n_outputs))
 
 
 SCORERS = {
@@ -56,7 +54,9 @@ SCORERS = {
             True,
             _linear,
         ),
-        Scorer("additive", "a scorecard that is a smooth curve of each input (cubic splines)", ("spline",), True, _linear),
+        Scorer(
+            "additive", "a scorecard: a sum of smooth curves (cubic splines) of each input", ("spline",), True, _linear
+        ),
         Scorer("mlp", "a network with hidden layers of 128 and 64 on quantile-normal inputs", ("normal",), False, _mlp),
     )
 }
@@ -87,7 +87,7 @@ def find_scorer(name: str) -> Scorer:
             "or installed"
         ) from error
     if not callable(build):
-        raise DataError(f"network {name!r} is a {type(build).__name__}; a function of (n_features, n_outputs) is needed")
+        raise DataError(f"network {name!r} is no function of (n_features, n_outputs), but {build!r:.60}")
     return Scorer(name, f"the network that {name} builds, on quantile-normal inputs", ("normal",), False, build)
 
 

@@ -23,7 +23,8 @@ class Interval(NamedTuple):
 def paired_interval(differences: Sequence[float], *, test_over_train: float, comparisons: int = 1) -> Interval:
     r"""Compute the corrected interval of a mean difference over repeated random splits.
 
-    .. math:: \bar d \pm t_{n-1, \, 1 - (1 - 0.95) / (2k)} \; s_d \sqrt{\frac{1}{n} + \frac{n_\text{test}}{n_\text{train}}}
+    .. math:: \bar d \pm t_{n-1, \, 1 - (1 - 0.95) / (2k)} \;
+              s_d \sqrt{\frac{1}{n} + \frac{n_\text{test}}{n_\text{train}}}
 
     Splits of one table share most of their rows, so their results agree more than independent ones would; the second
     term under the root allows for it. Bonferroni's correction for ``k`` comparisons makes all the intervals of a table

@@ -1,0 +1,341 @@
+"""Compare losses on a table of data: plan, run, resume, and say what came out."""
+
+import contextlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pandas as pd
+import torch
+from joblib.parallel import get_active_backend
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table as RichTable
+
+from rareloss import Objective
+from rareloss.study.arms import RECIPE, TEMPERATURES, Arm, choose_arms
+from rareloss.study.data import DataError, Table, load
+from rareloss.study.report import html_summary, write_report
+from rareloss.study.runs import TREES, Store, run_unit, write_atomically
+from rareloss.study.scorers import SCORERS, find_scorer
+from rareloss.study.split import Fold, split
+from rareloss.study.statistics import LEVEL, overall, paired_interval, verdict
+
+__all__ = ["Comparison", "Interrupted", "compare"]
+
+BASELINE = "tuned_ce"
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a comparison; what was finished is in ``comparison``, and kept where ``out`` was given."""
+
+    def __init__(self, comparison: "Comparison") -> None:
+        super().__init__("the comparison was interrupted")
+        self.comparison = comparison
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a comparison found.
+
+    Args:
+        results: everything, as ``results.json`` holds it.
+    """
+
+    results: dict[str, Any]
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> "Comparison":
+        """Read a ``results.json``."""
+        return cls(json.loads(Path(path).read_text("utf-8")))
+
+    @property
+    def verdicts(self) -> dict[str, str]:
+        """One plain sentence per scorer."""
+        return {row["scorer"]: row["sentence"] for row in self.results["verdicts"]}
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``results.json`` and ``report.html`` into a folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "results.json", json.dumps(self.results, indent=1, allow_nan=False))
+        write_report(self.results, folder / "report.html")
+
+    def table(self) -> RichTable:
+        """Return the table that the command line prints: test means over seeds, and differences with intervals."""
+        results = self.results
+        title = f"{results['data']['name']}: {results['objective']['name']}, mean over test folds"
+        table = RichTable("arm", title=title, title_justify="left")
+        for heading in (results["objective"]["text"], "difference", f"{LEVEL:.0%} interval"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        gaps = {(gap["scorer"], gap["arm"]): gap for gap in results["differences"]}
+        for scorer in results["scorers"]:
+            table.add_section()
+            table.add_row(f"[bold]{scorer['name']}[/bold]")
+            for arm in results["arms"]:
+                key = scorer["name"], arm["name"]
+                tests = [run["test"] for run in results["runs"] if (run["scorer"], run["arm"]) == key]
+                row = [f"  {arm['label']}", f"{np.mean(tests):.3f}" if tests else "–"]
+                if gap := gaps.get(key):
+                    row.append(f"{gap['mean']:+.3f}{'*' if gap['supported'] else ' '}")
+                    if gap["low"] is not None:
+                        row.append(f"{gap['low']:+.3f} to {gap['high']:+.3f}")
+                table.add_row(*row)
+        if any(gap["supported"] for gap in results["differences"]):
+            table.caption = "* better than tuned cross-entropy beyond its interval"
+        return table
+
+    def _repr_html_(self) -> str:
+        return html_summary(self.results)
+
+    def __repr__(self) -> str:
+        data, objective = self.results["data"]["name"], self.results["objective"]["text"]
+        return f"Comparison({data!r}, {objective!r}): {self.results['overall']}"
+
+
+def compare(
+    data: str | Path | pd.DataFrame | None = None,
+    *,
+    target: str | None = None,
+    objective: str = "ap",
+    positive: str | None = None,
+    group: str | None = None,
+    time: str | None = None,
+    seeds: int | Sequence[int] = 5,
+    trials: int = 8,
+    network: Sequence[str] = tuple(SCORERS),
+    arms: Sequence[str] | None = None,
+    out: str | Path | None = None,
+    workers: int | None = 1,
+    progress: bool = False,
+    say: Callable[[str], None] | None = None,
+    command: str | None = None,
+) -> Comparison:
+    """Train the same scorers under every loss that fits an objective, and judge each on held-out rows.
+
+    Everything is chosen on validation; each test fold is scored once per arm. Each seed is a split of its own, shared
+    by all arms. With ``workers``, units (a seed of a scorer) run in joblib's processes; inside
+    ``joblib.parallel_config("dask")`` or another backend they run there. The numbers are the same in every case.
+
+    Args:
+        data: a data frame, a path (csv, parquet, npz), ``"flights"`` (the default) or ``"digits"``.
+        target: column to predict.
+        objective: ``"ap"``, ``"recall@top=0.5%"``, ``"recall@fpr=0.1%"`` or ``"pauc@fpr=0-0.5%"``.
+        positive: value of the target that is the positive class.
+        group: column whose equal values stay in one fold.
+        time: column to split by.
+        seeds: how many splits, or which.
+        trials: draws of hyper-parameters for tuned cross-entropy.
+        network: scorers: ``linear``, ``additive``, ``mlp``, or ``module:function``.
+        arms: names of arms; all that fit by default. Tuned and weighted cross-entropy and the trees always run.
+        out: folder for ``results.json``, ``report.html`` and finished units; the same call resumes from it.
+        workers: processes; None: one per core, or as many as an active joblib backend has.
+        progress: show progress bars.
+        say: called with each sentence that a user should read: what was sampled, kept or dropped.
+        command: how this was called, for the record.
+
+    Returns:
+        the results, with table, verdicts and report.
+
+    Raises:
+        DataError: the data or an argument cannot be used; nothing was written.
+        Interrupted: Ctrl-C; it carries what was finished.
+    """
+    say = say or (lambda sentence: None)
+    try:
+        judged = Objective.parse(objective)
+    except (TypeError, ValueError) as error:
+        raise DataError(str(error)) from error
+    chosen = choose_arms(judged, arms)
+    numbers = _seeds(seeds)
+    if trials < 1 or (workers is not None and workers < 1):
+        raise DataError(f"trials and workers must be at least 1, got {trials} and {workers}")
+    scorers = [find_scorer(name) for name in dict.fromkeys(network)]
+    if not scorers:
+        raise DataError(f"no network was named; use {', '.join(SCORERS)} or module:function of your own")
+    table = load(data, target=target, positive=positive, group=group, time=time)
+    for sentence in table.notes:
+        say(sentence)
+    folds = {seed: split(table, seed) for seed in numbers}  # refuses what cannot be split before any work
+    own = {"trials": trials, "arms": [arm.name for arm in chosen], "objective": str(judged), "recipe": RECIPE}
+    own |= {"temperatures": TEMPERATURES}
+    identity = {**own, "data": table.sha256, "split_by": table.split_by, "versions": _versions()}
+    store = Store(None if out is None else Path(out), identity)
+
+    wanted = [(scorer.name, seed) for seed in numbers for scorer in sorted(scorers, key=lambda s: s.scorecard)]
+    wanted += [(TREES, seed) for seed in numbers]
+    units = {key: unit for key in wanted if (unit := store.find(*key)) is not None}
+    if units:
+        say(f"{len(units)} of {len(wanted)} units were finished before and are taken over from {out}")
+
+    def run(in_process: bool, key: tuple[str, int], done: Callable[[str], None] | None = None) -> Any:
+        return joblib.delayed(run_unit)(
+            table, judged, chosen, *key, trials, in_process=in_process, **({"done": done} if done else {})
+        )
+
+    given = {"target": target, "positive": positive, "group": group, "time": time}
+    names = [scorer.name for scorer in scorers]
+    described = {
+        "schema": 1,
+        "versions": _versions(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "command": command or "rareloss.study.compare(...)",
+        "data": _described(table, folds[numbers[0]]),
+        "objective": {"text": str(judged), "name": judged.name, "cap": _cap(judged, table)},
+        "settings": {"seeds": numbers, "network": names, "workers": workers, **given, **own},
+        "scorers": [{"name": scorer.name, "about": scorer.about} for scorer in scorers],
+        "arms": [{key: getattr(arm, key) for key in ("name", "label", "about", "kind")} for arm in chosen],
+    }
+
+    def found() -> Comparison:
+        finished = [units[key] for key in wanted if key in units]
+        unfinished = [{"seed": seed, "scorer": name} for name, seed in wanted if (name, seed) not in units]
+        ratio = float(np.mean([len(fold.test) / len(fold.train) for fold in folds.values()]))
+        return Comparison({**described, **_judged(finished, described, ratio), "unfinished": unfinished})
+
+    try:
+        with _bars(progress, wanted, units, chosen) as (finished, done):
+            for unit in _all([key for key in wanted if key not in units], run, workers, done):
+                store.keep(unit)
+                units[unit["scorer"], unit["seed"]] = unit
+                finished(unit)
+    except KeyboardInterrupt:
+        stopped = found()
+        if out is not None:
+            stopped.save(out)
+        raise Interrupted(stopped) from None
+    comparison = found()
+    if out is not None:
+        comparison.save(out)
+    return comparison
+
+
+def _all(
+    left: Sequence[tuple[str, int]],
+    run: Callable[..., Any],
+    workers: int | None,
+    done: Callable[[str, int, str], None],
+) -> Iterator[dict[str, Any]]:
+    """Run units here or in joblib's workers, and yield each as it is finished."""
+    backend, _ = get_active_backend()
+    elsewhere = type(backend).__name__ not in ("LokyBackend", "SequentialBackend")
+    jobs = workers or (None if elsewhere else os.cpu_count() or 1)
+    if jobs == 1 and not elsewhere:
+        for name, seed in left:
+            function, args, kwargs = run(True, (name, seed), lambda arm, name=name, seed=seed: done(name, seed, arm))
+            yield function(*args, **kwargs)
+        return
+    parallel = joblib.Parallel(n_jobs=None if elsewhere else jobs, return_as="generator_unordered", pre_dispatch="all")
+    yield from parallel(run(False, key) for key in left)
+
+
+@contextlib.contextmanager
+def _bars(
+    shown: bool, wanted: Sequence[tuple[str, int]], units: Mapping[Any, Any], arms: Sequence[Arm]
+) -> Iterator[tuple[Callable[[dict[str, Any]], None], Callable[[str, int, str], None]]]:
+    """Show a bar for all units and one per scorer and seed, which moves arm by arm where that can be seen."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, disable=not shown, transient=True) as bars:
+        whole = bars.add_task("all units", total=len(wanted), completed=len(units))
+        rows = {}
+        for name, seed in wanted:
+            total = len([arm for arm in arms if (arm.kind == "reference") == (name == TREES)])
+            if (name, seed) not in units:
+                rows[name, seed] = bars.add_task(f"{name}, seed {seed}: arms", total=total)
+
+        def finished(unit: dict[str, Any]) -> None:
+            bars.advance(whole)
+            bars.remove_task(rows.pop((unit["scorer"], unit["seed"])))
+
+        yield finished, lambda name, seed, arm: bars.advance(rows[name, seed])
+
+
+# -------------------------------------------------------------------------------------------------------------- results
+
+
+def _judged(units: Sequence[Mapping[str, Any]], described: Mapping[str, Any], test_over_train: float) -> dict[str, Any]:
+    """Put the units' runs together, and judge what they support."""
+    scorers, arms = [scorer["name"] for scorer in described["scorers"]], described["arms"]
+    reference = [run for unit in units if unit["scorer"] == TREES for run in unit["runs"]]
+    runs = [run for unit in units if unit["scorer"] != TREES for run in unit["runs"]]
+    runs += [{**run, "scorer": scorer} for scorer in scorers for run in reference]
+    differences, verdicts, means = [], [], {}
+    for scorer in scorers:
+        test = _paired(runs, scorer, [arm["name"] for arm in arms])
+        if BASELINE not in test:
+            continue
+        seeds, others = len(test[BASELINE]), [name for name in test if name != BASELINE]
+        method = f"corrected resampled t (Nadeau and Bengio), {seeds} paired splits, Bonferroni over {len(others)} arms"
+        mine = []
+        for name in others:
+            gaps = np.subtract(test[name], test[BASELINE]).tolist()
+            interval = paired_interval(gaps, test_over_train=test_over_train, comparisons=len(others))
+            row = {"scorer": scorer, "arm": name, **interval._asdict(), "level": LEVEL, "method": method}
+            supported = interval.low is not None and interval.low > 0
+            mine.append({**row, "per_seed": gaps, "supported": supported})
+        differences += mine
+        means[scorer] = {name: float(np.mean(values)) for name, values in test.items()}
+        cap = described["objective"]["cap"]
+        verdicts.append(verdict(scorer, arms, mine, test, test_over_train=test_over_train, cap=cap))
+    return {
+        "runs": runs,
+        "differences": differences,
+        "verdicts": verdicts,
+        "overall": overall(verdicts, means, arms) if verdicts else "Nothing is finished yet.",
+        "failed": [failure for unit in units for failure in unit["failed"]],
+    }
+
+
+def _paired(runs: Sequence[Mapping[str, Any]], scorer: str, arms: Sequence[str]) -> dict[str, list[float]]:
+    """Return each arm's test values over the seeds that all arms with any run share."""
+    by_arm = {
+        arm: {run["seed"]: run["test"] for run in runs if (run["scorer"], run["arm"]) == (scorer, arm)} for arm in arms
+    }
+    by_arm = {arm: tests for arm, tests in by_arm.items() if tests}
+    shared = sorted(set.intersection(*map(set, by_arm.values()))) if by_arm else []
+    return {arm: [tests[seed] for seed in shared] for arm, tests in by_arm.items()} if shared else {}
+
+
+def _described(table: Table, fold: Fold) -> dict[str, Any]:
+    counts = np.bincount(table.target, minlength=len(table.classes))
+    test = np.bincount(table.target[fold.test], minlength=len(table.classes))
+    return {
+        "name": table.name,
+        "sha256": table.sha256,
+        "rows": len(table.target),
+        "features": table.frame.shape[1],
+        "classes": list(table.classes),
+        "rate": None if table.multiclass else table.rate,
+        "class_counts": counts.tolist(),
+        "split_by": table.split_by,
+        "notes": list(table.notes),
+        "folds": {
+            **{name: len(rows) for name, rows in fold._asdict().items()},
+            "test_positives": int(test.min() if table.multiclass else test[1]),
+        },
+    }
+
+
+def _cap(objective: Objective, table: Table) -> float | None:
+    outputs = len(table.classes) if table.multiclass else 1
+    best = float(objective.cap(torch.from_numpy(table.target), outputs).mean())
+    return best if best < 1 else None
+
+
+def _seeds(seeds: int | Sequence[int]) -> list[int]:
+    numbers = list(range(seeds)) if isinstance(seeds, int) else [int(seed) for seed in dict.fromkeys(seeds)]
+    if not numbers or min(numbers) < 0:
+        raise DataError(f"seeds must be a number of splits above 0, or a list of whole numbers, got {seeds!r}")
+    return numbers
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: version(name) for name in ("rareloss", "torch", "scikit-learn", "numpy")}
+    return {**packages, "python": ".".join(map(str, sys.version_info[:3]))}

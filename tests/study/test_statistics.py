@@ -1,0 +1,99 @@
+"""Intervals against values worked by hand, and verdicts that never say more than an interval does."""
+
+import math
+from typing import Any
+
+import pytest
+
+pytest.importorskip("scipy")
+from rareloss.study.statistics import overall, paired_interval, verdict
+
+ARMS = [
+    {"name": "tuned_ce", "label": "Tuned cross-entropy", "kind": "baseline"},
+    {"name": "ce_continued", "label": "Cross-entropy continued", "kind": "control"},
+    {"name": "smooth_ap_stage", "label": "Smooth-AP, stage", "kind": "ranking"},
+    {"name": "trees", "label": "Boosted trees", "kind": "reference"},
+]
+
+
+def judge(test: dict[str, list[float]], cap: float | None = None) -> dict[str, Any]:
+    """Return the verdict on a scorer's test values."""
+    rows = []
+    for arm, values in test.items():
+        if arm != "tuned_ce":
+            gaps = [one - other for one, other in zip(values, test["tuned_ce"], strict=True)]
+            interval = paired_interval(gaps, test_over_train=1 / 3, comparisons=len(test) - 1)
+            supported = interval.low is not None and interval.low > 0
+            rows.append({"arm": arm, **interval._asdict(), "supported": supported})
+    return verdict("linear", ARMS, rows, test, test_over_train=1 / 3, cap=cap)
+
+
+def test_interval_of_two_splits_by_hand() -> None:
+    # Student's t of 1 degree of freedom at .975 is tan(.475 pi); the standard deviation of 0 and 2 is sqrt(2).
+    half = math.tan(0.475 * math.pi) * math.sqrt(2) * math.sqrt(1 / 2 + 1 / 4)
+    assert paired_interval([0.0, 2.0], test_over_train=1 / 4) == pytest.approx((1.0, 1.0 - half, 1.0 + half))
+
+
+def test_more_comparisons_widen_the_interval() -> None:
+    one = paired_interval([0.1, 0.2, 0.3], test_over_train=1 / 3)
+    eight = paired_interval([0.1, 0.2, 0.3], test_over_train=1 / 3, comparisons=8)
+    assert one.low is not None
+    assert eight.low is not None
+    assert eight.low < one.low
+    assert eight.mean == one.mean
+
+
+def test_interval_never_narrows_below_what_shared_rows_allow() -> None:
+    many = paired_interval([0.0, 0.2] * 500, test_over_train=1 / 3)
+    assert many.high is not None
+    # However many splits, the deviation of 0.1 is divided by sqrt(3) at most.
+    assert many.high - many.mean > 1.9 * 0.1 / math.sqrt(3)
+
+
+def test_one_split_has_no_ends() -> None:
+    assert paired_interval([0.5], test_over_train=1 / 3) == (0.5, None, None)
+
+
+def test_supported_gain_is_named() -> None:
+    found = judge({"tuned_ce": [0.4, 0.5, 0.6], "smooth_ap_stage": [0.5, 0.6001, 0.7]})
+    assert found["winner"] == "smooth_ap_stage"
+    assert found["sentence"].startswith("Smooth-AP, stage: +0.100 over tuned cross-entropy (0.500)")
+
+
+def test_unsupported_gain_is_no_winner() -> None:
+    found = judge({"tuned_ce": [0.4, 0.5, 0.6], "smooth_ap_stage": [0.5, 0.55, 0.9]})
+    assert found["winner"] is None
+    assert found["sentence"].startswith("none: keep cross-entropy (0.500)")
+    assert "with 3 seeds intervals are wide" in found["sentence"]
+
+
+def test_one_seed_has_no_winner() -> None:
+    found = judge({"tuned_ce": [0.4], "smooth_ap_stage": [0.9]})
+    assert found["winner"] is None
+    assert "run at least 3" in found["sentence"]
+
+
+def test_control_and_trees_are_never_winners() -> None:
+    found = judge({"tuned_ce": [0.4, 0.5, 0.6], "ce_continued": [0.5, 0.6, 0.7001], "trees": [0.8, 0.9001, 1.0]})
+    assert found["winner"] is None
+    assert "Boosted trees beat every arm here (0.900)" in found["sentence"]
+
+
+def test_control_is_told_beside_a_winner() -> None:
+    found = judge(
+        {"tuned_ce": [0.4, 0.5, 0.6], "ce_continued": [0.43, 0.53, 0.63], "smooth_ap_stage": [0.5, 0.6001, 0.7]}
+    )
+    assert "further steps of cross-entropy give +0.030" in found["sentence"]
+
+
+def test_capacity_below_the_base_rate_is_told() -> None:
+    found = judge({"tuned_ce": [0.1, 0.2], "smooth_ap_stage": [0.1, 0.2]}, cap=0.25)
+    assert "No scorer can exceed 0.250" in found["sentence"]
+
+
+def test_overall_names_winners_and_what_is_kept() -> None:
+    verdicts = [{"scorer": "linear", "winner": "smooth_ap_stage"}, {"scorer": "mlp", "winner": None}]
+    means = {"linear": {"tuned_ce": 0.3, "trees": 0.7}, "mlp": {"tuned_ce": 0.5, "trees": 0.7}}
+    said = overall(verdicts, means, ARMS)
+    assert said.startswith("Use Smooth-AP, stage for linear; keep cross-entropy for mlp.")
+    assert "linear 0.300, mlp 0.500; boosted trees 0.700" in said

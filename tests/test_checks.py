@@ -1,0 +1,285 @@
+"""Bad input ends with one clear error that says what came, before any state changes."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from test_pool import LOSSES, every_loss
+from torch import Tensor, nn
+
+from rareloss import (
+    LossWarmupWrapper,
+    Objective,
+    PAUCAtBudgetLoss,
+    RecallAtQuantileLoss,
+    SigmoidFocalLoss,
+    SmoothAPLoss,
+    SoftmaxFocalLoss,
+    functional,
+    metrics,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*are needed for a stable gradient:UserWarning")
+
+ROWS, FLAGS = torch.zeros(4), torch.tensor([True, False, False, True])
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "said"),
+    [
+        (lambda: SmoothAPLoss(0), ValueError, "num_classes"),
+        (lambda: SmoothAPLoss(1.5), TypeError, "num_classes"),
+        (lambda: SmoothAPLoss(True), TypeError, "num_classes"),
+        (lambda: SmoothAPLoss(1, queue_size=-1), ValueError, "queue_size"),
+        (lambda: SmoothAPLoss(1, queue_size=10.0), TypeError, "queue_size"),
+        (lambda: SmoothAPLoss(1, temperature=0.0), ValueError, "temperature"),
+        (lambda: SmoothAPLoss(1, temperature=float("nan")), ValueError, "temperature"),
+        (lambda: SmoothAPLoss(1, temperature="low"), TypeError, "temperature"),
+        (lambda: SmoothAPLoss(1, temperature_unit="std"), ValueError, "std"),
+        (lambda: SmoothAPLoss(1, reduction="average"), ValueError, "average"),
+        (lambda: RecallAtQuantileLoss(1, 0.0), ValueError, "quantile"),
+        (lambda: RecallAtQuantileLoss(1, 1.0), ValueError, "quantile"),
+        (lambda: RecallAtQuantileLoss(1, 5), ValueError, "quantile"),
+        (lambda: RecallAtQuantileLoss(1, "5%"), TypeError, "quantile"),
+        (lambda: RecallAtQuantileLoss(1, 0.1, "positives"), ValueError, "positives"),
+        (lambda: RecallAtQuantileLoss(1, 0.1, reduction="mean_positive"), ValueError, "mean_positive"),
+        (lambda: PAUCAtBudgetLoss(1, 0.5, 0.5), ValueError, "alpha"),
+        (lambda: PAUCAtBudgetLoss(1, -0.1, 0.5), ValueError, "alpha"),
+        (lambda: PAUCAtBudgetLoss(1, beta=1.5), ValueError, "beta"),
+        (lambda: PAUCAtBudgetLoss(1, beta=0.1, temperature=-1.0), ValueError, "temperature"),
+        (lambda: SigmoidFocalLoss(alpha=1.5), ValueError, "alpha"),
+        (lambda: SigmoidFocalLoss(alpha=-0.1), ValueError, "alpha"),
+        (lambda: SigmoidFocalLoss(gamma=-1.0), ValueError, "gamma"),
+        (lambda: SigmoidFocalLoss(gamma="2"), TypeError, "gamma"),
+        (lambda: SigmoidFocalLoss(reduction="avg"), ValueError, "avg"),
+        (lambda: SoftmaxFocalLoss(alpha=[1.0, -1.0]), ValueError, "alpha"),
+        (lambda: SoftmaxFocalLoss(label_smoothing=1.5), ValueError, "label_smoothing"),
+        (lambda: SoftmaxFocalLoss(gamma=float("inf")), ValueError, "gamma"),
+        (lambda: SoftmaxFocalLoss(reduction="batchmean"), ValueError, "batchmean"),
+        (lambda: Objective.parse("recall"), ValueError, "recall"),
+    ],
+)
+def test_constructor_refuses(make: Callable[[], Any], error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        make()
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        functional.smooth_average_precision,
+        functional.soft_recall_at_quantile,
+        functional.soft_partial_auc,
+        metrics.average_precision,
+        metrics.recall_at_quantile,
+        metrics.recall_at_fpr,
+        metrics.partial_auc,
+    ],
+)
+@pytest.mark.parametrize(
+    ("given", "error", "said"),
+    [
+        ((ROWS.long(), FLAGS), TypeError, "scores.*int64"),
+        (([0.0, 1.0], FLAGS), TypeError, "scores.*list"),
+        ((ROWS, FLAGS.long()), TypeError, "positive.*bool"),
+        ((ROWS, FLAGS[:3]), ValueError, r"positive.*\(3,\)"),
+        ((ROWS[:, None], FLAGS), ValueError, r"positive.*\(4,\)"),
+        ((ROWS.reshape(1, 2, 2), FLAGS.reshape(1, 2, 2)), ValueError, r"\(1, 2, 2\)"),
+        ((torch.tensor(0.0), torch.tensor(True)), ValueError, r"scores"),
+        ((ROWS, FLAGS, torch.ones(3)), ValueError, r"weight.*\(3,\)"),
+        ((ROWS, FLAGS, torch.ones(4, 1)), ValueError, r"weight.*\(4, 1\)"),
+        ((ROWS, FLAGS, torch.tensor([1.0, -1.0, 1.0, 1.0])), ValueError, "weight.*-1"),
+        ((ROWS, FLAGS, torch.tensor([1.0, float("nan"), 1.0, 1.0])), ValueError, "weight.*nan"),
+        ((ROWS, FLAGS, torch.tensor([1.0, float("inf"), 1.0, 1.0])), ValueError, "weight.*inf"),
+    ],
+)
+def test_ranking_function_refuses(
+    function: Callable[..., Any], given: tuple[Any, ...], error: type[Exception], said: str
+) -> None:
+    with pytest.raises(error, match=said):
+        function(*given)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "said"),
+    [
+        (lambda: functional.soft_recall_at_quantile(ROWS, FLAGS, quantile=0.0), ValueError, "quantile"),
+        (lambda: functional.soft_recall_at_quantile(ROWS, FLAGS, among="some"), ValueError, "some"),
+        (lambda: functional.soft_recall_at_quantile(ROWS, FLAGS, temperature=0), ValueError, "temperature"),
+        (lambda: functional.soft_recall_at_quantile(ROWS, FLAGS, iid_mask=ROWS), TypeError, "iid_mask"),
+        (lambda: functional.soft_recall_at_quantile(ROWS, FLAGS, iid_mask=FLAGS[:2]), ValueError, "iid_mask"),
+        (lambda: functional.soft_partial_auc(ROWS, FLAGS, alpha=0.2, beta=0.1), ValueError, "alpha"),
+        (lambda: functional.soft_partial_auc(ROWS, FLAGS, iid_mask=FLAGS.long()), TypeError, "iid_mask"),
+        (lambda: functional.smooth_average_precision(ROWS, FLAGS, temperature=-1), ValueError, "temperature"),
+        (lambda: metrics.recall_at_fpr(ROWS, FLAGS, fpr=1.0), ValueError, "fpr"),
+        (lambda: metrics.recall_at_quantile(ROWS, FLAGS, quantile=1.2), ValueError, "quantile"),
+        (lambda: metrics.partial_auc(ROWS, FLAGS, beta=0.0), ValueError, "beta"),
+        (lambda: functional.soft_count(ROWS, ROWS, temperature=0.0), ValueError, "temperature"),
+        (lambda: functional.soft_count(ROWS, torch.ones(5), temperature=1.0), ValueError, r"\(5,\)"),
+        (lambda: functional.soft_count(ROWS.long(), ROWS, temperature=1.0), TypeError, "scores"),
+        (lambda: functional.soft_count(ROWS, ROWS, at=torch.zeros(2, 2), temperature=1.0), ValueError, "at"),
+        (lambda: functional.log_odds(torch.zeros(3, 1)), ValueError, r"\(3, 1\)"),
+        (lambda: functional.log_odds(torch.zeros(3, 2).long()), TypeError, "logits"),
+    ],
+)
+def test_function_refuses(call: Callable[[], Any], error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        call()
+
+
+def focal_calls() -> list[Any]:
+    z, y = torch.zeros(4, 3), torch.zeros(4, 3)
+    classes = torch.zeros(4, dtype=torch.long)
+    sigmoid, softmax = functional.sigmoid_focal_loss, functional.softmax_focal_loss
+    return [
+        (lambda: sigmoid(z.long(), y), TypeError, "logits"),
+        (lambda: sigmoid(z, y[:3]), ValueError, r"\(3, 3\)"),
+        (lambda: sigmoid(z, classes), ValueError, r"\(4,\)"),
+        (lambda: sigmoid(z[:, 0], y[:1, 0]), ValueError, r"\(1,\)"),
+        (lambda: sigmoid(z[:, :1], y[:, 0].reshape(2, 2)), ValueError, r"\(2, 2\)"),
+        (lambda: sigmoid(z, y + 2), ValueError, "2"),
+        (lambda: sigmoid(z, y + 0.5), ValueError, "0.5"),
+        (lambda: sigmoid(z, y, weight=torch.ones(3)), ValueError, "weight"),
+        (lambda: sigmoid(z, y, weight=-torch.ones(4)), ValueError, "weight"),
+        (lambda: sigmoid(z, y, alpha=2.0), ValueError, "alpha"),
+        (lambda: sigmoid(z, y, alpha=torch.ones(2)), ValueError, "alpha"),
+        (lambda: sigmoid(z, y, reduction="avg"), ValueError, "avg"),
+        (lambda: softmax(z, classes + 3), ValueError, "3"),
+        (lambda: softmax(z, classes - 1), ValueError, "-1"),
+        (lambda: softmax(z, classes[:3]), ValueError, r"\(3,\)"),
+        (lambda: softmax(z, y), ValueError, r"\(4, 3\)"),
+        (lambda: softmax(z, classes, alpha=[1.0, 2.0]), ValueError, "alpha"),
+        (lambda: softmax(z, classes, weight=torch.ones(4, 3)), ValueError, "weight"),
+        (lambda: softmax(z, classes, weight=torch.full((4,), torch.nan)), ValueError, "weight"),
+        (lambda: softmax(z, classes, gamma=-0.5), ValueError, "gamma"),
+        (lambda: softmax(z.long(), classes), TypeError, "logits"),
+        (lambda: softmax(z, "cat"), TypeError, "targets"),
+    ]
+
+
+@pytest.mark.parametrize(("call", "error", "said"), focal_calls())
+def test_focal_function_refuses(call: Callable[[], Any], error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        call()
+
+
+def refused(classes: int) -> list[tuple[dict[str, Any], type[Exception], str]]:
+    """Return what a loss of so many classes must refuse."""
+    good: dict[str, Any] = {
+        "logits": torch.randn(8, classes),
+        "targets": torch.arange(8) % max(classes, 2),
+        "sample_weight": torch.ones(8),
+    }
+
+    def bad(**changed: Any) -> dict[str, Any]:
+        return {**good, **changed}
+
+    cases = [
+        (bad(logits=torch.zeros(8, classes).long()), TypeError, "logits.*int64"),
+        (bad(logits=[0.0] * 8), TypeError, "logits.*list"),
+        (bad(targets=[0] * 8), TypeError, "targets.*list"),
+        (bad(targets=torch.zeros(7)), ValueError, r"\(7,\)"),
+        (bad(logits=torch.zeros(8, classes + 1)), ValueError, rf"\(8, {classes + 1}\)"),
+        (bad(targets=torch.full((8,), 9)), ValueError, "9"),
+        (bad(targets=torch.full((8,), -1)), ValueError, "-1"),
+        (bad(targets=torch.full((8,), 0.5)), ValueError, "0.5"),
+        (bad(targets=torch.zeros(8, dtype=torch.complex64)), TypeError, "complex"),
+        (bad(sample_weight=torch.ones(7)), ValueError, r"sample_weight.*\(7,\)"),
+        (bad(sample_weight=torch.ones(8, classes + 1)), ValueError, "sample_weight"),
+        (bad(sample_weight=-torch.ones(8)), ValueError, "sample_weight.*-1"),
+        (bad(sample_weight=torch.full((8,), torch.nan)), ValueError, "sample_weight.*nan"),
+        (bad(sample_weight=[1.0] * 8), TypeError, "sample_weight.*list"),
+    ]
+    if classes > 1:
+        cases.append((bad(targets=torch.zeros(8, classes + 1)), ValueError, "targets"))
+        cases.append((bad(targets=torch.full((8, classes), 2)), ValueError, "2"))
+    return cases
+
+
+@every_loss
+@pytest.mark.parametrize("classes", [1, 3])
+def test_loss_refuses_before_any_state_changes(name: str, classes: int) -> None:
+    loss = LOSSES[name](classes, queue_size=32)
+    targets = torch.arange(8) % max(classes, 2)
+    loss(torch.randn(8, classes), targets)
+    before = copy.deepcopy(loss.state_dict())
+    for given, error, said in refused(classes):
+        for call in (loss, loss.diagnose):
+            with pytest.raises(error, match=said):
+                call(given["logits"], given["targets"], sample_weight=given["sample_weight"])
+        for key, buffer in loss.state_dict().items():
+            assert torch.equal(buffer, before[key])
+    if name != "ap":
+        for mask, error in ((torch.ones(8), TypeError), (torch.ones(7, dtype=torch.bool), ValueError)):
+            with pytest.raises(error, match="iid_mask"):
+                loss(torch.randn(8, classes), targets, iid_mask=mask)
+
+
+def test_average_precision_takes_no_iid_mask() -> None:
+    with pytest.raises(TypeError, match="iid_mask"):
+        SmoothAPLoss(1)(torch.randn(8, 1), torch.arange(8) % 2, iid_mask=torch.ones(8, dtype=torch.bool))
+
+
+@every_loss
+def test_transposed_logits_are_never_broadcast(name: str) -> None:
+    for logits, targets in ((torch.zeros(1, 8), torch.zeros(8)), (torch.zeros(8), torch.zeros(1, 8))):
+        with pytest.raises(ValueError, match="shape"):
+            LOSSES[name](1)(logits, targets)
+
+
+@pytest.mark.parametrize("loss", [SigmoidFocalLoss(), SoftmaxFocalLoss()])
+def test_focal_module_refuses(loss: nn.Module) -> None:
+    logits, targets = torch.zeros(4, 3), torch.zeros(4, dtype=torch.long)
+    if isinstance(loss, SigmoidFocalLoss):
+        targets = torch.zeros(4, 3)
+    wrong: list[tuple[Any, Any, Tensor | None, type[Exception]]] = [
+        (logits.long(), targets, None, TypeError),
+        (logits, targets + 7, None, ValueError),
+        (logits, targets[:2], None, ValueError),
+        (logits, targets, torch.ones(3), ValueError),
+        (logits, targets, -torch.ones(4), ValueError),
+    ]
+    for first, second, weight, error in wrong:
+        with pytest.raises(error):
+            loss(first, second, sample_weight=weight)
+
+
+def test_values_are_not_looked_at_unless_asked() -> None:
+    # On the CPU looking is free; check_values=False looks nowhere, so that a GPU never waits for the host.
+    logits, weight = torch.randn(8), torch.ones(8)
+    weight[0] = -1.0
+    with pytest.raises(ValueError, match="sample_weight"):
+        SmoothAPLoss(1)(logits, torch.arange(8) % 2, sample_weight=weight)
+    SmoothAPLoss(1, check_values=False)(logits, torch.arange(8) % 2, sample_weight=weight)
+    with pytest.raises(ValueError, match="shape"):
+        SmoothAPLoss(1, check_values=False)(logits, torch.zeros(7))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"warmup_steps": -1}, ValueError, "warmup_steps"),
+        ({"warmup_steps": 1.5}, TypeError, "warmup_steps"),
+        ({"warmup_steps": 1, "blend_steps": -1}, ValueError, "blend_steps"),
+        ({"warmup_steps": 1, "temp_start": 0.5}, ValueError, "temp_end"),
+        ({"warmup_steps": 1, "temp_end": 0.5}, ValueError, "temp_start"),
+        ({"warmup_steps": 1, "temp_start": 0.5, "temp_end": 0.0}, ValueError, "temp_end"),
+        ({"warmup_steps": 1, "temp_start": 0.5, "temp_end": 0.1, "temp_decay_steps": 0}, ValueError, "temp_decay_steps"),
+        ({"warmup_steps": 1, "final_main_weight": 0.0}, ValueError, "final_main_weight"),
+        ({"warmup_steps": 1, "final_main_weight": 1.5}, ValueError, "final_main_weight"),
+    ],
+)
+def test_warmup_refuses(options: dict[str, Any], error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        LossWarmupWrapper(nn.BCEWithLogitsLoss(), SmoothAPLoss(1), **options)
+
+
+def test_warmup_refuses_what_is_no_module() -> None:
+    with pytest.raises(TypeError, match="warmup_loss"):
+        LossWarmupWrapper(torch.nn.functional.binary_cross_entropy_with_logits, SmoothAPLoss(1), warmup_steps=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="temperature"):
+        LossWarmupWrapper(
+            nn.BCEWithLogitsLoss(), SigmoidFocalLoss(), warmup_steps=1, temp_start=0.5, temp_end=0.1
+        )

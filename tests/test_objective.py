@@ -1,0 +1,149 @@
+"""One operating point: its loss, metric, threshold and cap mean the same thing."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pools import Pool, pools
+
+from rareloss import Objective, PAUCAtBudgetLoss, RecallAtQuantileLoss, SmoothAPLoss, functional, metrics
+
+TEXTS = ("ap", "recall@top=0.5%", "recall@fpr=0.1%", "pauc@fpr=0-0.5%", "pauc@fpr=0.1-2%")
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_parsed_and_printed_is_the_same(text: str) -> None:
+    objective = Objective.parse(text)
+    assert str(objective) == text
+    assert Objective.parse(str(objective)) == objective
+    assert hash(objective) == hash(Objective.parse(text))
+    assert objective.name
+
+
+@pytest.mark.parametrize("same", ["recall@top=0.5%", "recall@top=0.005", " Recall@Top = 0.5 % ", "recall@top=.5%"])
+def test_shares_are_percent_or_fractions(same: str) -> None:
+    assert Objective.parse(same) == Objective.parse("recall@top=0.5%")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "auc", "ap=1%", "recall", "recall@top", "recall@top=", "recall@top=0", "recall@top=0%", "recall@top=100%",
+        "recall@top=-1%", "recall@top=2", "recall@top=a%", "recall@top=nan", "recall@top=1%%", "recall@fpr=1-2%",
+        "precision@top=1%", "pauc@fpr=2-1%", "pauc@fpr=1-1%", "pauc@fpr=0-101%", "pauc@fpr=0-", "pauc@fpr=",
+    ],
+)  # fmt: skip
+def test_what_is_no_operating_point_is_refused_by_name(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        Objective.parse(text)
+
+
+def test_what_is_no_string_is_refused() -> None:
+    with pytest.raises(TypeError, match="string"):
+        Objective.parse(0.005)  # type: ignore[arg-type]
+
+
+def test_losses() -> None:
+    assert isinstance(Objective.parse("ap").loss(3), SmoothAPLoss)
+    top = Objective.parse("recall@top=0.5%").loss(1, queue_size=7)
+    assert isinstance(top, RecallAtQuantileLoss)
+    assert (top.quantile, top.among) == (0.005, "all")
+    fpr = Objective.parse("recall@fpr=0.1%").loss(1)
+    assert isinstance(fpr, RecallAtQuantileLoss)
+    assert (fpr.quantile, fpr.among) == (0.001, "negatives")
+    band = Objective.parse("pauc@fpr=0.1-2%").loss(4, reduction="none")
+    assert isinstance(band, PAUCAtBudgetLoss)
+    assert (band.alpha, band.beta) == pytest.approx((0.001, 0.02))
+
+
+@given(pool=pools())
+def test_metric_is_the_hard_metric(pool: Pool) -> None:
+    labels = pool.positive.long()
+    expected = {
+        "ap": metrics.average_precision(*pool),
+        "recall@top=20%": metrics.recall_at_quantile(*pool, quantile=0.2),
+        "recall@fpr=20%": metrics.recall_at_fpr(*pool, fpr=0.2),
+        "pauc@fpr=10-30%": metrics.partial_auc(*pool, alpha=0.1, beta=0.3),
+    }
+    for text, value in expected.items():
+        got = Objective.parse(text).metric(pool.scores, labels, pool.weight)
+        assert got.value.shape == ()
+        assert got.value.item() == pytest.approx(value.value.item(), abs=1e-12)
+        assert Objective.parse(text).metric(pool.scores[:, None], labels, pool.weight).value.item() == pytest.approx(
+            value.value.item(), abs=1e-12
+        )
+
+
+def test_metric_of_class_indices_ranks_log_odds() -> None:
+    logits, classes = torch.randn(60, 3), torch.arange(60) % 3
+    got = Objective.parse("ap").metric(logits, classes)
+    expected = metrics.average_precision(functional.log_odds(logits), torch.nn.functional.one_hot(classes, 3) == 1)
+    torch.testing.assert_close(got.value, expected.value)
+    assert got.defined.tolist() == [True, True, True]
+
+
+def test_metric_of_labels_ranks_them_as_they_come() -> None:
+    logits, labels = torch.randn(60, 3), torch.arange(180).reshape(60, 3) % 4 == 0
+    got = Objective.parse("recall@top=10%").metric(logits, labels)
+    torch.testing.assert_close(got.value, metrics.recall_at_quantile(logits, labels, quantile=0.1).value)
+
+
+def test_loss_tends_to_one_minus_the_metric() -> None:
+    scores = torch.randperm(400).double()
+    labels = (torch.arange(400) % 7 == 0).long()
+    for text in ("ap", "recall@top=10.1%", "recall@fpr=10.1%", "pauc@fpr=5-20%"):
+        objective = Objective.parse(text)
+        loss = objective.loss(1, queue_size=0, temperature=1e-5)
+        assert 1 - loss(scores, labels).item() == pytest.approx(objective.metric(scores, labels).value.item(), abs=1e-9)
+
+
+@given(pool=pools(), share=st.sampled_from([0.05, 0.2, 0.5, 0.9]))
+def test_rows_above_the_threshold_never_exceed_capacity_or_budget(pool: Pool, share: float) -> None:
+    for kind in ("recall@top", "recall@fpr", "pauc@fpr"):
+        objective = Objective(kind, share)
+        threshold = objective.threshold(pool.scores, pool.positive, pool.weight)
+        counted = pool.weight if kind == "recall@top" else pool.weight * ~pool.positive
+        above = counted[pool.scores > threshold].sum()
+        assert above <= share * counted.sum() * (1 + 1e-9)
+        # And no lower threshold would do: with the tied group at the threshold the capacity is exceeded.
+        assert counted[pool.scores >= threshold].sum() > share * counted.sum() * (1 - 1e-9)
+
+
+def test_threshold_by_hand() -> None:
+    scores, labels = torch.arange(100.0), torch.arange(100) >= 90
+    assert Objective.parse("recall@top=5%").threshold(scores, labels).item() == 94.0
+    assert Objective.parse("recall@fpr=10%").threshold(scores, labels).item() == 80.0
+    assert Objective.parse("pauc@fpr=0-10%").threshold(scores, labels).item() == 80.0
+    tied = torch.tensor([3.0, 2.0, 2.0, 2.0, 1.0])
+    assert Objective.parse("recall@top=40%").threshold(tied, torch.tensor([1, 0, 0, 0, 0])).item() == 2.0
+
+
+def test_average_precision_has_no_threshold() -> None:
+    with pytest.raises(ValueError, match="threshold"):
+        Objective.parse("ap").threshold(torch.zeros(4), torch.tensor([0, 1, 0, 1]))
+
+
+def test_cap_is_the_capacity_over_the_base_rate() -> None:
+    labels = (torch.arange(100) < 20).long()
+    assert Objective.parse("recall@top=5%").cap(labels).item() == pytest.approx(0.05 / 0.2)
+    assert Objective.parse("recall@top=50%").cap(labels).item() == 1.0
+    assert Objective.parse("recall@fpr=5%").cap(labels).item() == 1.0
+    assert Objective.parse("ap").cap(labels).item() == 1.0
+    classes = torch.tensor([0] * 50 + [1] * 40 + [2] * 10)
+    assert Objective.parse("recall@top=20%").cap(classes, 3).tolist() == pytest.approx([0.2 / 0.5, 0.2 / 0.4, 1.0])
+
+
+def test_cap_is_reached_by_a_perfect_order() -> None:
+    scores = torch.arange(200.0)
+    labels = (scores >= 160).long()
+    objective = Objective.parse("recall@top=5%")
+    assert objective.metric(scores, labels).value.item() == pytest.approx(objective.cap(labels).item())
+
+
+@pytest.mark.parametrize(
+    ("kind", "level", "low"),
+    [("ap", 0.1, 0.0), ("recall@top", None, 0.0), ("recall@top", 0.1, 0.05), ("pauc@fpr", 0.1, 0.2), ("auc", 0.1, 0.0)],
+)
+def test_constructor_refuses_what_parse_would(kind: str, level: float | None, low: float) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        Objective(kind, level, low)
