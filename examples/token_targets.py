@@ -1,7 +1,8 @@
 """Token-level targets: flag the 1 % of tokens that open a rare pattern, with room to review the top 1 %.
 
 Logits are ``[B, T, 1]``, targets ``[B, T]``; padding is -100 and never enters a ranking, a threshold or the queue. The
-model is a small network on a window of three tokens. Recall in the top 1 % is what counts, so that is the loss.
+model is a small network on a window of three tokens. Recall in the top 1 % is what counts, so that is the loss; the
+true probabilities show how much of it can be had. The network can express the rules, so do not expect a winner.
 
 Run: python examples/token_targets.py
 """
@@ -15,7 +16,7 @@ from rareloss import LossWarmupWrapper, Objective, SigmoidFocalLoss
 
 OBJECTIVE = Objective.parse("recall@top=1%")
 LEARNING_RATES = (1e-2, 3e-2)
-VOCABULARY, LENGTH, PADDING, STEPS, BATCH = 40, 32, -100, 600, 64
+VOCABULARY, LENGTH, PADDING, STEPS, BATCH = 40, 32, -100, 500, 64
 
 
 class Sequences(NamedTuple):
@@ -90,22 +91,22 @@ def judge(model: Tagger, rows: Sequences) -> float:
 
 
 def main() -> None:
-    """Compare on held-out sequences, three seeds; each loss gets its learning rate on validation."""
+    """Compare on held-out sequences, two seeds; each loss gets its learning rate on validation."""
     held_out = draw(3_000, seed=999)
     known = held_out.target != PADDING
     truth = held_out.target[known]
     reachable = OBJECTIVE.metric(held_out.truth[known], truth).value
-    print(f"{truth.double().mean():.2%} of {len(truth):,} tokens are positive; {OBJECTIVE.name}, three seeds")
+    print(f"{truth.double().mean():.2%} of {len(truth):,} tokens are positive; {OBJECTIVE.name}, two seeds")
     print(f"  {'the true probabilities':<26}{reachable:.3f}")
     values: dict[str, list[float]] = {}
-    for seed in range(3):
+    for seed in range(2):
         rows, validation = draw(1_000, seed), draw(1_000, 100 + seed)
         for name in losses():
             models = [train(losses()[name], rate, rows, seed) for rate in LEARNING_RATES]
             chosen = max(models, key=lambda model: judge(model, validation))
             values.setdefault(name, []).append(judge(chosen, held_out))
     for name, by_seed in values.items():
-        print(f"  {name:<26}" + "  ".join(f"{value:.3f}" for value in by_seed) + f"   mean {sum(by_seed) / 3:.3f}")
+        print(f"  {name:<26}" + "  ".join(f"{value:.3f}" for value in by_seed) + f"   mean {sum(by_seed) / 2:.3f}")
 
 
 if __name__ == "__main__":

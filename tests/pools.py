@@ -4,12 +4,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import reference
 import torch
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
+import reference
 from rareloss import functional, metrics
 
 LAWS = ("normal", "ties", "wide", "clusters", "equal")

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_pool import LOSSES, every_loss
 from torch import Tensor, nn
 
 from rareloss import (
@@ -20,6 +19,7 @@ from rareloss import (
     functional,
     metrics,
 )
+from test_pool import LOSSES, every_loss
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*are needed for a stable gradient:UserWarning")
 
@@ -266,7 +266,11 @@ def test_values_are_not_looked_at_unless_asked() -> None:
         ({"warmup_steps": 1, "temp_start": 0.5}, ValueError, "temp_end"),
         ({"warmup_steps": 1, "temp_end": 0.5}, ValueError, "temp_start"),
         ({"warmup_steps": 1, "temp_start": 0.5, "temp_end": 0.0}, ValueError, "temp_end"),
-        ({"warmup_steps": 1, "temp_start": 0.5, "temp_end": 0.1, "temp_decay_steps": 0}, ValueError, "temp_decay_steps"),
+        (
+            {"warmup_steps": 1, "temp_start": 0.5, "temp_end": 0.1, "temp_decay_steps": 0},
+            ValueError,
+            "temp_decay_steps",
+        ),
         ({"warmup_steps": 1, "final_main_weight": 0.0}, ValueError, "final_main_weight"),
         ({"warmup_steps": 1, "final_main_weight": 1.5}, ValueError, "final_main_weight"),
     ],
@@ -280,6 +284,4 @@ def test_warmup_refuses_what_is_no_module() -> None:
     with pytest.raises(TypeError, match="warmup_loss"):
         LossWarmupWrapper(torch.nn.functional.binary_cross_entropy_with_logits, SmoothAPLoss(1), warmup_steps=1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="temperature"):
-        LossWarmupWrapper(
-            nn.BCEWithLogitsLoss(), SigmoidFocalLoss(), warmup_steps=1, temp_start=0.5, temp_end=0.1
-        )
+        LossWarmupWrapper(nn.BCEWithLogitsLoss(), SigmoidFocalLoss(), warmup_steps=1, temp_start=0.5, temp_end=0.1)

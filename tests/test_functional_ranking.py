@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-import reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
+import reference
 from pools import RANKINGS, WITH_IID, Pool, Ranking, gradient, make_pool, pools
 
 every_ranking = pytest.mark.parametrize("ranking", RANKINGS.values(), ids=RANKINGS.keys())
@@ -289,9 +290,7 @@ def test_autocast_changes_nothing(ranking: Ranking) -> None:
 @every_ranking
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("temperature", [0.01, 0.1])
-def test_hostile_scores_keep_value_and_gradient_right(
-    ranking: Ranking, dtype: torch.dtype, temperature: float
-) -> None:
+def test_hostile_scores_keep_value_and_gradient_right(ranking: Ranking, dtype: torch.dtype, temperature: float) -> None:
     normal = torch.randn(30)
     hostile = {
         "outliers": torch.cat([normal[:27], torch.tensor([1e30, -1e30, 9e29])]),

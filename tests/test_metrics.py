@@ -4,13 +4,13 @@ import math
 
 import numpy as np
 import pytest
-import reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pools import Pool, make_pool, pools
 from sklearn import metrics as sklearn_metrics
 
+import reference
+from pools import Pool, make_pool, pools
 from rareloss import metrics
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pools import Pool, pools
 
+from pools import Pool, pools
 from rareloss import Objective, PAUCAtBudgetLoss, RecallAtQuantileLoss, SmoothAPLoss, functional, metrics
 
 TEXTS = ("ap", "recall@top=0.5%", "recall@fpr=0.1%", "pauc@fpr=0-0.5%", "pauc@fpr=0.1-2%")

@@ -4,11 +4,11 @@ import math
 
 import numpy as np
 import pytest
-import reference
 import torch
 from hypothesis import given
-from pools import Pool, gradient, pools
 
+import reference
+from pools import Pool, gradient, pools
 from rareloss.functional import soft_partial_auc
 
 

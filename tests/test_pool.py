@@ -10,9 +10,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pools import make_pool
 from torch import Tensor, nn
 
+from pools import make_pool
 from rareloss import PAUCAtBudgetLoss, RecallAtQuantileLoss, SmoothAPLoss, functional, metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*are needed for a stable gradient:UserWarning")
@@ -244,7 +244,11 @@ def test_reductions_run_over_the_defined_classes(name: str) -> None:
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_nothing_defined_is_zero_in_training_and_nan_in_eval(name: str, reduction: str) -> None:
     loss = LOSSES[name](1, queue_size=0, reduction=reduction)
-    for rows, targets in ((torch.randn(6), torch.zeros(6)), (torch.randn(6), torch.full((6,), -100)), (torch.zeros(0), torch.zeros(0))):
+    for rows, targets in (
+        (torch.randn(6), torch.zeros(6)),
+        (torch.randn(6), torch.full((6,), -100)),
+        (torch.zeros(0), torch.zeros(0)),
+    ):
         value, slope = slope_of(loss.train(), rows, targets)
         assert value.item() == 0.0
         assert slope.abs().sum().item() == 0.0
@@ -304,9 +308,7 @@ def test_temperature_can_be_set(name: str) -> None:
 def test_low_temperature_gives_the_metric(name: str) -> None:
     logits, targets = torch.randperm(40).double(), (torch.arange(40) % 4 == 0).long()
     loss = LOSSES[name](1, queue_size=0, temperature=1e-5)
-    assert 1 - loss(logits, targets).item() == pytest.approx(
-        HARD[name](logits, targets == 1).value.item(), abs=1e-9
-    )
+    assert 1 - loss(logits, targets).item() == pytest.approx(HARD[name](logits, targets == 1).value.item(), abs=1e-9)
 
 
 @every_loss

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_pool import LOSSES, every_loss, slope_of
 from torch import Tensor, nn
 
 from rareloss import PAUCAtBudgetLoss, RecallAtQuantileLoss, SmoothAPLoss
+from test_pool import LOSSES, every_loss, slope_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*are needed for a stable gradient:UserWarning")
 
@@ -176,7 +176,9 @@ def test_absent_label_of_one_class_is_remembered_as_absent(name: str) -> None:
     held[:4, 1] = float("nan")
     loss(held, labels[:32])
     live = torch.randn(16, 2, dtype=torch.float64)
-    torch.testing.assert_close(loss(live, labels[32:]), whole(torch.cat([live, first]), labels[torch.arange(48).roll(16)]))
+    torch.testing.assert_close(
+        loss(live, labels[32:]), whole(torch.cat([live, first]), labels[torch.arange(48).roll(16)])
+    )
 
 
 @pytest.mark.parametrize("name", ["recall_top", "recall_fpr", "pauc"])

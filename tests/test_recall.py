@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 import pytest
-import reference
 import torch
 
+import reference
 from rareloss.functional import soft_recall_at_quantile
 
 
@@ -81,7 +81,8 @@ def test_in_a_gap_the_threshold_lies_halfway_and_moves_with_both_sides(dtype: to
 
 
 def test_in_a_gap_unequal_sides_pull_alike() -> None:
-    # a e^(-(top - theta) / t) = b e^(-(theta - bottom) / t) with a = 1 row above, b = 3 below: theta is t log(3) / 2 up.
+    # a e^(-(top - theta) / t) = b e^(-(theta - bottom) / t) with a = 1 row above and b = 3 below:
+    # the threshold lies t log(3) / 2 above the middle.
     scores = torch.tensor([10.0, 0.0, 0.0, 0.0, 5.0], dtype=torch.float64, requires_grad=True)
     positive = torch.tensor([False, False, False, False, True])
     value, _ = soft_recall_at_quantile(
@@ -101,9 +102,7 @@ def test_any_quantile_equals_the_oracle(quantile: float, among: str) -> None:
     scores = torch.randn(60, dtype=torch.float64)
     positive = torch.arange(60) % 5 == 0
     value, _ = soft_recall_at_quantile(scores, positive, quantile=quantile, among=among, temperature=0.2)
-    expected = reference.soft_recall_at_quantile(
-        scores.numpy(), positive.numpy(), np.ones(60), quantile, among, 0.2
-    )
+    expected = reference.soft_recall_at_quantile(scores.numpy(), positive.numpy(), np.ones(60), quantile, among, 0.2)
     assert value.item() == pytest.approx(expected, rel=1e-7)
 
 

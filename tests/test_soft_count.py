@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 import pytest
-import reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from pools import Pool, pools
 
+import reference
+from pools import Pool, pools
 from rareloss.functional import soft_count
 
 
@@ -39,7 +39,9 @@ def test_any_size_equals_the_oracle(rows: int) -> None:
     scores, weights = torch.randn(rows), torch.rand(rows)
     at = torch.linspace(-4, 4, 13)
     exact = weights.double() @ torch.sigmoid((scores.double()[:, None] - at.double()) / 0.1)
-    torch.testing.assert_close(soft_count(scores, weights, at=at, temperature=0.1).double(), exact, rtol=2e-5, atol=1e-5)
+    torch.testing.assert_close(
+        soft_count(scores, weights, at=at, temperature=0.1).double(), exact, rtol=2e-5, atol=1e-5
+    )
     exact = torch.sigmoid((scores.double() - scores.double()[:, None]) / 0.1) @ weights.double()
     torch.testing.assert_close(soft_count(scores, weights, temperature=0.1).double(), exact, rtol=2e-5, atol=1e-5)
 
@@ -70,9 +72,7 @@ def test_gradcheck_to_scores_points_and_weights() -> None:
     scores = torch.randn(9, dtype=torch.float64, requires_grad=True)
     weights = torch.rand(2, 9, dtype=torch.float64, requires_grad=True)
     at = torch.randn(4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(
-        lambda s, w, a: soft_count(s, w, at=a, temperature=0.4), (scores, weights, at)
-    )
+    assert torch.autograd.gradcheck(lambda s, w, a: soft_count(s, w, at=a, temperature=0.4), (scores, weights, at))
     assert torch.autograd.gradcheck(lambda s, w: soft_count(s, w, temperature=0.4), (scores, weights))
 
 

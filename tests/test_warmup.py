@@ -40,7 +40,7 @@ def test_weight_is_zero_then_rises_in_equal_steps_then_stays() -> None:
     assert weights[:3] == [0.0, 0.0, 0.0]
     assert all(0 < weight < 0.8 for weight in weights[3:7])
     assert weights[7:] == [0.8] * 5
-    gains = [after - before for before, after in zip(weights[3:6], weights[4:7], strict=True)]
+    gains = [weights[step + 1] - weights[step] for step in range(3, 6)]
     assert gains == pytest.approx([gains[0]] * 3)
     assert gains[0] > 0
     assert phases == [(True, False)] * 3 + [(False, True)] * 4 + [(False, False)] * 5
@@ -153,7 +153,9 @@ def test_rows_from_the_blend_are_kept() -> None:
 
 
 def test_reset_queue_reaches_both_losses() -> None:
-    loss = LossWarmupWrapper(SmoothAPLoss(1, queue_size=64), PAUCAtBudgetLoss(1, beta=0.5, queue_size=64), warmup_steps=1)
+    loss = LossWarmupWrapper(
+        SmoothAPLoss(1, queue_size=64), PAUCAtBudgetLoss(1, beta=0.5, queue_size=64), warmup_steps=1
+    )
     for _ in range(3):
         loss(*batch())
     loss.reset_queue()

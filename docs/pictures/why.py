@@ -1,4 +1,4 @@
-"""Draw docs/pictures/why.svg: what cross-entropy and Smooth-AP make of the same linear scorer at 1 % positives.
+"""Draw docs/pictures/why.svg: cross-entropy and Smooth-AP on one linear scorer at 1 % positives, and a network beside.
 
 Run: python docs/pictures/why.py
 """
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from rareloss import SmoothAPLoss, metrics
 
-CROSS_ENTROPY, SMOOTH_AP, NEGATIVE, POSITIVE = "#c2571a", "#1b6ca8", "#b8bec6", "#7b2d8b"
+CROSS_ENTROPY, SMOOTH_AP, NETWORK = "#c2571a", "#1b6ca8", "#5f6b76"
+NEGATIVE, POSITIVE = "#b8bec6", "#7b2d8b"
 
 
 def draw(seed: int, rows: int = 10_000) -> tuple[Tensor, Tensor]:
@@ -53,6 +54,20 @@ def fit() -> tuple[nn.Linear, nn.Linear]:
     return solved, ranked
 
 
+def fit_network() -> nn.Sequential:
+    """Return a network with one hidden layer after cross-entropy, its last bias started at the base rate."""
+    torch.manual_seed(0)
+    features, label = draw(seed=0)
+    network = nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, 1))
+    nn.init.constant_(network[-1].bias, torch.logit(label.double().mean()).item())
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+    for _ in range(500):
+        optimizer.zero_grad()
+        nn.functional.binary_cross_entropy_with_logits(network(features)[:, 0], label.float()).backward()
+        optimizer.step()
+    return network
+
+
 def precision_recall(scores: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     """Return recall and precision at every cut, from the top downwards."""
     hits = label[scores.argsort(descending=True)].cumsum(0)
@@ -78,27 +93,29 @@ def show_rows(axes: Axes, features: Tensor, label: Tensor, scorers: dict[str, tu
     axes.legend(loc="lower left", fontsize=7.5, framealpha=0.95)
 
 
-def show_curves(axes: Axes, features: Tensor, label: Tensor, scorers: dict[str, tuple[nn.Linear, str]]) -> None:
+def show_curves(axes: Axes, features: Tensor, label: Tensor, scorers: dict[str, tuple[nn.Module, str]]) -> None:
     """Draw precision against recall on rows that no scorer was fitted to."""
     for name, (scorer, colour) in scorers.items():
         with torch.no_grad():
             scores = scorer(features)[:, 0]
         value = metrics.average_precision(scores, label).value
-        axes.plot(*precision_recall(scores, label), color=colour, linewidth=2, label=f"{name}: AP {value:.2f}")
+        axes.plot(*precision_recall(scores, label), color=colour, linewidth=1.8, label=f"{name}: AP {value:.2f}")
         print(f"{name}: average precision {value:.3f} on held-out rows")
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
-    axes.set_title("Same linear scorer, same rows, other loss", loc="left", fontsize=11)
-    axes.legend(loc="upper right", fontsize=9)
+    axes.set_title("Precision and recall on held-out rows", loc="left", fontsize=11)
+    axes.legend(loc="upper right", fontsize=8)
 
 
 def main() -> None:
-    """Fit both scorers and write the picture beside this file."""
+    """Fit the scorers and write the picture beside this file."""
     solved, ranked = fit()
     features, label = draw(seed=1)
-    scorers = {"cross-entropy": (solved, CROSS_ENTROPY), "Smooth-AP": (ranked, SMOOTH_AP)}
+    linear = {"cross-entropy": (solved, CROSS_ENTROPY), "Smooth-AP": (ranked, SMOOTH_AP)}
+    scorers: dict[str, tuple[nn.Module, str]] = {f"linear, {name}": shown for name, shown in linear.items()}
+    scorers["network, cross-entropy"] = (fit_network(), NETWORK)
     plt.rcParams.update({"svg.hashsalt": "why", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.9), layout="constrained", dpi=150)
-    show_rows(left, features, label, scorers)
+    show_rows(left, features, label, linear)
     show_curves(right, features, label, scorers)
     figure.savefig(Path(__file__).with_suffix(".svg"), metadata={"Date": None})
 

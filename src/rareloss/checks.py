@@ -31,11 +31,11 @@ __all__ = [
 
 def values_readable(tensor: Tensor, check_values: bool | None = None) -> bool:
     """Say whether the values of ``tensor`` may be read now without breaking a graph or, by default, a GPU's stride."""
-    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # type: ignore[attr-defined]
+    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return False
     if tensor.device.type == "meta":
         return False
-    return tensor.device.type == "cpu" if check_values is None else check_values
+    return tensor.device.type == "cpu" or bool(check_values)
 
 
 def positive_number(name: str, value: float) -> float:

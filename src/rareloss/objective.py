@@ -85,6 +85,8 @@ class Objective:
         if kind not in cls.KINDS or not found:
             raise ValueError(f"an objective is {_FORMS}, got {text!r}")
         low, dash, high = value.partition("-") if kind == "pauc@fpr" else ("0", "-", value)
+        if dash and high.endswith("%") and not low.endswith("%"):
+            low += "%"  # "0.1-2%" means percent on both sides
         try:
             shares = [_share(part) for part in ((low, high) if dash else ("0", low))]
         except ValueError:

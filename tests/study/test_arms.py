@@ -7,11 +7,19 @@ import torch
 
 pytest.importorskip("sklearn")
 from rareloss import Objective, SmoothAPLoss
-from rareloss.study.arms import arms_for, choose_arms, fit_arms, fit_trees
+from rareloss.study.arms import RECIPE, arms_for, choose_arms, fit_arms, fit_trees
 from rareloss.study.data import DataError, load
 from rareloss.study.fitting import PAIRS, Fitted, Task, batches, cross_entropy, descend, new_model, pool_sizes, pools
 from rareloss.study.scorers import find_scorer
 from rareloss.study.split import split
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train briefly: what is tested does not need the whole recipe."""
+    for name, steps in {"network_steps": 60, "network_warm_up_steps": 10, "stage_steps": 20}.items():
+        monkeypatch.setitem(RECIPE, name, steps)
+    monkeypatch.setitem(RECIPE, "warmup_cross_entropy_steps", {"scorecard": 20, "network": 40})
 
 
 def make_task(objective: str = "ap", classes: int = 2, rows: int = 300) -> Task:

@@ -1,5 +1,6 @@
 """The report: one file, no network, everything shown, nothing of the user's text taken for markup."""
 
+import base64
 import copy
 import json
 import math
@@ -273,6 +274,33 @@ def test_operating_point_is_marked_on_its_own_curve(objective: str, marked: list
     results["objective"]["text"] = objective
     drawn = figures(parsed(results, tmp_path))
     assert [chart for chart in ("roc", "gain") if drawn[f"{chart}/mlp"]["layout"].get("shapes")] == marked
+
+
+def test_a_capacity_below_the_rate_is_printed_with_its_cap(tmp_path: Path) -> None:
+    results = make_results()
+    assert "(cap 0.204)" in parsed(results, tmp_path).text  # 0.5 % reviewed of 2.45 % in the class
+    results["objective"] |= {"text": "ap", "name": "average precision", "cap": None}
+    text = parsed(results, tmp_path).text
+    assert "(cap 0.204)" in text  # recall@top is now a further metric, and capped as before
+    assert "No ranking can exceed" not in text
+
+
+def test_warnings_of_the_runs_are_shown_once_with_their_number(tmp_path: Path) -> None:
+    results = make_results()
+    for run in results["runs"][:3]:
+        run["warnings"] = ["the pool holds 4 rows above the threshold"]
+    assert parsed(results, tmp_path).text.count("the pool holds 4 rows above the threshold (3 runs)") == 1
+
+
+def test_an_arm_solved_without_steps_is_a_level_line(tmp_path: Path) -> None:
+    results = make_results(seeds=1)
+    for run in results["runs"]:
+        if run["arm"] == "tuned_ce":
+            run |= {"history": [], "validation": 0.125}
+    lines = figures(parsed(results, tmp_path))["training/linear"]["data"]
+    line = next(line for line in lines if line["meta"] == "tuned_ce")
+    values = np.frombuffer(base64.b64decode(line["y"]["bdata"]), dtype=line["y"]["dtype"])
+    np.testing.assert_array_equal(values, np.float32(0.125))
 
 
 def test_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ class RecallAtQuantileLoss(RankingLoss):
         num_classes: 1 for binary, else the number of classes or labels.
         quantile: q in (0, 1). The pool should hold at least 10 / q rows.
         among: ``"all"`` (review capacity) or ``"negatives"`` (false-positive rate).
+        temperature: in the unit of ``temperature_unit``, above 0.
         options: as in :class:`~rareloss.ranking.ranking_loss.RankingLoss`.
 
     Example:
@@ -88,9 +89,15 @@ class RecallAtQuantileLoss(RankingLoss):
     threshold_from_iid_rows = True
 
     def __init__(
-        self, num_classes: int, quantile: float = 0.005, among: str = "all", **options: Unpack[PoolOptions]
+        self,
+        num_classes: int,
+        quantile: float = 0.005,
+        among: str = "all",
+        *,
+        temperature: float = 0.05,
+        **options: Unpack[PoolOptions],
     ) -> None:
-        super().__init__(num_classes, **options)
+        super().__init__(num_classes, temperature=temperature, **options)
         self.quantile = checks.probability("quantile", quantile, open_low=True, open_high=True)
         self.among = checks.choice("among", among, ("all", "negatives"))
 

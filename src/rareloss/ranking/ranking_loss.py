@@ -15,10 +15,9 @@ __all__ = ["PoolOptions", "RankingLoss", "Support"]
 
 
 class PoolOptions(TypedDict, total=False):
-    """The arguments that every ranking loss shares; see :class:`RankingLoss`."""
+    """The arguments that every ranking loss passes on; see :class:`RankingLoss`."""
 
     queue_size: int
-    temperature: float
     temperature_unit: str
     reduction: str
     ignore_index: int
@@ -60,7 +59,7 @@ class RankingLoss(nn.Module):
         queue_in_eval: read and fill the queue in eval mode too.
         gather_distributed: whether to rank the rows of all ranks; None: in training mode.
         process_group: the ranks that take part; the default group if None.
-        check_values: look into targets and weights: None only on the CPU, True anywhere (a GPU waits), False nowhere.
+        check_values: whether to look into targets and weights off the CPU too (the device waits for it).
 
     Raises:
         TypeError: an argument, logits or targets of a wrong type.

@@ -48,13 +48,12 @@ def soft_count(scores: Tensor, weights: Tensor, *, at: Tensor | None = None, tem
         wanted = "[A]" if scores.ndim == 1 else f"[A, {scores.shape[1]}]"
         raise ValueError(f"at must have shape {wanted} beside scores {tuple(scores.shape)}, got {tuple(at.shape)}")
     dtype = torch.promote_types(torch.promote_types(scores.dtype, at.dtype), torch.float32)
-    columns = (lambda x: x[..., None]) if scores.ndim == 1 else (lambda x: x)
-    counts = count_above(
-        columns(scores).to(dtype).movedim(-1, 0),
-        columns(weights if stacked else weights[None]).to(dtype).movedim(-1, 0),
-        columns(at).to(dtype).movedim(-1, 0),
-        temperature=temperature,
-    ).movedim(0, -1)  # [K, A, C]
+
+    def by_class(x: Tensor) -> Tensor:
+        return (x[..., None] if scores.ndim == 1 else x).to(dtype).movedim(-1, 0)
+
+    stack = weights if stacked else weights[None]
+    counts = count_above(by_class(scores), by_class(stack), by_class(at), temperature=temperature).movedim(0, -1)
     counts = counts[..., 0] if scores.ndim == 1 else counts
     return counts if stacked else counts[0]
 
@@ -63,7 +62,8 @@ def count_above(
     scores: Tensor, weights: Tensor, at: Tensor | None = None, *, temperature: float, where: Tensor | None = None
 ) -> Tensor:
     """Compute counts ``[C, K, A]`` of ``scores[C, M]``, ``weights[C, K, M]`` at ``at[C, A]`` (0 outside ``where``)."""
-    at = scores if at is None else at
+    # Another view where the points are the scores: dynamo refuses one tensor in two places.
+    at = scores.view_as(scores) if at is None else at
     where = torch.ones_like(at, dtype=torch.bool) if where is None else where
     counts: Tensor = dense_count(scores.contiguous(), weights.contiguous(), at.contiguous(), where, temperature)
     return counts

@@ -36,7 +36,7 @@ RECIPE: dict[str, Any] = {
     "network_batch": 1024,
     "network_warm_up_steps": 40,
     "network_look_every": 20,
-    "stage_steps": 120,
+    "stage_steps": 100,
     "stage_look_every": 10,
     "stage_learning_rate": {"scorecard": 3e-2, "network": 3e-4},
     "warmup_cross_entropy_steps": {"scorecard": 80, "network": 200},

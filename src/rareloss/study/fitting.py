@@ -36,9 +36,9 @@ __all__ = [
 ]
 
 # A pool for a ranking loss: at most so many pairs of a positive and a row, which a step compares.
-PAIRS = 8_000_000
+PAIRS = 5_000_000
 # Of a rare class so many rows are in a pool at most: more add less than the negatives that they displace.
-MOST_POSITIVES = 512
+MOST_POSITIVES = 400
 # The largest pool, whatever the pairs: recall needs rows around its threshold, not more.
 MOST_ROWS = 16_384
 # Newton's method solves a system with an equation for each weight; beyond this lbfgs is faster.

@@ -22,6 +22,8 @@ from rareloss.objective import Objective
 __all__ = ["html_summary", "write_report"]
 
 Array = NDArray[np.float64]
+Run = Mapping[str, Any]
+Runs = Mapping[str, Sequence[Run]]  # of one scorer, by arm
 
 INK, GROUND = "#1b1f24", "#fffffe"  # the page replaces these by its own text and ground colours, light or dark
 # Okabe and Ito's palette without its yellow, which vanishes on white: told apart under every common colour blindness.
@@ -98,7 +100,7 @@ def _template() -> Template:
 def _view(results: Mapping[str, Any], figures: bool = True) -> dict[str, Any]:
     """Everything the template shows, in the order it shows it."""
     arms = _arms(results)
-    runs: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    runs: dict[tuple[str, str], list[Run]] = {}
     for run in sorted(results["runs"], key=lambda run: run["seed"]):
         runs.setdefault((run["scorer"], run["arm"]), []).append(run)
     scorers = _scorers(results)
@@ -115,21 +117,20 @@ def _view(results: Mapping[str, Any], figures: bool = True) -> dict[str, Any]:
         "scorers": [_panel(scorer, arms, runs, results) for scorer in scorers],
         "metrics": {metric: _metric_cap(metric, results) for metric in _metric_names(results)},
         "said": Counter(text for run in results["runs"] for text in run.get("warnings") or []),
-        "seeds_done": len({run["seed"] for run in results["runs"]}),
         "positive": _positive_name(results),
         "point": point,
     }
     if figures:
-        span = _difference_span(results)
+        span, rate = _difference_span(results), _positive_rate(results)
         drawn: dict[str, Any] = {}
         for panel in view["scorers"]:
             name, mine = panel["name"], {arm.name: runs.get((panel["name"], arm.name), []) for arm in arms}
             shown = [arm for arm in arms if mine[arm.name]]
             charts = {
-                "pr": _pr(shown, mine, point, _positive_rate(results, mine), panel["default"]),
+                "pr": _pr(shown, mine, point, rate, panel["default"]),
                 "roc": _roc(shown, mine, point),
-                "gain": _gain(shown, mine, point, _positive_rate(results, mine)),
-                "calibration": _calibration(shown, mine, _positive_rate(results, mine)),
+                "gain": _gain(shown, mine, point, rate),
+                "calibration": _calibration(shown, mine, rate),
                 "training": _training(shown, mine),
             }
             panel["charts"] = [chart for chart, figure in charts.items() if figure is not None]
@@ -165,7 +166,7 @@ def _arms(results: Mapping[str, Any]) -> list[Arm]:
     return arms
 
 
-def _scorers(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _scorers(results: Mapping[str, Any]) -> list[Run]:
     """The scorers of the results, and after them any that only a run names."""
     known = {scorer["name"]: scorer for scorer in results["scorers"]}
     for run in results["runs"]:
@@ -192,7 +193,7 @@ def _metric_cap(metric: str, results: Mapping[str, Any]) -> float | None:
 def _panel(
     scorer: Mapping[str, Any],
     arms: Sequence[Arm],
-    runs: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]],
+    runs: Mapping[tuple[str, str], Sequence[Run]],
     results: Mapping[str, Any],
 ) -> dict[str, Any]:
     name = scorer["name"]
@@ -226,7 +227,6 @@ def _panel(
         "rows": rows,
         "default": _default_arms(rows),
         "per_class": _per_class(arms, runs, name, results),
-        "curves_class": next((run["curves_class"] for run in results["runs"] if run.get("curves_class")), None),
     }
 
 
@@ -241,7 +241,7 @@ def _default_arms(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _per_class(
     arms: Sequence[Arm],
-    runs: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]],
+    runs: Mapping[tuple[str, str], Sequence[Run]],
     scorer: str,
     results: Mapping[str, Any],
 ) -> dict[str, Any] | None:
@@ -262,21 +262,24 @@ def _per_class(
     return {"columns": columns, "rows": rows}
 
 
+def _curves_class(results: Mapping[str, Any]) -> str | None:
+    """The class that curves are drawn for: the rare one, or with more classes the one that the runs name."""
+    if len(results["data"]["classes"]) == 2:
+        return str(results["data"]["classes"][1])
+    return next((run["curves_class"] for run in results["runs"] if run.get("curves_class")), None)
+
+
 def _positive_name(results: Mapping[str, Any]) -> str:
-    classes = results["data"]["classes"]
-    curves_class = next((run["curves_class"] for run in results["runs"] if run.get("curves_class")), None)
-    return f"“{classes[1] if len(classes) == 2 else curves_class or 'the class'}”"
+    name = _curves_class(results)
+    return "the class" if name is None else f"“{name}”"
 
 
-def _positive_rate(results: Mapping[str, Any], mine: Mapping[str, Sequence[Mapping[str, Any]]]) -> float | None:
-    """Share of the class that the curves are drawn for."""
-    data = results["data"]
-    if data["rate"] is not None:
-        return float(data["rate"])
-    label = next((run["curves_class"] for runs in mine.values() for run in runs if run.get("curves_class")), None)
-    if label not in data["classes"]:
+def _positive_rate(results: Mapping[str, Any]) -> float | None:
+    """Share of the class that curves are drawn for."""
+    data, name = results["data"], _curves_class(results)
+    if name not in data["classes"]:
         return None
-    return float(data["class_counts"][data["classes"].index(label)] / sum(data["class_counts"]))
+    return float(data["class_counts"][data["classes"].index(name)] / sum(data["class_counts"]))
 
 
 # ------------------------------------------------------------------------------------------------------------- figures
@@ -331,7 +334,7 @@ def _difference_span(results: Mapping[str, Any]) -> tuple[float, float]:
 
 def _pr(
     arms: Sequence[Arm],
-    mine: Mapping[str, Sequence[Mapping[str, Any]]],
+    mine: Runs,
     point: Objective,
     rate: float | None,
     default: Sequence[str],
@@ -360,14 +363,14 @@ def _pr(
     return figure
 
 
-def _recall_at(run: Mapping[str, Any], point: Objective) -> float | None:
+def _recall_at(run: Run, point: Objective) -> float | None:
     """Recall at the operating point, read from the curve that has it on its x axis."""
     curve, x, y = ("gain", "share", "recall") if point.kind == "recall@top" else ("roc", "fpr", "tpr")
     line = _curve(run, curve, x, y)
     return None if line is None or point.level is None else float(np.interp(point.level, *line))
 
 
-def _roc(arms: Sequence[Arm], mine: Mapping[str, Sequence[Mapping[str, Any]]], point: Objective) -> go.Figure | None:
+def _roc(arms: Sequence[Arm], mine: Runs, point: Objective) -> go.Figure | None:
     return _log_share(
         arms, mine, "roc", ("fpr", "tpr"), point if point.kind.endswith("@fpr") else None,
         ("false-positive rate", "recall (true-positive rate)"),
@@ -376,7 +379,7 @@ def _roc(arms: Sequence[Arm], mine: Mapping[str, Sequence[Mapping[str, Any]]], p
 
 def _gain(
     arms: Sequence[Arm],
-    mine: Mapping[str, Sequence[Mapping[str, Any]]],
+    mine: Runs,
     point: Objective,
     rate: float | None,
 ) -> go.Figure | None:
@@ -395,7 +398,7 @@ def _gain(
 
 def _log_share(
     arms: Sequence[Arm],
-    mine: Mapping[str, Sequence[Mapping[str, Any]]],
+    mine: Runs,
     curve: str,
     axes: tuple[str, str],
     mark: Objective | None,
@@ -430,9 +433,7 @@ def _log_share(
     return figure
 
 
-def _calibration(
-    arms: Sequence[Arm], mine: Mapping[str, Sequence[Mapping[str, Any]]], rate: float | None
-) -> go.Figure | None:
+def _calibration(arms: Sequence[Arm], mine: Runs, rate: float | None) -> go.Figure | None:
     rare = rate is not None and rate < 0.1
     figure, lowest = go.Figure(), 1.0
     for arm in arms:
@@ -467,7 +468,7 @@ def _calibration(
     return figure
 
 
-def _pooled_calibration(runs: Sequence[Mapping[str, Any]], rare: bool) -> tuple[Array, Array, Array] | None:
+def _pooled_calibration(runs: Sequence[Run], rare: bool) -> tuple[Array, Array, Array] | None:
     """The bins of all seeds, merged where they predict alike: a quarter of a decade where rare, else a tenth."""
     parts = [
         [_floats(curve.get(key)) for key in ("predicted", "observed", "count")]
@@ -487,7 +488,7 @@ def _pooled_calibration(runs: Sequence[Mapping[str, Any]], rare: bool) -> tuple[
     return np.bincount(group, predicted * count) / total, np.bincount(group, observed * count) / total, total
 
 
-def _training(arms: Sequence[Arm], mine: Mapping[str, Sequence[Mapping[str, Any]]]) -> go.Figure | None:
+def _training(arms: Sequence[Arm], mine: Runs) -> go.Figure | None:
     looks = [look["step"] for runs in mine.values() for run in runs for look in run.get("history") or []]
     if not looks:
         return None
@@ -507,7 +508,7 @@ def _training(arms: Sequence[Arm], mine: Mapping[str, Sequence[Mapping[str, Any]
     return figure
 
 
-def _scores(runs: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -> tuple[go.Figure | None, int | None]:
+def _scores(runs: Sequence[Run], results: Mapping[str, Any]) -> tuple[go.Figure | None, int | None]:
     """Histogram of the first seed that has one: the scales of different seeds' scores do not compare."""
     classes = results["data"]["classes"]
     names = classes if len(classes) == 2 else ("the rest", _positive_name(results))
@@ -531,7 +532,7 @@ def _scores(runs: Sequence[Mapping[str, Any]], results: Mapping[str, Any]) -> tu
 
 def _banded(
     arms: Sequence[Arm],
-    mine: Mapping[str, Sequence[Mapping[str, Any]]],
+    mine: Runs,
     curve: str,
     axes: tuple[str, str],
     grid: Array,
@@ -561,7 +562,7 @@ def _banded(
     return figure if figure.data else None
 
 
-def _curve(run: Mapping[str, Any], curve: str, x: str, y: str) -> tuple[Array, Array] | None:
+def _curve(run: Run, curve: str, x: str, y: str) -> tuple[Array, Array] | None:
     """A run's curve as finite points with x rising, or None where it has none."""
     points = (run.get("curves") or {}).get(curve) or {}
     across, up = _floats(points.get(x)), _floats(points.get(y))

@@ -115,7 +115,8 @@ class LossWarmupWrapper(nn.Module):
     def temperature(self) -> float | None:
         """Temperature of ``main_loss`` in the next call; None if it has none."""
         if self.temp_start is None or self.temp_end is None:
-            return getattr(self.main_loss, "temperature", None)
+            temperature: float | None = getattr(self.main_loss, "temperature", None)
+            return temperature
         done = min(1.0, max(0, self._step - self.warmup_steps) / self.temp_decay_steps)
         return self.temp_start * (self.temp_end / self.temp_start) ** done
 
@@ -149,11 +150,8 @@ class LossWarmupWrapper(nn.Module):
 
         def called(loss: nn.Module) -> Tensor:
             taken = {name: value for name, value in given.items() if value is not None and loss in takers[name]}
-            ignore_index = getattr(self.main_loss, "ignore_index", -100)
             result: Tensor = (
-                _torch_loss(loss, logits, targets, ignore_index, self.training)
-                if _is_torch(loss)
-                else loss(logits, targets, **taken)
+                self._torch_loss(loss, logits, targets) if _is_torch(loss) else loss(logits, targets, **taken)
             )
             return result
 
@@ -187,6 +185,26 @@ class LossWarmupWrapper(nn.Module):
             f"final_main_weight={self.final_main_weight}"
         )
 
+    def _torch_loss(self, loss: nn.Module, logits: Tensor, targets: Tensor) -> Tensor:
+        # The mean of a torch loss is rescaled to that of all ranks' rows: n_rank * ranks / n_all.
+        ranks = 1
+        group = getattr(self.main_loss, "process_group", None)
+        if self.training and getattr(self.main_loss, "gather_distributed", None) is not False:
+            ranks = distributed.world_size(group)
+        try:
+            terms, counted = _torch_terms(loss, logits, targets, getattr(self.main_loss, "ignore_index", -100))
+        except (TypeError, ValueError) as error:
+            if ranks > 1:
+                distributed.sum_over_ranks(None, group, error)
+            raise
+        if loss.reduction == "none":
+            return terms
+        count = counted.sum()
+        if ranks > 1:
+            count = distributed.sum_over_ranks(count, group)
+        total = terms.sum() * ranks
+        return total if loss.reduction == "sum" else total / torch.where(count == 0, 1.0, count)
+
 
 def _takes(loss: nn.Module, name: str) -> bool:
     return name in inspect.signature(loss.forward).parameters
@@ -196,14 +214,17 @@ def _is_torch(loss: nn.Module) -> bool:
     return isinstance(loss, (nn.BCEWithLogitsLoss, nn.CrossEntropyLoss))
 
 
-def _torch_loss(loss: nn.Module, logits: Tensor, targets: Tensor, ignore_index: int, training: bool) -> Tensor:
-    """Call one of torch's two cross-entropies on what a ranking loss takes; its mean is that of all ranks' rows."""
+def _torch_terms(loss: nn.Module, logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Compute one of torch's two cross-entropies, unreduced, on what a ranking loss takes; and the terms' weights."""
+    checks.floating("logits", logits)
+    checks.is_tensor("targets", targets)
     kept = targets != ignore_index
     if isinstance(loss, nn.CrossEntropyLoss):
-        classes = logits.shape[-1]
+        checks.same_shape("targets", targets, logits.shape[:-1])
+        checks.class_indices("targets", targets, logits.shape[-1], ignore_index)
         flat = torch.where(kept, targets, loss.ignore_index).reshape(-1).long()
         terms = F.cross_entropy(
-            logits.reshape(-1, classes),
+            logits.reshape(-1, logits.shape[-1]),
             flat,
             weight=loss.weight,
             ignore_index=loss.ignore_index,
@@ -213,29 +234,20 @@ def _torch_loss(loss: nn.Module, logits: Tensor, targets: Tensor, ignore_index: 
         counted = (flat != loss.ignore_index).to(terms.dtype)
         if loss.weight is not None:
             counted = counted * loss.weight[torch.where(flat == loss.ignore_index, 0, flat)]
-    else:
-        assert isinstance(loss, nn.BCEWithLogitsLoss)
-        if targets.numel() != logits.numel():
-            raise ValueError(
-                f"targets must have the shape of the logits {tuple(logits.shape)}, a last dimension of 1 aside, "
-                f"got {tuple(targets.shape)}"
-            )
-        kept = kept.reshape(logits.shape)
-        # An ignored logit is taken out before the loss, so that a NaN there leaves no gradient.
-        terms = F.binary_cross_entropy_with_logits(
-            torch.where(kept, logits, 0.0),
-            torch.where(kept, targets.reshape(logits.shape), 0).to(logits.dtype),
-            weight=loss.weight,
-            pos_weight=loss.pos_weight,
-            reduction="none",
-        )
-        counted = kept.to(terms.dtype)
-        terms = terms * counted
-    if loss.reduction == "none":
-        return terms
-    ranks = distributed.world_size() if training else 1
-    total = terms.sum() * ranks
-    if loss.reduction == "sum":
-        return total
-    count = distributed.sum_over_ranks(counted.sum()) if training else counted.sum()
-    return total / torch.where(count == 0, 1.0, count)
+        return terms, counted
+    assert isinstance(loss, nn.BCEWithLogitsLoss)
+    checks.same_shape(
+        "targets", targets, logits.shape, logits.shape[:-1] if logits.shape[-1:] == (1,) else (*logits.shape, 1)
+    )
+    checks.labels("targets", targets, ignore_index)
+    kept = kept.reshape(logits.shape)
+    # An ignored logit is taken out before the loss, so that a NaN there leaves no gradient.
+    terms = F.binary_cross_entropy_with_logits(
+        torch.where(kept, logits, 0.0),
+        torch.where(kept, targets.reshape(logits.shape), 0).to(logits.dtype),
+        weight=loss.weight,
+        pos_weight=loss.pos_weight,
+        reduction="none",
+    )
+    counted = kept.to(terms.dtype)
+    return terms * counted, counted

@@ -1,0 +1,136 @@
+"""The command line: every refusal is one sentence and exit code 2; a whole run writes what it says."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+pytest.importorskip("typer")
+from typer.testing import CliRunner, Result
+
+import rareloss
+from rareloss.cli import app
+
+QUICK = ["--seeds", "1", "--trials", "1", "--network", "linear", "--arms", "smooth_ap_stage", "--workers", "1"]
+
+
+def make_frame(rows: int = 200, positives: int = 30) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    target = np.arange(rows) < positives
+    columns = {name: rng.standard_normal(rows) + target for name in "ab"}
+    return pd.DataFrame({**columns, "y": target.astype(int)}).sample(frac=1, random_state=0)
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def assert_refused(result: Result, said: str, folder: Path) -> None:
+    assert result.exit_code == 2, result.output
+    assert said in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert "Traceback" not in result.output
+    assert not folder.exists()
+
+
+def test_version_is_shown() -> None:
+    assert run("--version").output == f"rareloss {rareloss.__version__}\n"
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "data.csv"
+    make_frame().to_csv(path, index=False)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("frame", "said"),
+    [
+        (make_frame().drop(columns="y"), "no column 'y'"),
+        (make_frame().assign(y=1), "holds one class alone"),
+        (make_frame(positives=5), "5 positives"),
+        (make_frame().assign(a=np.inf), "infinite"),
+        (make_frame().iloc[:0], "no rows"),
+        (make_frame()[["y"]], "no column is left to predict from"),
+        (make_frame().assign(y=[f"{value:.7f}" for value in np.linspace(0, 1, 200)]), "classes were expected"),
+    ],
+)
+def test_bad_data_are_refused(frame: pd.DataFrame, said: str, tmp_path: Path) -> None:
+    path, out = tmp_path / "bad.csv", tmp_path / "out"
+    frame.to_csv(path, index=False)
+    assert_refused(run("compare", path, "--target", "y", "--out", out), said, out)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"", "is empty"), (b"a,a,y\n1,2,0\n", "more than one column"), (b"\x00\x93\xff", "cannot be read")],
+)
+def test_bad_files_are_refused(content: bytes, said: str, tmp_path: Path) -> None:
+    path, out = tmp_path / "bad.csv", tmp_path / "out"
+    path.write_bytes(content)
+    assert_refused(run("compare", path, "--target", "y", "--out", out), said, out)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--objective", "accuracy"], "an objective is 'ap'"),
+        (["--objective", "recall@top=150%"], "(0, 1)"),
+        (["--arms", "magic"], "no arm 'magic'"),
+        (["--network", "magic"], "no network 'magic'"),
+        (["--network", "nowhere:build"], "cannot be imported"),
+        (["--positive", "7"], "no value '7'"),
+    ],
+)
+def test_bad_options_are_refused(options: list[str], said: str, table: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert_refused(run("compare", table, "--target", "y", "--out", out, *options), said, out)
+
+
+def test_missing_file_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert_refused(run("compare", tmp_path / "none.csv", "--target", "y", "--out", out), "there is no file", out)
+
+
+def test_folder_that_cannot_be_written_is_refused(table: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    out = tmp_path / "file" / "out"
+    assert_refused(run("compare", table, "--target", "y", "--out", out), "cannot be used as output folder", out)
+
+
+def test_whole_run_prints_its_verdict_and_writes_both_files(table: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = run("compare", table, "--target", "y", "--out", out, *QUICK)
+    assert result.exit_code == 0, result.output
+    for expected in ("Tuned cross-entropy", "Boosted trees", "keep cross-entropy", "report.html"):
+        assert expected in result.stdout
+    assert json.loads((out / "results.json").read_text("utf-8"))["settings"]["trials"] == 1
+    assert (out / "report.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is another thing there")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(table: Path, tmp_path: Path, workers: int) -> None:
+    out = tmp_path / "out"
+    options = ["--target", "y", "--seeds", "60", "--trials", "1", "--network", "linear", "--arms", "focal"]
+    command = [sys.executable, "-c", "from rareloss.cli import main; main()", "compare", str(table), *options]
+    command += ["--workers", str(workers), "--out", str(out)]
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while len(list(out.glob("runs/linear-*.json"))) < 2 and running.poll() is None:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    said = running.communicate(timeout=120)[1]
+    assert running.returncode == 130, said
+    assert "Stopped with" in said
+    assert "Traceback" not in said
+    assert json.loads((out / "results.json").read_text("utf-8"))["unfinished"]
