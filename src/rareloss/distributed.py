@@ -84,7 +84,7 @@ def gather_rows(x: Tensor, group: ProcessGroup | None = None, *, sizes: Sequence
     sizes = agree(x, group) if sizes is None else list(sizes)
     if not any(sizes):
         return x
-    gathered: Tensor = _GatherRows.apply(x, sizes, group)
+    gathered: Tensor = _GatherRows.apply(x, sizes, group)  # type: ignore[no-untyped-call]
     return gathered
 
 

@@ -105,7 +105,7 @@ class _DenseCount(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         to_weights = ctx.needs_input_grad[1]
-        found = _DenseCountBackward.apply(gradients[0].contiguous(), *ctx.saved_tensors, ctx.temperature, to_weights)
+        found = _DenseCountBackward.apply(gradients[0].contiguous(), *ctx.saved_tensors, ctx.temperature, to_weights)  # type: ignore[no-untyped-call]
         return found[0], found[1] if to_weights else None, found[2], None, None
 
 
@@ -149,7 +149,7 @@ def dense_count(scores: Tensor, weights: Tensor, at: Tensor, where: Tensor, temp
     Returns:
         ``[B, K, A]``, with gradient to the first three.
     """
-    counts: Tensor = _DenseCount.apply(scores, weights, at, where, temperature)
+    counts: Tensor = _DenseCount.apply(scores, weights, at, where, temperature)  # type: ignore[no-untyped-call]
     return counts
 
 

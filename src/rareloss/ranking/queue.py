@@ -72,5 +72,5 @@ class MemoryQueue(nn.Module):
                 return tensor.to(moved.device)
             return moved
 
-        super()._apply(widened, recurse)
+        super()._apply(widened, recurse)  # type: ignore[no-untyped-call]
         return self

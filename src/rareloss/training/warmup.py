@@ -118,7 +118,7 @@ class LossWarmupWrapper(nn.Module):
             temperature: float | None = getattr(self.main_loss, "temperature", None)
             return temperature
         done = min(1.0, max(0, self._step - self.warmup_steps) / self.temp_decay_steps)
-        return self.temp_start * (self.temp_end / self.temp_start) ** done
+        return float(self.temp_start * (self.temp_end / self.temp_start) ** done)
 
     def reset_queue(self) -> None:
         """Forget the rows that the losses remember."""
