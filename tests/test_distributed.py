@@ -358,7 +358,7 @@ def run_rank(rank: int, ranks: int, folder: str) -> None:
         init_method=(Path(folder) / "meeting").as_uri(),
         rank=rank,
         world_size=ranks,
-        timeout=datetime.timedelta(seconds=60),
+        timeout=datetime.timedelta(seconds=120),
     )
     said = dict.fromkeys(CASES, "not run: an earlier case failed\n")
     try:

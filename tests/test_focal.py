@@ -333,7 +333,7 @@ def test_graph_stays_whole_under_compile(reduction: str) -> None:
         (SigmoidFocalLoss(reduction=reduction), labels),
         (SoftmaxFocalLoss(reduction=reduction), classes),
     ):
-        torch._dynamo.reset()
+        torch.compiler.reset()
         slopes = []
         for function in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
             leaf = logits.clone().requires_grad_()

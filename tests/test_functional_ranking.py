@@ -388,7 +388,7 @@ def test_weights_carry_no_gradient(ranking: Ranking) -> None:
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's own
 def test_graph_stays_whole_under_compile(ranking: Ranking) -> None:
     pool = make_pool(2, 40)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     compiled = torch.compile(ranking.soft, fullgraph=True, backend="aot_eager")
     value, slope = gradient(compiled, *pool)
     expected, expected_slope = gradient(ranking.soft, *pool)

@@ -430,7 +430,7 @@ def test_supported_operating_point_does_not_warn(name: str) -> None:
 @pytest.mark.parametrize(("classes", "queue_size"), [(1, 0), (1, 64), (3, 64)])
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's own
 def test_graph_stays_whole_under_compile(name: str, classes: int, queue_size: int) -> None:
-    torch._dynamo.reset()
+    torch.compiler.reset()
     loss = LOSSES[name](classes, queue_size=queue_size)
     twin = copy.deepcopy(loss)
     compiled = torch.compile(twin, fullgraph=True, backend="aot_eager")

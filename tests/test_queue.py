@@ -88,6 +88,7 @@ EVIDENCE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVIDENCE)
 def test_mean_gradient_equals_that_of_an_all_live_pool(name: str) -> None:
     # 200 draws of a batch of 256 and a queue of 4096, 5 % positives shifted by 1.5, a linear scorer.

@@ -1,5 +1,6 @@
 """A whole comparison on a small table: results, resuming, Ctrl-C, and the same numbers on any backend."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,8 @@ def test_other_data_in_the_same_folder_are_refused(finished: tuple[Comparison, P
 
 
 def test_ctrl_c_keeps_what_is_finished(frame: pd.DataFrame, finished: tuple[Comparison, Path], tmp_path: Path) -> None:
-    def press(sentence: str) -> None:
-        # The second start finds one unit finished; the user presses Ctrl-C in the next.
+    def press(*arguments: object, **options: object) -> None:
+        # One unit is finished; the user presses Ctrl-C in the next.
         raise KeyboardInterrupt
 
     kept = sorted((finished[1] / "runs").glob("*.json"))
@@ -104,7 +105,6 @@ def test_ctrl_c_keeps_what_is_finished(frame: pd.DataFrame, finished: tuple[Comp
             (tmp_path / "runs" / path.name).write_bytes(path.read_bytes())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rareloss.study.comparison.run_unit", press)
-        patch.setattr("joblib.delayed", lambda function: lambda *args, **kwargs: (press, ("",), {}))
         with pytest.raises(Interrupted) as stopped:
             compare(frame, **OPTIONS, out=tmp_path)
     partial = stopped.value.comparison
@@ -131,7 +131,7 @@ def test_dask_cluster_gives_the_same_numbers(frame: pd.DataFrame, finished: tupl
 def test_table_and_notebook_show_every_arm(finished: tuple[Comparison, Path]) -> None:
     from rich.console import Console
 
-    console = Console(width=80, record=True, file=open("/dev/null", "w", encoding="utf-8"))  # noqa: SIM115
+    console = Console(width=80, record=True, file=io.StringIO())
     console.print(finished[0].table())
     text = console.export_text()
     for arm in finished[0].results["arms"]:
