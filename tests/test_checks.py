@@ -246,15 +246,24 @@ def test_focal_module_refuses(loss: nn.Module) -> None:
             loss(first, second, sample_weight=weight)
 
 
-def test_values_are_not_looked_at_unless_asked() -> None:
-    # On the CPU looking is free; check_values=False looks nowhere, so that a GPU never waits for the host.
-    logits, weight = torch.randn(8), torch.ones(8)
+@pytest.mark.parametrize("check_values", [None, False, True])
+def test_values_are_always_looked_at_on_the_cpu(check_values: bool | None) -> None:
+    # There looking is free; check_values only adds devices that would wait for the host.
+    weight = torch.ones(8)
     weight[0] = -1.0
+    loss = SmoothAPLoss(1, check_values=check_values)
     with pytest.raises(ValueError, match="sample_weight"):
-        SmoothAPLoss(1)(logits, torch.arange(8) % 2, sample_weight=weight)
-    SmoothAPLoss(1, check_values=False)(logits, torch.arange(8) % 2, sample_weight=weight)
+        loss(torch.randn(8), torch.arange(8) % 2, sample_weight=weight)
+    with pytest.raises(ValueError, match="targets"):
+        loss(torch.randn(8), torch.arange(8))
+
+
+def test_values_are_not_looked_at_where_there_are_none() -> None:
+    # On the meta device there is shape and nothing else.
+    logits, targets = torch.randn(8, device="meta"), torch.zeros(8, dtype=torch.long, device="meta")
+    assert SmoothAPLoss(1, queue_size=0)(logits, targets).shape == ()
     with pytest.raises(ValueError, match="shape"):
-        SmoothAPLoss(1, check_values=False)(logits, torch.zeros(7))
+        SmoothAPLoss(1)(logits, targets[:7])
 
 
 @pytest.mark.parametrize(

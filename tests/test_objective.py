@@ -102,6 +102,7 @@ def test_rows_above_the_threshold_never_exceed_capacity_or_budget(pool: Pool, sh
     for kind in ("recall@top", "recall@fpr", "pauc@fpr"):
         objective = Objective(kind, share)
         threshold = objective.threshold(pool.scores, pool.positive, pool.weight)
+        assert threshold in pool.scores[pool.weight > 0]
         counted = pool.weight if kind == "recall@top" else pool.weight * ~pool.positive
         above = counted[pool.scores > threshold].sum()
         assert above <= share * counted.sum() * (1 + 1e-9)
@@ -116,6 +117,8 @@ def test_threshold_by_hand() -> None:
     assert Objective.parse("pauc@fpr=0-10%").threshold(scores, labels).item() == 80.0
     tied = torch.tensor([3.0, 2.0, 2.0, 2.0, 1.0])
     assert Objective.parse("recall@top=40%").threshold(tied, torch.tensor([1, 0, 0, 0, 0])).item() == 2.0
+    below_zero = torch.tensor([-1.0, -2.0, -3.0, -3.0, -5.0])
+    assert Objective.parse("recall@top=40%").threshold(below_zero, torch.tensor([1, 0, 0, 0, 0])).item() == -3.0
 
 
 def test_average_precision_has_no_threshold() -> None:

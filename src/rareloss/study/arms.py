@@ -92,8 +92,8 @@ def arms_for(objective: Objective) -> tuple[Arm, ...]:
         Arm(
             "weighted_ce",
             "Class-weighted cross-entropy",
-            "scorecards: classes weighted alike, the same draws of the penalty; networks: weights by inverse frequency "
-            "or its square root, the first half of the draws",
+            "the first half of the draws; scorecards: all classes weigh the same; networks: weighted by inverse share "
+            "or its square root",
             "reweight",
         ),
         Arm(
@@ -258,7 +258,7 @@ def _network(
 def _weighted(task: Task, scorer: Scorer, draws: Sequence[Mapping[str, Any]]) -> Fitted:
     balanced = float(task.counts[0] / task.counts[1]) if task.outputs == 1 else 1.0
     if scorer.scorecard:
-        return logistic(task, scorer, [{**draw, "class_weight": balanced} for draw in draws])
+        return logistic(task, scorer, [{**draw, "class_weight": balanced} for draw in _half(draws)])
     root = math.sqrt(balanced) if task.outputs == 1 else 0.5
     return _network(task, scorer, _half(draws), [{"class_weight": root}, {"class_weight": balanced}])
 
