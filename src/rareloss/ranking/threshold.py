@@ -16,9 +16,11 @@ from rareloss.kernels.batching import fold_into_batch
 
 __all__ = ["margin_over_threshold", "snapped_target"]
 
-# Enough for the worst case of bisection from 1e38 down to rounding; a usual pool needs 5 to 10.
+# Enough for the worst case of bisection from 1e38 down to rounding; a usual pool needs 3 to 9.
 _MOST_STEPS = 160
 _STEPS_OFF_CPU = 48
+# Newton's steps alone at first; every second one is a bisection once they have not been enough.
+_NEWTON_STEPS = 12
 
 
 def margin_over_threshold(scores: Tensor, counted: Tensor, share: float, temperature: float) -> tuple[Tensor, Tensor]:
@@ -87,7 +89,7 @@ def _threshold(scores: Tensor, counted: Tensor, share: float, temperature: float
         high = torch.where(excess < 0, root, high)
         newton = root + excess / slope
         bisected = _middle(low, high, temperature)
-        trusted = (newton > low) & (newton < high) & (step % 3 != 2)
+        trusted = (newton > low) & (newton < high) & ((step < _NEWTON_STEPS) | (step % 2 == 0))
         # Newton's error is squared at each step: what is taken at 1e-9 is exact to rounding. NaN ends the search too.
         tolerance = 1e-9 * temperature + 4e-16 * root.abs()
         unfinished = (excess.abs() > 0) & ((newton - root).abs() > tolerance) & (high - low > tolerance)
