@@ -3,6 +3,7 @@
 import os
 import shlex
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,10 +53,12 @@ def compare(
     seeds: Annotated[int, typer.Option(min=1, help="How many splits; an interval needs 2, a narrow one more.")] = 3,
     trials: Annotated[int, typer.Option(min=1, help="Draws of hyper-parameters for tuned cross-entropy.")] = 8,
     network: Annotated[
-        str, typer.Option(help="Scorers, separated by commas: linear, additive, mlp, or module:function of your own.")
-    ] = "linear,additive,mlp",
+        list[str],
+        typer.Option(help="Scorers: linear, additive, mlp, or module:function of your own; by commas or repeated."),
+    ] = ["linear", "additive", "mlp"],  # noqa: B006
     arms: Annotated[
-        str | None, typer.Option(help="Arms, separated by commas; all that fit by default. Baselines always run.")
+        list[str] | None,
+        typer.Option(help="Arms, by commas or repeated; all that fit by default. Baselines always run."),
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; one per core by default.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for results.json, report.html and what is finished.")] = Path(
@@ -76,7 +79,7 @@ def compare(
             seeds=seeds,
             trials=trials,
             network=_names(network),
-            arms=None if arms is None else _names(arms),
+            arms=_names(arms) if arms else None,
             workers=workers or os.cpu_count() or 1,
             out=out,
         )
@@ -118,6 +121,9 @@ def _compare(say: Console, *, out: Path, **options: Any) -> None:
     for scorer, sentence in comparison.verdicts.items():
         say.print(f"{scorer}: {sentence}", markup=False)
     say.print(results["overall"], markup=False)
+    if not stopped and not comparison.verdicts:
+        typer.echo("Nothing could be compared: see what failed above.", err=True)
+        raise typer.Exit(1)
     if stopped:
         left = len(results["unfinished"])
         typer.echo(f"Stopped with {left} units left; what is finished is kept in {out}: same command, go on.", err=True)
@@ -125,10 +131,17 @@ def _compare(say: Console, *, out: Path, **options: Any) -> None:
     say.print(f"Written: {out / 'results.json'} and {out / 'report.html'}", markup=False)
 
 
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+def _names(texts: list[str]) -> list[str]:
+    return [name.strip() for text in texts for name in text.split(",") if name.strip()]
+
+
+def _without_noise(raised: threading.ExceptHookArgs) -> None:
+    # Ctrl-C ends joblib's processes under the thread that minds them, whose surprise is no news to a user.
+    if raised.thread is None or raised.thread.name != "ExecutorManagerThread":
+        threading.__excepthook__(raised)
 
 
 def main() -> None:
     """Run the command ``rareloss``."""
+    threading.excepthook = _without_noise
     app()

@@ -7,11 +7,13 @@ import torch
 
 pytest.importorskip("sklearn")
 from rareloss import Objective, SmoothAPLoss
-from rareloss.study.arms import RECIPE, arms_for, choose_arms, fit_arms, fit_trees
+from rareloss.study.arms import RECIPE, arms_for, choose_arms
+from rareloss.study.batches import PAIRS, batches, pool_sizes, pools
 from rareloss.study.data import DataError, load
-from rareloss.study.fitting import PAIRS, Fitted, Task, batches, cross_entropy, descend, new_model, pool_sizes, pools
+from rareloss.study.fitting import Fitted, Task, cross_entropy, descend, new_model
 from rareloss.study.scorers import find_scorer
 from rareloss.study.split import split
+from rareloss.study.ways import fit_arms, fit_trees
 
 
 @pytest.fixture(autouse=True)

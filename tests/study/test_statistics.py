@@ -64,7 +64,7 @@ def test_unsupported_gain_is_no_winner() -> None:
     found = judge({"tuned_ce": [0.4, 0.5, 0.6], "smooth_ap_stage": [0.5, 0.55, 0.9]})
     assert found["winner"] is None
     assert found["sentence"].startswith("none: keep cross-entropy (0.500)")
-    assert "with 3 seeds intervals are wide" in found["sentence"]
+    assert "3 seeds make wide intervals" in found["sentence"]
 
 
 def test_one_seed_has_no_winner() -> None:

@@ -5,8 +5,11 @@ import json
 import os
 import platform
 import sys
+import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,14 +26,12 @@ from rareloss import Objective
 from rareloss.study.arms import RECIPE, TEMPERATURES, Arm, choose_arms
 from rareloss.study.data import DataError, Table, load
 from rareloss.study.report import html_summary, write_report
-from rareloss.study.runs import TREES, Store, run_unit, write_atomically
+from rareloss.study.runs import TREES, Store, run_unit, unit_name, write_atomically
 from rareloss.study.scorers import SCORERS, find_scorer
 from rareloss.study.split import Fold, split
-from rareloss.study.statistics import LEVEL, overall, paired_interval, verdict
+from rareloss.study.statistics import LEVEL, judge
 
 __all__ = ["Comparison", "Interrupted", "compare"]
-
-BASELINE = "tuned_ce"
 
 
 class Interrupted(KeyboardInterrupt):
@@ -73,7 +74,7 @@ class Comparison:
         results = self.results
         title = f"{results['data']['name']}: {results['objective']['name']}, mean over test folds"
         table = RichTable("arm", title=title, title_justify="left")
-        for heading in (results["objective"]["text"], "difference", f"{LEVEL:.0%} interval"):
+        for heading in ("test", "difference", f"{LEVEL:.0%} interval"):
             table.add_column(heading, justify="right", no_wrap=True)
         gaps = {(gap["scorer"], gap["arm"]): gap for gap in results["differences"]}
         for scorer in results["scorers"]:
@@ -175,11 +176,6 @@ def compare(
     if units:
         say(f"{len(units)} of {len(wanted)} units were finished before and are taken over from {out}")
 
-    def run(in_process: bool, key: tuple[str, int], done: Callable[[str], None] | None = None) -> Any:
-        return joblib.delayed(run_unit)(
-            table, judged, chosen, *key, trials, in_process=in_process, **({"done": done} if done else {})
-        )
-
     given = {"target": target, "positive": positive, "group": group, "time": time}
     names = [scorer.name for scorer in scorers]
     described = {
@@ -198,17 +194,18 @@ def compare(
         finished = [units[key] for key in wanted if key in units]
         unfinished = [{"seed": seed, "scorer": name} for name, seed in wanted if (name, seed) not in units]
         ratio = float(np.mean([len(fold.test) / len(fold.train) for fold in folds.values()]))
-        return Comparison({**described, **_judged(finished, described, ratio), "unfinished": unfinished})
+        return Comparison({**described, **judge(finished, described, ratio, shared=TREES), "unfinished": unfinished})
 
     try:
-        with _bars(progress, wanted, units, chosen) as (finished, done):
-            for unit in _all([key for key in wanted if key not in units], run, workers, done):
+        with _bars(progress, wanted, units, chosen) as (finished, ticks):
+            left = [key for key in wanted if key not in units]
+            for unit in _all(left, partial(run_unit, table, judged, chosen, trials=trials, ticks=ticks), workers):
                 store.keep(unit)
                 units[unit["scorer"], unit["seed"]] = unit
                 finished(unit)
     except KeyboardInterrupt:
         stopped = found()
-        if out is not None:
+        if out is not None and stopped.results["runs"]:
             stopped.save(out)
         raise Interrupted(stopped) from None
     comparison = found()
@@ -218,89 +215,58 @@ def compare(
 
 
 def _all(
-    left: Sequence[tuple[str, int]],
-    run: Callable[..., Any],
-    workers: int | None,
-    done: Callable[[str, int, str], None],
+    left: Sequence[tuple[str, int]], run: Callable[..., dict[str, Any]], workers: int | None
 ) -> Iterator[dict[str, Any]]:
     """Run units here or in joblib's workers, and yield each as it is finished."""
     backend, _ = get_active_backend()
     elsewhere = type(backend).__name__ not in ("LokyBackend", "SequentialBackend")
     jobs = workers or (None if elsewhere else os.cpu_count() or 1)
     if jobs == 1 and not elsewhere:
-        for name, seed in left:
-            function, args, kwargs = run(True, (name, seed), lambda arm, name=name, seed=seed: done(name, seed, arm))
-            yield function(*args, **kwargs)
+        yield from (run(*key) for key in left)
         return
     parallel = joblib.Parallel(n_jobs=None if elsewhere else jobs, return_as="generator_unordered", pre_dispatch="all")
-    yield from parallel(run(False, key) for key in left)
+    yield from parallel(joblib.delayed(run)(*key, in_process=False) for key in left)
 
 
 @contextlib.contextmanager
 def _bars(
     shown: bool, wanted: Sequence[tuple[str, int]], units: Mapping[Any, Any], arms: Sequence[Arm]
-) -> Iterator[tuple[Callable[[dict[str, Any]], None], Callable[[str, int, str], None]]]:
-    """Show a bar for all units and one per scorer and seed, which moves arm by arm where that can be seen."""
+) -> Iterator[tuple[Callable[[dict[str, Any]], None], str | None]]:
+    """Show a bar for all units and one for each that runs, which moves arm by arm; yield what moves them."""
+    if not shown:
+        yield lambda unit: None, None
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, disable=not shown, transient=True) as bars:
-        whole = bars.add_task("all units", total=len(wanted), completed=len(units))
+    with tempfile.TemporaryDirectory() as ticks, Progress(*columns, transient=True) as bars:
+        whole = bars.add_task("splits and scorers", total=len(wanted), completed=len(units))
         rows = {}
-        for name, seed in wanted:
+        for name, seed in (key for key in wanted if key not in units):
             total = len([arm for arm in arms if (arm.kind == "reference") == (name == TREES)])
-            if (name, seed) not in units:
-                rows[name, seed] = bars.add_task(f"{name}, seed {seed}: arms", total=total)
+            rows[name, seed] = bars.add_task(f"{name}, seed {seed}: arms", total=total, visible=False)
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(0.3):
+                for key, row in list(rows.items()):
+                    ticked = len(list(Path(ticks).glob(f"{unit_name(*key)}.*")))
+                    if ticked and not bars.tasks[row].visible:
+                        bars.reset(row, visible=True)
+                    bars.update(row, completed=max(0, ticked - 1))
 
         def finished(unit: dict[str, Any]) -> None:
+            bars.update(rows.pop((unit["scorer"], unit["seed"])), visible=False)
             bars.advance(whole)
-            bars.remove_task(rows.pop((unit["scorer"], unit["seed"])))
 
-        yield finished, lambda name, seed, arm: bars.advance(rows[name, seed])
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield finished, ticks
+        finally:
+            done.set()
+            watcher.join()
 
 
 # -------------------------------------------------------------------------------------------------------------- results
-
-
-def _judged(units: Sequence[Mapping[str, Any]], described: Mapping[str, Any], test_over_train: float) -> dict[str, Any]:
-    """Put the units' runs together, and judge what they support."""
-    scorers, arms = [scorer["name"] for scorer in described["scorers"]], described["arms"]
-    reference = [run for unit in units if unit["scorer"] == TREES for run in unit["runs"]]
-    runs = [run for unit in units if unit["scorer"] != TREES for run in unit["runs"]]
-    runs += [{**run, "scorer": scorer} for scorer in scorers for run in reference]
-    differences, verdicts, means = [], [], {}
-    for scorer in scorers:
-        test = _paired(runs, scorer, [arm["name"] for arm in arms])
-        if BASELINE not in test:
-            continue
-        seeds, others = len(test[BASELINE]), [name for name in test if name != BASELINE]
-        method = f"corrected resampled t (Nadeau and Bengio), {seeds} paired splits, Bonferroni over {len(others)} arms"
-        mine = []
-        for name in others:
-            gaps = np.subtract(test[name], test[BASELINE]).tolist()
-            interval = paired_interval(gaps, test_over_train=test_over_train, comparisons=len(others))
-            row = {"scorer": scorer, "arm": name, **interval._asdict(), "level": LEVEL, "method": method}
-            supported = interval.low is not None and interval.low > 0
-            mine.append({**row, "per_seed": gaps, "supported": supported})
-        differences += mine
-        means[scorer] = {name: float(np.mean(values)) for name, values in test.items()}
-        cap = described["objective"]["cap"]
-        verdicts.append(verdict(scorer, arms, mine, test, test_over_train=test_over_train, cap=cap))
-    return {
-        "runs": runs,
-        "differences": differences,
-        "verdicts": verdicts,
-        "overall": overall(verdicts, means, arms) if verdicts else "Nothing is finished yet.",
-        "failed": [failure for unit in units for failure in unit["failed"]],
-    }
-
-
-def _paired(runs: Sequence[Mapping[str, Any]], scorer: str, arms: Sequence[str]) -> dict[str, list[float]]:
-    """Return each arm's test values over the seeds that all arms with any run share."""
-    by_arm = {
-        arm: {run["seed"]: run["test"] for run in runs if (run["scorer"], run["arm"]) == (scorer, arm)} for arm in arms
-    }
-    by_arm = {arm: tests for arm, tests in by_arm.items() if tests}
-    shared = sorted(set.intersection(*map(set, by_arm.values()))) if by_arm else []
-    return {arm: [tests[seed] for seed in shared] for arm, tests in by_arm.items()} if shared else {}
 
 
 def _described(table: Table, fold: Fold) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import signal
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,15 @@ import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from rareloss import Objective
-from rareloss.study.arms import Arm, fit_arms, fit_trees
+from rareloss.study.arms import Arm
 from rareloss.study.data import DataError, Table
 from rareloss.study.evaluation import evaluate
 from rareloss.study.fitting import Fitted, Task
 from rareloss.study.scorers import find_scorer
 from rareloss.study.split import split
+from rareloss.study.ways import fit_arms, fit_trees
 
-__all__ = ["TREES", "Store", "run_unit", "write_atomically"]
+__all__ = ["TREES", "Store", "run_unit", "unit_name", "write_atomically"]
 
 # The trees are no scorer's own: they are fitted once per seed.
 TREES = "trees"
@@ -38,7 +39,7 @@ def run_unit(
     trials: int,
     *,
     in_process: bool = True,
-    done: Callable[[str], None] | None = None,
+    ticks: str | None = None,
 ) -> dict[str, Any]:
     """Train a scorer on one split under each arm, and score each one's test fold, once.
 
@@ -52,7 +53,7 @@ def run_unit(
         seed: of the split and everything after it.
         trials: draws of hyper-parameters.
         in_process: whether this is the caller's own process.
-        done: called with each arm's name when it is finished.
+        ticks: a folder where a file appears at the start and for each finished arm, for whoever shows progress.
 
     Returns:
         ``seed``, ``scorer``, ``runs`` and ``failed``, as in results.json.
@@ -67,20 +68,21 @@ def run_unit(
         with threadpool_limits(1), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             task = Task(table, split(table, seed), objective, seed)
+            _tick(ticks, scorer, seed, "start")
             last = time.perf_counter()
             for arm, fitted in _fitted(task, arms, scorer, trials):
-                if isinstance(fitted, Exception):
-                    error = f"{type(fitted).__name__}: {fitted}"
+                found = fitted if isinstance(fitted, Exception) else _run(task, arm, scorer, fitted)
+                if isinstance(found, Exception):
+                    error = f"{type(found).__name__}: {found}"
                     unit["failed"].append({"seed": seed, "scorer": scorer, "arm": arm.name, "error": error})
                 else:
-                    unit["runs"].append(_run(task, arm, scorer, fitted, time.perf_counter() - last))
                     # Of what is said, a user needs what the losses say of their operating point.
                     said = {str(each.message) for each in caught if "are needed for a stable gradient" in str(each)}
-                    unit["runs"][-1]["warnings"] = sorted(said)
+                    seconds = round(time.perf_counter() - last, 2)
+                    unit["runs"].append({**found, "seconds": seconds, "warnings": sorted(said)})
                 caught.clear()
                 last = time.perf_counter()
-                if done is not None:
-                    done(arm.name)
+                _tick(ticks, scorer, seed, arm.name)
     finally:
         torch.set_num_threads(threads)
     return unit
@@ -95,8 +97,10 @@ def _fitted(task: Task, arms: Sequence[Arm], scorer: str, trials: int) -> Iterat
             yield arm, fit_trees(task, trials)
 
 
-def _run(task: Task, arm: Arm, scorer: str, fitted: Fitted, seconds: float) -> dict[str, Any]:
+def _run(task: Task, arm: Arm, scorer: str, fitted: Fitted) -> dict[str, Any] | Exception:
     scores = fitted.score(task.test_inputs(fitted.kind))
+    if not bool(torch.isfinite(scores).all()):
+        return FloatingPointError("its scores of the test fold are not finite")
     history = [{key: None if math.isnan(value) else value for key, value in row.items()} for row in fitted.history]
     return {
         "seed": task.seed,
@@ -106,9 +110,19 @@ def _run(task: Task, arm: Arm, scorer: str, fitted: Fitted, seconds: float) -> d
         **evaluate(scores, task.table.target[task.fold.test], task.table, task.objective),
         "chosen": fitted.chosen,
         "kept": fitted.kept,
-        "seconds": round(seconds, 2),
         "history": history,
     }
+
+
+def _tick(folder: str | None, scorer: str, seed: int, name: str) -> None:
+    if folder is not None:
+        with contextlib.suppress(OSError):  # another machine of a cluster has no such folder
+            (Path(folder) / f"{unit_name(scorer, seed)}.{name}").touch()
+
+
+def unit_name(scorer: str, seed: int) -> str:
+    """Name a unit's file."""
+    return "".join(letter if letter.isalnum() else "-" for letter in scorer) + f"-seed{seed}"
 
 
 class Store:
@@ -162,8 +176,7 @@ class Store:
             write_atomically(path, json.dumps(unit))
 
     def _path(self, scorer: str, seed: int) -> Path | None:
-        name = "".join(letter if letter.isalnum() else "-" for letter in scorer)
-        return None if self.runs is None else self.runs / f"{name}-seed{seed}.json"
+        return None if self.runs is None else self.runs / f"{unit_name(scorer, seed)}.json"
 
 
 def write_atomically(path: Path, text: str) -> None:

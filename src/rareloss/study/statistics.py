@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-__all__ = ["Interval", "overall", "paired_interval", "verdict"]
+__all__ = ["LEVEL", "Interval", "judge", "overall", "paired_interval", "verdict"]
 
 LEVEL = 0.95
+BASELINE = "tuned_ce"
 
 
 class Interval(NamedTuple):
@@ -79,13 +80,13 @@ def verdict(
     """
     label = {arm["name"]: arm["label"] for arm in arms}
     kind = {arm["name"]: arm["kind"] for arm in arms}
-    seeds = len(test["tuned_ce"])
+    seeds = len(test[BASELINE])
     by_arm = {row["arm"]: row for row in differences}
     candidates = [row for row in differences if kind[row["arm"]] in ("reweight", "ranking")]
     won = [row for row in candidates if row["supported"]]
     winner = max(won, key=lambda row: float(row["mean"])) if won else None
     control = next((by_arm[name] for name in by_arm if kind[name] == "control"), None)
-    base = float(np.mean(test["tuned_ce"]))
+    base = float(np.mean(test[BASELINE]))
     if seeds < 2:
         sentence = f"none: one seed has no interval, so keep cross-entropy ({base:.3f}); run at least 3"
     elif winner is not None:
@@ -96,12 +97,12 @@ def verdict(
         if control is not None and abs(control["mean"]) >= 0.0005:
             sentence += f"; further steps of cross-entropy give {control['mean']:+.3f}"
     else:
-        sentence = f"none: keep cross-entropy ({base:.3f}); no other loss is better beyond its interval"
-        if candidates:
-            best = max(candidates, key=lambda row: float(row["mean"]))
+        sentence = f"none: keep cross-entropy ({base:.3f}); of no other loss does the interval lie above 0"
+        best = max(candidates, key=lambda row: float(row["mean"]), default=None)
+        if best is not None and best["mean"] > 0:
             sentence += f" (the nearest is {label[best['arm']]}, {_range(best)})"
         if seeds < 5:
-            sentence += f"; with {seeds} seeds intervals are wide"
+            sentence += f"; {seeds} seeds make wide intervals, --seeds 10 would narrow them"
     if "trees" in test:
         sentence += f". {_trees(test, test_over_train)}"
     if cap is not None and cap < 1:
@@ -125,13 +126,68 @@ def overall(
     kept = [row["scorer"] for row in verdicts if not row["winner"]]
     if winners and kept:
         sentence += f"; keep cross-entropy for {' and '.join(kept)}"
-    scorers = {name: found["tuned_ce"] for name, found in means.items() if "tuned_ce" in found}
+    scorers = {name: found[BASELINE] for name, found in means.items() if BASELINE in found}
     if len(scorers) > 1:
         listed = ", ".join(f"{name} {value:.3f}" for name, value in scorers.items())
         reference = next((found["trees"] for found in means.values() if "trees" in found), None)
         listed += "" if reference is None else f"; boosted trees {reference:.3f}"
         sentence += f". Under tuned cross-entropy the scorers reach: {listed}"
     return sentence + "."
+
+
+def judge(
+    units: Sequence[Mapping[str, Any]], described: Mapping[str, Any], test_over_train: float, *, shared: str
+) -> dict[str, Any]:
+    """Put the units' runs together, and judge what they support.
+
+    Args:
+        units: each with its ``seed``, ``scorer``, ``runs`` and ``failed``.
+        described: ``scorers``, ``arms`` and ``objective``, as in results.json.
+        test_over_train: rows of test over rows of train.
+        shared: the name of the units whose runs stand beside every scorer's.
+
+    Returns:
+        ``runs``, ``differences``, ``verdicts``, ``overall`` and ``failed``, as in results.json.
+    """
+    scorers, arms = [scorer["name"] for scorer in described["scorers"]], described["arms"]
+    reference = [run for unit in units if unit["scorer"] == shared for run in unit["runs"]]
+    runs = [run for unit in units if unit["scorer"] != shared for run in unit["runs"]]
+    runs += [{**run, "scorer": scorer} for scorer in scorers for run in reference]
+    differences, verdicts, means = [], [], {}
+    for scorer in scorers:
+        test = _paired(runs, scorer, [arm["name"] for arm in arms])
+        if BASELINE not in test:
+            continue
+        seeds, others = len(test[BASELINE]), [name for name in test if name != BASELINE]
+        method = f"corrected resampled t (Nadeau and Bengio), {seeds} paired splits, Bonferroni over {len(others)} arms"
+        mine = []
+        for name in others:
+            gaps = np.subtract(test[name], test[BASELINE]).tolist()
+            interval = paired_interval(gaps, test_over_train=test_over_train, comparisons=len(others))
+            row = {"scorer": scorer, "arm": name, **interval._asdict(), "level": LEVEL, "method": method}
+            supported = interval.low is not None and interval.low > 0
+            mine.append({**row, "per_seed": gaps, "supported": supported})
+        differences += mine
+        means[scorer] = {name: float(np.mean(values)) for name, values in test.items()}
+        cap = described["objective"]["cap"]
+        verdicts.append(verdict(scorer, arms, mine, test, test_over_train=test_over_train, cap=cap))
+    return {
+        "runs": runs,
+        "differences": differences,
+        "verdicts": verdicts,
+        "overall": overall(verdicts, means, arms) if verdicts else "Nothing is finished yet.",
+        "failed": [failure for unit in units for failure in unit["failed"]],
+    }
+
+
+def _paired(runs: Sequence[Mapping[str, Any]], scorer: str, arms: Sequence[str]) -> dict[str, list[float]]:
+    """Return each arm's test values over the seeds that all arms with any run share."""
+    by_arm = {
+        arm: {run["seed"]: run["test"] for run in runs if (run["scorer"], run["arm"]) == (scorer, arm)} for arm in arms
+    }
+    by_arm = {arm: tests for arm, tests in by_arm.items() if tests}
+    shared = sorted(set.intersection(*map(set, by_arm.values()))) if by_arm else []
+    return {arm: [tests[seed] for seed in shared] for arm, tests in by_arm.items()} if shared else {}
 
 
 def _trees(test: Mapping[str, Sequence[float]], test_over_train: float) -> str:
@@ -147,7 +203,7 @@ def _trees(test: Mapping[str, Sequence[float]], test_over_train: float) -> str:
         return f"Boosted trees beat every arm here ({mean:.3f})"
     if all(gap.high is not None and gap.high < 0 for gap in gaps.values()):
         return f"Every arm beats boosted trees here ({mean:.3f})"
-    return f"Boosted trees reach {mean:.3f}; not every difference to them is beyond its interval"
+    return f"Boosted trees reach {mean:.3f}; whether they beat every arm here, or none, these seeds do not say"
 
 
 def _range(row: Mapping[str, Any]) -> str:
