@@ -2,8 +2,6 @@
 
 import html
 import json
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -18,6 +16,7 @@ from numpy.typing import NDArray
 from plotly.offline import get_plotlyjs
 
 from rareloss.objective import Objective
+from rareloss.study.runs import write_atomically
 
 __all__ = ["html_summary", "write_report"]
 
@@ -60,17 +59,8 @@ def write_report(results: Mapping[str, Any], path: str | Path) -> None:
         results: what `Comparison.results` holds, or what `json.load` reads from its `results.json`.
         path: the file to write.
     """
-    path = Path(path)
     page = _template().render(_view(results), plotly_js=get_plotlyjs())
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with open(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(page)
-        os.chmod(part, 0o644)  # mkstemp makes files that only their owner may read
-        os.replace(part, path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
+    write_atomically(Path(path), page)
 
 
 def html_summary(results: Mapping[str, Any]) -> str:
