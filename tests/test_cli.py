@@ -124,7 +124,13 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(table: Path, tmp_path
     command = [sys.executable, "-c", "from rareloss.cli import main; main()", "compare", str(table), *options]
     command += ["--workers", str(workers), "--out", str(out)]
     running = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A job that a shell put in the background ignores Ctrl-C, and so would what it starts.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while len(list(out.glob("runs/linear-*.json"))) < 2 and running.poll() is None:
         time.sleep(0.05)
