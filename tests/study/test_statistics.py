@@ -79,6 +79,11 @@ def test_control_and_trees_are_never_winners() -> None:
     assert "Boosted trees beat every arm here (0.900)" in found["sentence"]
 
 
+def test_trees_that_beat_cross_entropy_but_not_every_arm_are_said_to() -> None:
+    found = judge({"tuned_ce": [0.4, 0.5, 0.6], "ce_continued": [0.4, 0.9, 0.6], "trees": [0.5, 0.6001, 0.7]})
+    assert "Boosted trees beat tuned cross-entropy here (0.600), though not every arm" in found["sentence"]
+
+
 def test_control_is_told_beside_a_winner() -> None:
     found = judge(
         {"tuned_ce": [0.4, 0.5, 0.6], "ce_continued": [0.43, 0.53, 0.63], "smooth_ap_stage": [0.5, 0.6001, 0.7]}
