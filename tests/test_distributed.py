@@ -295,6 +295,8 @@ def thresholds_count_the_iid_rows_of_all_ranks(rank: int, ranks: int) -> None:
 def bad_input_on_one_rank_raises_on_all(rank: int, ranks: int) -> None:
     losses: list[nn.Module] = [*ranking_losses(3, queue_size=20), SigmoidFocalLoss(), SoftmaxFocalLoss()]
     losses += [
+        SigmoidFocalLoss(reduction="sum"),
+        LossWarmupWrapper(nn.CrossEntropyLoss(reduction="sum"), SmoothAPLoss(3, queue_size=20), warmup_steps=100),
         LossWarmupWrapper(nn.CrossEntropyLoss(), SmoothAPLoss(3, queue_size=20), warmup_steps=100),
         LossWarmupWrapper(nn.BCEWithLogitsLoss(), SmoothAPLoss(3, queue_size=20), warmup_steps=100),
         LossWarmupWrapper(SoftmaxFocalLoss(), SmoothAPLoss(3, queue_size=20), warmup_steps=1, blend_steps=100),

@@ -318,6 +318,16 @@ def test_any_module_serves_as_warmup() -> None:
     assert focal(rows, classes).item() == SoftmaxFocalLoss()(rows, classes).item()
 
 
+def test_class_made_from_a_torch_loss_is_called_by_its_own_forward() -> None:
+    class Halved(nn.BCEWithLogitsLoss):
+        def forward(self, input: Tensor, target: Tensor) -> Tensor:
+            return super().forward(input, target.reshape(input.shape).to(input.dtype)) / 2
+
+    logits, targets = batch()
+    loss = LossWarmupWrapper(Halved(), SmoothAPLoss(1), warmup_steps=5)
+    assert loss(logits, targets).item() == Halved()(logits, targets).item()
+
+
 # Weights and masks are never dropped
 
 

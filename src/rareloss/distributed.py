@@ -6,7 +6,7 @@ equal, on each of them. DistributedDataParallel *averages* the parameters' gradi
 whole batch. Who *sums* the ranks' gradients divides the loss by ``R``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rareloss import checks
 
-__all__ = ["ProcessGroup", "agree", "gather_rows", "sum_over_ranks", "world_size"]
+__all__ = ["ProcessGroup", "agree", "gather_rows", "mean_over_ranks", "sum_over_ranks", "world_size"]
 
 ProcessGroup = dist.ProcessGroup
 
@@ -112,6 +112,39 @@ def sum_over_ranks(x: Tensor | None, group: ProcessGroup | None = None, error: E
     if world_size(group) > 1 and bool(sent[1] > 0):
         raise ValueError("another rank refused its input, so no rank goes on; see the error there")
     return sent[0].to(torch.float64 if x is None else x.dtype)
+
+
+def mean_over_ranks(
+    sums: Callable[[], tuple[Tensor, Tensor | None]], group: ProcessGroup | None = None, *, among_ranks: bool = True
+) -> Tensor:
+    """Compute this rank's share, times the number of ranks, of a sum over ranks divided by a divisor over ranks.
+
+    The mean of the values over ranks, and DDP's gradient, are those of one process on the whole batch. One number is
+    exchanged, which also carries whether a rank refuses its input.
+
+    Args:
+        sums: computes this rank's sum, with gradient, and its part of the divisor, both 0-d; None for a plain sum.
+        group: the ranks that take part.
+        among_ranks: whether other ranks take part at all.
+
+    Returns:
+        0-d; a divisor of 0 counts as 1.
+
+    Raises:
+        TypeError, ValueError: what ``sums`` raises, here; ValueError on the other ranks.
+    """
+    ranks = world_size(group) if among_ranks else 1
+    if ranks == 1:
+        total, divisor = sums()
+    else:
+        try:
+            total, divisor = sums()
+        except (TypeError, ValueError) as error:
+            sum_over_ranks(None, group, error)
+            raise
+        whole = sum_over_ranks(torch.zeros_like(total) if divisor is None else divisor, group)
+        total, divisor = total * ranks, None if divisor is None else whole
+    return total if divisor is None else total / torch.where(divisor == 0, 1.0, divisor)
 
 
 class _GatherRows(torch.autograd.Function):

@@ -66,7 +66,7 @@ def sigmoid_focal_loss(
         tensor(0.0433)
     """
     checks.choice("reduction", reduction, _REDUCTIONS)
-    return _reduced(_sigmoid_terms(logits, targets, alpha, gamma, weight, ignore_index), reduction)
+    return _reduced(lambda: _sigmoid_terms(logits, targets, alpha, gamma, weight, ignore_index), reduction)
 
 
 def softmax_focal_loss(
@@ -114,8 +114,10 @@ def softmax_focal_loss(
         tensor(0.1733)
     """
     checks.choice("reduction", reduction, _REDUCTIONS)
-    terms = _softmax_terms(logits, targets, alpha, gamma, label_smoothing, weight, ignore_index, background_class)
-    return _reduced(terms, reduction)
+    return _reduced(
+        lambda: _softmax_terms(logits, targets, alpha, gamma, label_smoothing, weight, ignore_index, background_class),
+        reduction,
+    )
 
 
 def _sigmoid_terms(
@@ -231,16 +233,20 @@ def _softmax_alpha(alpha: Sequence[float] | Tensor | None, classes: int, logits:
 
 
 def _reduced(
-    terms: _Terms, reduction: str, ranks: int = 1, over_ranks: Callable[[Tensor], Tensor] | None = None
+    terms: Callable[[], _Terms],
+    reduction: str,
+    group: distributed.ProcessGroup | None = None,
+    *,
+    among_ranks: bool = False,
 ) -> Tensor:
     if reduction == "none":
-        return terms.loss
-    total = terms.loss.sum() * ranks
-    if reduction == "sum":
-        return total
-    divisor = (terms.weight if reduction == "mean" else terms.positive).sum()
-    divisor = divisor if over_ranks is None else over_ranks(divisor)
-    return total / torch.where(divisor == 0, 1.0, divisor)
+        return terms().loss
+
+    def sums() -> tuple[Tensor, Tensor | None]:
+        loss, weight, positive = terms()
+        return loss.sum(), {"mean": weight.sum(), "mean_positive": positive.sum(), "sum": None}[reduction]
+
+    return distributed.mean_over_ranks(sums, group, among_ranks=among_ranks)
 
 
 class _FocalLoss(nn.Module):
@@ -257,17 +263,7 @@ class _FocalLoss(nn.Module):
         return f"gamma={self.gamma}, reduction={self.reduction!r}, ignore_index={self.ignore_index}"
 
     def _over_ranks(self, terms: Callable[[], _Terms]) -> Tensor:
-        ranks = distributed.world_size(self.process_group) if self.training else 1
-        if ranks == 1 or self.reduction == "none":
-            return _reduced(terms(), self.reduction)
-        if self.reduction == "sum":
-            return _reduced(terms(), self.reduction, ranks)
-        try:
-            computed = terms()
-        except (TypeError, ValueError) as error:
-            distributed.sum_over_ranks(None, self.process_group, error)
-            raise
-        return _reduced(computed, self.reduction, ranks, lambda x: distributed.sum_over_ranks(x, self.process_group))
+        return _reduced(terms, self.reduction, self.process_group, among_ranks=self.training)
 
 
 class SigmoidFocalLoss(_FocalLoss):

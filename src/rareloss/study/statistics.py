@@ -203,7 +203,7 @@ def _trees(test: Mapping[str, Sequence[float]], test_over_train: float) -> str:
         return f"Boosted trees beat every arm here ({mean:.3f})"
     if all(gap.high is not None and gap.high < 0 for gap in gaps.values()):
         return f"Every arm beats boosted trees here ({mean:.3f})"
-    if (low := gaps["tuned_ce"].low) is not None and low > 0:
+    if (low := gaps[BASELINE].low) is not None and low > 0:
         return f"Boosted trees beat tuned cross-entropy here ({mean:.3f}), though not every arm beyond its interval"
     return f"Boosted trees reach {mean:.3f}; whether they beat every arm here, or none, these seeds do not say"
 

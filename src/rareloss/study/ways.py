@@ -59,9 +59,9 @@ def fit_arms(task: Task, scorer: Scorer, arms: Sequence[Arm], trials: int) -> It
 def fit_trees(task: Task, trials: int) -> Fitted:
     """Fit the outside reference: the usual setting and a few random ones."""
     # scikit-learn's own setting; with many classes its boosting diverges on the small ones unless it is slowed.
-    rate, penalty = (0.1, 0.0) if task.outputs == 1 else (0.06, 1.0)
+    usual = (0.1, 0.0) if task.outputs == 1 else (0.06, 1.0)
     draws: list[dict[str, Any]] = [
-        {"learning_rate": rate, "max_leaf_nodes": 31, "min_samples_leaf": 20, "l2_regularization": penalty}
+        {"learning_rate": usual[0], "max_leaf_nodes": 31, "min_samples_leaf": 20, "l2_regularization": usual[1]}
     ]
     # With C classes each round grows C trees, so one draw takes the time of C.
     most = RECIPE["tree_trials"] if task.outputs == 1 else 1
@@ -174,13 +174,7 @@ def _continued(task: Task, scorer: Scorer, tuned: Fitted) -> Fitted:
 
 def _stage(task: Task, scorer: Scorer, tuned: Fitted) -> Callable[[Arm], Fitted]:
     return lambda arm: _best(
-        _further(
-            task,
-            scorer,
-            tuned,
-            _loss(arm, task, temperature),
-            {"temperature": temperature},
-        )
+        _further(task, scorer, tuned, _loss(arm, task, temperature), {"temperature": temperature})
         for temperature in _temperatures(arm, scorer)
     )
 

@@ -186,24 +186,16 @@ class LossWarmupWrapper(nn.Module):
         )
 
     def _torch_loss(self, loss: nn.Module, logits: Tensor, targets: Tensor) -> Tensor:
-        # The mean of a torch loss is rescaled to that of all ranks' rows: n_rank * ranks / n_all.
-        ranks = 1
-        group = getattr(self.main_loss, "process_group", None)
-        if self.training and getattr(self.main_loss, "gather_distributed", None) is not False:
-            ranks = distributed.world_size(group)
-        try:
-            terms, counted = _torch_terms(loss, logits, targets, getattr(self.main_loss, "ignore_index", -100))
-        except (TypeError, ValueError) as error:
-            if ranks > 1:
-                distributed.sum_over_ranks(None, group, error)
-            raise
+        ignore_index = getattr(self.main_loss, "ignore_index", -100)
         if loss.reduction == "none":
-            return terms
-        count = counted.sum()
-        if ranks > 1:
-            count = distributed.sum_over_ranks(count, group)
-        total = terms.sum() * ranks
-        return total if loss.reduction == "sum" else total / torch.where(count == 0, 1.0, count)
+            return _torch_terms(loss, logits, targets, ignore_index)[0]
+
+        def sums() -> tuple[Tensor, Tensor | None]:
+            terms, counted = _torch_terms(loss, logits, targets, ignore_index)
+            return terms.sum(), counted.sum() if loss.reduction == "mean" else None
+
+        gathering = self.training and getattr(self.main_loss, "gather_distributed", None) is not False
+        return distributed.mean_over_ranks(sums, getattr(self.main_loss, "process_group", None), among_ranks=gathering)
 
 
 def _takes(loss: nn.Module, name: str) -> bool:
@@ -211,7 +203,8 @@ def _takes(loss: nn.Module, name: str) -> bool:
 
 
 def _is_torch(loss: nn.Module) -> bool:
-    return isinstance(loss, (nn.BCEWithLogitsLoss, nn.CrossEntropyLoss))
+    # These two themselves: a class made from one of them has a forward of its own to call.
+    return type(loss) in (nn.BCEWithLogitsLoss, nn.CrossEntropyLoss)
 
 
 def _torch_terms(loss: nn.Module, logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
