@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rareloss import checks, metrics
-from rareloss.ranking.pool import PerClass, make_pool, per_class, safe_ratio
+from rareloss.ranking.pool import PerClass, chosen, make_pool, per_class, safe_ratio
 from rareloss.ranking.ranking_loss import RankingLoss
 from rareloss.ranking.soft_count import count_above
 
@@ -49,11 +49,13 @@ def smooth_average_precision(
     """
     checks.positive_number("temperature", temperature)
     pool = make_pool(scores, positive, weight)
-    both = torch.stack([pool.positive, pool.weight], dim=1)
-    above = count_above(pool.scores, both, temperature=temperature, where=pool.positive > 0)
-    rank_among_positives, rank_among_all = (above + pool.positive[:, None] / 2).unbind(1)
-    precision = safe_ratio(rank_among_positives, rank_among_all)
-    value = safe_ratio((pool.positive * precision).sum(1), pool.positive.sum(1))
+    at, own = chosen(pool.scores, pool.positive)
+
+    def rank_among(scores: Tensor, weight: Tensor) -> Tensor:
+        return count_above(scores, weight[:, None], at, temperature=temperature, where=own > 0)[:, 0] + own / 2
+
+    precision = safe_ratio(rank_among(at, own), rank_among(pool.scores, pool.weight))
+    value = safe_ratio((own * precision).sum(1), own.sum(1))
     return per_class(pool, value, pool.negative, scores)
 
 

@@ -7,7 +7,17 @@ from torch import Tensor
 
 from rareloss import checks
 
-__all__ = ["PerClass", "Pool", "TieGroups", "make_pool", "per_class", "safe_ratio", "standardise", "tie_groups"]
+__all__ = [
+    "PerClass",
+    "Pool",
+    "TieGroups",
+    "chosen",
+    "make_pool",
+    "per_class",
+    "safe_ratio",
+    "standardise",
+    "tie_groups",
+]
 
 
 class PerClass(NamedTuple):
@@ -27,20 +37,25 @@ class Pool(NamedTuple):
 
     Attributes:
         scores: ``[C, M]`` in float32 at least, 0 where absent.
-        positive: ``[C, M]``, the weight of positives, 0 at negatives.
-        negative: ``[C, M]``, the weight of negatives, 0 at positives.
+        is_positive: ``[C, M]``, bool.
+        weight: ``[C, M]``, of all rows; one number seen everywhere where none was given.
         iid: ``[C, M]``, bool: rows drawn like deployment data.
     """
 
     scores: Tensor
-    positive: Tensor
-    negative: Tensor
+    is_positive: Tensor
+    weight: Tensor
     iid: Tensor
 
     @property
-    def weight(self) -> Tensor:
-        """The weight of all rows, ``[C, M]``."""
-        return self.positive + self.negative
+    def positive(self) -> Tensor:
+        """The weight of positives, ``[C, M]``, 0 at negatives."""
+        return self.weight * self.is_positive
+
+    @property
+    def negative(self) -> Tensor:
+        """The weight of negatives, ``[C, M]``, 0 at positives."""
+        return self.weight * ~self.is_positive
 
     @property
     def iid_negative(self) -> Tensor:
@@ -68,15 +83,10 @@ def make_pool(scores: Tensor, positive: Tensor, weight: Tensor | None = None, ii
         )
     checks.boolean("positive", checks.same_shape("positive", positive, scores.shape))
     dtype = torch.promote_types(scores.dtype, torch.float32)
-    if weight is None:
-        weight = torch.ones_like(scores, dtype=dtype)
-    else:
+    if weight is not None:
         checks.same_shape("weight", weight, scores.shape, scores.shape[:1])
         checks.finite_weights("weight", weight)
-        weight = weight.detach()
-    if iid_mask is None:
-        iid_mask = torch.ones_like(positive)
-    else:
+    if iid_mask is not None:
         checks.boolean("iid_mask", checks.same_shape("iid_mask", iid_mask, scores.shape, scores.shape[:1]))
     rows, classes = scores.shape[0], 1 if scores.ndim == 1 else scores.shape[1]
 
@@ -85,15 +95,40 @@ def make_pool(scores: Tensor, positive: Tensor, weight: Tensor | None = None, ii
         # An empty pool gets one absent row, so that every reduction below has something to reduce.
         return columns if rows else torch.nn.functional.pad(columns, (0, 1))
 
-    weight = by_class(weight.to(dtype))
-    positive = by_class(positive)
-    present = torch.where(weight > 0, by_class(scores.to(dtype)), 0.0)
+    # What was not given is one number seen everywhere, and costs no memory.
+    everywhere = by_class(torch.ones((), device=scores.device).expand(rows))
+    present = by_class(scores.to(dtype))
+    if weight is None:
+        weight = everywhere.to(dtype)
+    else:
+        weight = by_class(weight.detach().to(dtype))
+        present = torch.where(weight > 0, present, 0.0)
     return Pool(
         scores=present.contiguous(),
-        positive=(weight * positive).contiguous(),
-        negative=(weight * ~positive).contiguous(),
-        iid=by_class(iid_mask),
+        is_positive=by_class(positive).contiguous(),
+        weight=weight,
+        iid=everywhere.bool() if iid_mask is None else by_class(iid_mask),
     )
+
+
+def chosen(scores: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Choose the rows ``[C, M]`` of weight above 0, where that can be looked up for free; otherwise keep them all.
+
+    Returns:
+        their scores and weights, ``[C, n]``, with n the most rows that a class has; shorter classes are filled up with
+        rows of weight 0.
+    """
+    if not (checks.values_readable(scores) and checks.values_readable(weight)):
+        return scores, weight
+    class_, row = (weight > 0).nonzero(as_tuple=True)
+    if len(scores) == 1:
+        return scores.index_select(1, row), weight.index_select(1, row)
+    number = torch.bincount(class_, minlength=len(scores))
+    most = int(number.max())
+    place = torch.arange(len(row)) - (number.cumsum(0) - number).index_select(0, class_)
+    rows = torch.zeros(len(scores), most, dtype=torch.int64).index_put((class_, place), row)
+    filled = torch.arange(most) < number[:, None]
+    return scores.gather(1, rows), weight.gather(1, rows) * filled
 
 
 def safe_ratio(part: Tensor, whole: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from rareloss import checks
-from rareloss.kernels.dense import dense_count
+from rareloss.kernels.count import soft_count_at
 
 __all__ = ["count_above", "soft_count"]
 
@@ -61,9 +61,11 @@ def soft_count(scores: Tensor, weights: Tensor, *, at: Tensor | None = None, tem
 def count_above(
     scores: Tensor, weights: Tensor, at: Tensor | None = None, *, temperature: float, where: Tensor | None = None
 ) -> Tensor:
-    """Compute counts ``[C, K, A]`` of ``scores[C, M]``, ``weights[C, K, M]`` at ``at[C, A]`` (0 outside ``where``)."""
-    # Another view where the points are the scores: dynamo refuses one tensor in two places.
-    at = scores.view_as(scores) if at is None else at
-    where = torch.ones_like(at, dtype=torch.bool) if where is None else where
-    counts: Tensor = dense_count(scores.contiguous(), weights.contiguous(), at.contiguous(), where, temperature)
-    return counts
+    """Compute counts ``[C, K, A]`` of ``scores[C, M]``, ``weights[C, K, M]`` at ``at[C, A]``.
+
+    Outside of ``where`` a count is anything finite and without gradient.
+    """
+    at = scores if at is None else at
+    where = at.new_ones((1, 1), dtype=torch.bool).expand_as(at) if where is None else where
+    # Another view, since the points may be the scores: dynamo refuses one tensor in two places.
+    return soft_count_at(scores, weights, at.view_as(at), where, temperature)
