@@ -9,7 +9,6 @@ The gradient needs nothing else: with :math:`g_{bk}(a)` arriving, a point gets :
 a score gets :math:`\sum_k w_{bkm} S^*_{bk}(s_{bm})`, where :math:`S^*` takes the points for scores and g for weights.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -24,16 +23,24 @@ from rareloss.kernels.grid import grid_count, grid_nodes
 
 __all__ = ["soft_count_at"]
 
+# Nanoseconds by pairs below which nothing else is looked at.
+_SURELY_SMALL = 1e5
+
 
 @torch.library.custom_op("rareloss::soft_count", mutates_args=())
 def _count(
     scores: Tensor, weights: Tensor, at: Tensor, wanted: Tensor, temperature: float, value: bool, slope: bool
 ) -> tuple[Tensor, Tensor]:
+    return _count_now(scores, weights, at, wanted, temperature, value, slope)
+
+
+def _count_now(
+    scores: Tensor, weights: Tensor, at: Tensor, wanted: Tensor, temperature: float, value: bool, slope: bool
+) -> tuple[Tensor, Tensor]:
     # Counts and slopes [B, K, A] at the points wanted (elsewhere: anything finite); empty where not asked for.
     with torch.autocast(scores.device.type, enabled=False):
-        found = _by_cheapest(scores, weights, at, wanted, temperature, value, slope)
-    counts, slopes = (weights.new_empty(0) if one is None else one for one in found)
-    return counts, slopes
+        counts, slopes = _by_cheapest(scores, weights, at, wanted, temperature, value, slope)
+    return weights.new_empty(0) if counts is None else counts, weights.new_empty(0) if slopes is None else slopes
 
 
 def _by_cheapest(
@@ -44,17 +51,16 @@ def _by_cheapest(
     if not pools * sets * rows * points:
         nothing = weights.new_zeros(pools, sets, points)
         return nothing, nothing.clone()
-    # Predicted nanoseconds. By pairs is exact and right for all that is small; off the CPU the others, which look at the
-    # data, would make the device wait.
-    by_pairs = NANOSECONDS_PER_PAIR * dense_pairs(weights, wanted)
+    # Predicted nanoseconds. The grid is left out where its error would show (float64), and off the CPU, where a look at
+    # the range of the scores would make the device wait.
+    by_pairs = NANOSECONDS_PER_PAIR * (value + slope) * dense_pairs(weights, wanted)
     by_exponentials = exponentials.NANOSECONDS_PER_ROW * sets * pools * (rows + points)
-    if scores.device.type == "cpu" and by_pairs > 1e5:
-        if weights.dtype == torch.float32:  # the grid's error is above float64's rounding
-            low, _, nodes = grid_nodes(scores, at, temperature)
-            by_grid = sets * pools * (grid.NANOSECONDS_PER_ROW * (rows + points) + grid.NANOSECONDS_PER_NODE * nodes)
-            if by_grid < min(by_pairs, by_exponentials):
-                return grid_count(scores, weights, at, temperature, value, slope, low, nodes)
-    if by_pairs <= by_exponentials or not math.isfinite(by_pairs):
+    if by_pairs > _SURELY_SMALL and weights.dtype == torch.float32 and scores.device.type == "cpu":
+        low, nodes = grid_nodes(scores, at, temperature)
+        by_grid = sets * pools * (grid.NANOSECONDS_PER_ROW * (rows + points) + grid.NANOSECONDS_PER_NODE * nodes)
+        if by_grid < min(by_pairs, by_exponentials):
+            return grid_count(scores, weights, at, temperature, value, slope, low, int(nodes))
+    if by_pairs <= by_exponentials:
         return dense_count(scores, weights, at, wanted, temperature, value, slope)
     return exponential_count(scores, weights, at, temperature, value, slope)
 
@@ -93,34 +99,64 @@ class _SoftCount(torch.autograd.Function):
         if gradients[0] is None:
             return (None,) * 6
         needs = ctx.needs_input_grad[:3]
-        found = _SoftCountBackward.apply(gradients[0], *ctx.saved_tensors, ctx.temperature, *needs)  # type: ignore[no-untyped-call]
+        # A function of its own only where a graph of this backward is asked for: it refuses the second derivative.
+        pull: Any = _SoftCountBackward.apply if torch.is_grad_enabled() else _pull
+        found = pull(gradients[0], *ctx.saved_tensors, ctx.temperature, *needs)
         return (*(one if needed else None for one, needed in zip(found, needs, strict=True)), None, None, None)
+
+
+class _EagerSoftCount(torch.autograd.Function):
+    # The same without torch.func's and the op's bookkeeping, which take longer than the count of a small pool.
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        scores, weights, at, wanted, temperature, with_slope = inputs
+        output = _count_now(scores, weights, at, wanted, temperature, True, with_slope)
+        _SoftCount.setup_context(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _SoftCount.backward(ctx, *gradients)
+
+
+def _pull(
+    arriving: Tensor,
+    scores: Tensor,
+    weights: Tensor,
+    at: Tensor,
+    wanted: Tensor,
+    slopes: Tensor,
+    temperature: float,
+    to_scores: bool,
+    to_weights: bool,
+    to_at: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    # The gradient arriving at the counts, carried back to scores, weights and points.
+    count = _count_now if _is_plain(scores) else _count
+    arriving = arriving.masked_fill(~wanted[:, None], 0.0)
+    everywhere = wanted.new_ones((1, 1)).expand_as(scores)
+    counts, pulls = count(at, arriving, scores, everywhere, temperature, to_weights, to_scores)
+    scores_gradient = pulls.mul_(weights).sum(1) if to_scores else torch.zeros_like(scores)
+    # sigmoid((s - a) / t) is one minus the sigmoid that counts the points above the score.
+    weights_gradient = arriving.sum(2, keepdim=True) - counts if to_weights else torch.zeros_like(weights)
+    at_gradient = -(arriving * slopes).sum(1) if to_at else torch.zeros_like(at)
+    return scores_gradient, weights_gradient, at_gradient
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    # A tensor of numbers that are there now: no graph is traced, no transform wraps it.
+    return type(tensor) in (Tensor, torch.nn.Parameter) and not (
+        torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
 
 
 class _SoftCountBackward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        arriving: Tensor,
-        scores: Tensor,
-        weights: Tensor,
-        at: Tensor,
-        wanted: Tensor,
-        slopes: Tensor,
-        temperature: float,
-        to_scores: bool,
-        to_weights: bool,
-        to_at: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        arriving = torch.where(wanted[:, None], arriving, 0.0)
-        everywhere = torch.ones_like(scores, dtype=torch.bool)
-        counts, pulls = _count(at, arriving, scores, everywhere, temperature, to_weights, to_scores)
-        scores_gradient = (weights * pulls).sum(1) if to_scores else torch.zeros_like(scores)
-        # sigmoid((s - a) / t) is one minus the sigmoid that counts the points above the score.
-        weights_gradient = arriving.sum(2, keepdim=True) - counts if to_weights else torch.zeros_like(weights)
-        at_gradient = -(arriving * slopes).sum(1) if to_at else torch.zeros_like(at)
-        return scores_gradient, weights_gradient, at_gradient
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return _pull(*inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -132,7 +168,7 @@ class _SoftCountBackward(torch.autograd.Function):
 
 
 def soft_count_at(scores: Tensor, weights: Tensor, at: Tensor, wanted: Tensor, temperature: float) -> Tensor:
-    """Count softly the weight above ``at[b, a]`` wherever ``wanted[b, a]``; elsewhere anything finite, without gradient.
+    """Count softly the weight above ``at[b, a]`` wherever ``wanted[b, a]``; elsewhere anything, without gradient.
 
     Args:
         scores: ``[B, M]``, float32 or float64.
@@ -145,5 +181,7 @@ def soft_count_at(scores: Tensor, weights: Tensor, at: Tensor, wanted: Tensor, t
         ``[B, K, A]``, with gradient to scores, weights and points.
     """
     counts: Tensor
-    counts, _ = _SoftCount.apply(scores, weights, at, wanted, temperature, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
+    plain = all(map(_is_plain, (scores, weights, at, wanted)))
+    function = _EagerSoftCount if plain else _SoftCount
+    counts, _ = function.apply(scores, weights, at, wanted, temperature, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
     return counts

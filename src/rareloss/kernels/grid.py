@@ -27,20 +27,20 @@ _BEFORE, _AFTER = 1, 2
 # Row: node; column: power of the offset. Cubic Lagrange interpolation.
 _LAGRANGE = ((0, -1 / 3, 1 / 2, -1 / 6), (1, -1 / 2, -1, 1 / 2), (0, 1, 1 / 2, -1 / 2), (0, -1 / 6, 0, 1 / 6))
 # Predicted cost.
-NANOSECONDS_PER_ROW, NANOSECONDS_PER_NODE = 12.0, 200.0
+NANOSECONDS_PER_ROW, NANOSECONDS_PER_NODE = 13.0, 150.0
 
 
-def grid_nodes(scores: Tensor, at: Tensor, temperature: float) -> tuple[Tensor, Tensor, float]:
+def grid_nodes(scores: Tensor, at: Tensor, temperature: float) -> tuple[Tensor, float]:
     """Find what grid each pool needs.
 
     Returns:
-        the lowest of each pool's scores and points and the highest, ``[B]``, and how many nodes a grid over the widest
-        pool has, which is infinite where it has no end.
+        the lowest of each pool's scores and points, ``[B]``, and how many nodes a grid over the widest pool has,
+        infinite where it has no end.
     """
     low = torch.minimum(scores.amin(1), at.amin(1)).double()
     high = torch.maximum(scores.amax(1), at.amax(1)).double()
     cells = ((high - low).amax() * (_CELLS_PER_TEMPERATURE / temperature)).item()
-    return low, high, cells + _BEFORE + _AFTER + 1 if math.isfinite(cells) else math.inf
+    return low, cells + _BEFORE + _AFTER + 2 if math.isfinite(cells) else math.inf
 
 
 def grid_count(
@@ -51,11 +51,10 @@ def grid_count(
     value: bool,
     slope: bool,
     low: Tensor,
-    nodes: float,
+    length: int,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Count as :func:`rareloss.kernels.count.count` says; ``low`` and ``nodes`` come from :func:`grid_nodes`."""
+    """Count as :func:`rareloss.kernels.count.count` says; ``low`` and ``length`` come from :func:`grid_nodes`."""
     pools, sets, rows = weights.shape
-    length = int(nodes) + 1
     scale = _CELLS_PER_TEMPERATURE / temperature
     moments = torch.zeros(sets, 4, pools * length, dtype=torch.float64, device=scores.device)
     for pool, row in _chunks(pools, rows):
@@ -147,4 +146,5 @@ def _spectrum(kernel: str, reach: int, size: int) -> Tensor:
     around[: reach + 1] = values[reach:]
     if reach:
         around[-reach:] = values[:reach]
-    return torch.fft.rfft(around)
+    spectrum: Tensor = torch.fft.rfft(around)
+    return spectrum

@@ -4,7 +4,6 @@ Reference: Brown, Xie, Kalogeiton and Zisserman, "Smooth-AP: Smoothing the Path 
 ECCV 2020, equations 4 to 8.
 """
 
-import torch
 from torch import Tensor
 
 from rareloss import checks, metrics
@@ -50,9 +49,10 @@ def smooth_average_precision(
     checks.positive_number("temperature", temperature)
     pool = make_pool(scores, positive, weight)
     at, own = chosen(pool.scores, pool.positive)
+    half, wanted = own / 2, own > 0
 
     def rank_among(scores: Tensor, weight: Tensor) -> Tensor:
-        return count_above(scores, weight[:, None], at, temperature=temperature, where=own > 0)[:, 0] + own / 2
+        return count_above(scores, weight[:, None], at, temperature=temperature, where=wanted)[:, 0] + half
 
     precision = safe_ratio(rank_among(at, own), rank_among(pool.scores, pool.weight))
     value = safe_ratio((own * precision).sum(1), own.sum(1))

@@ -95,20 +95,15 @@ def make_pool(scores: Tensor, positive: Tensor, weight: Tensor | None = None, ii
         # An empty pool gets one absent row, so that every reduction below has something to reduce.
         return columns if rows else torch.nn.functional.pad(columns, (0, 1))
 
-    # What was not given is one number seen everywhere, and costs no memory.
-    everywhere = by_class(torch.ones((), device=scores.device).expand(rows))
     present = by_class(scores.to(dtype))
     if weight is None:
-        weight = everywhere.to(dtype)
+        # One number seen everywhere costs no memory.
+        weight = present.new_full((1, 1), float(rows > 0)).expand(present.shape)
     else:
         weight = by_class(weight.detach().to(dtype))
-        present = torch.where(weight > 0, present, 0.0)
-    return Pool(
-        scores=present.contiguous(),
-        is_positive=by_class(positive).contiguous(),
-        weight=weight,
-        iid=everywhere.bool() if iid_mask is None else by_class(iid_mask),
-    )
+        present = present.masked_fill(weight <= 0, 0.0)
+    iid = positive.new_ones((1, 1)).expand(present.shape) if iid_mask is None else by_class(iid_mask)
+    return Pool(present.contiguous(), by_class(positive).contiguous(), weight, iid)
 
 
 def chosen(scores: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,7 +129,7 @@ def chosen(scores: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 def safe_ratio(part: Tensor, whole: Tensor) -> Tensor:
     """Divide, with 0 (and gradient 0) where ``whole`` is 0."""
     empty = whole == 0
-    return torch.where(empty, 0.0, part / torch.where(empty, 1.0, whole))
+    return (part / whole.masked_fill(empty, 1.0)).masked_fill(empty, 0.0)
 
 
 def per_class(pool: Pool, value: Tensor, negative: Tensor, like: Tensor) -> PerClass:
@@ -144,9 +139,8 @@ def per_class(pool: Pool, value: Tensor, negative: Tensor, like: Tensor) -> PerC
     ``like`` is the caller's scores: for ``[M]`` the result is 0-d.
     """
     defined = (pool.positive > 0).any(1) & (negative > 0).any(1)
-    finite = torch.isfinite(pool.scores).all(1)
-    value = value * torch.where(finite, 1.0, torch.nan)
-    value = torch.where(defined, value, torch.nan)
+    nan_if_infinite = (pool.scores.detach() * 0).sum(1)
+    value = (value * (1 + nan_if_infinite)).masked_fill(~defined, torch.nan)
     return PerClass(value[0], defined[0]) if like.ndim == 1 else PerClass(value, defined)
 
 
