@@ -1,13 +1,14 @@
-"""One ``vmap`` rule for custom ops whose tensors all share a leading batch dimension."""
+"""What custom ops and autograd functions need for transforms, and how eager code goes without."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._library.custom_ops import CustomOpDef
 
-__all__ = ["fold_into_batch"]
+__all__ = ["apply", "fold_into_batch", "is_plain"]
 
 
 def fold_into_batch(op: CustomOpDef) -> None:
@@ -27,3 +28,32 @@ def fold_into_batch(op: CustomOpDef) -> None:
         return tuple(map(unfold, result)), (0,) * len(result)
 
     torch.library.register_vmap(op, rule)
+
+
+def is_plain(*tensors: Tensor) -> bool:
+    """Say whether all of ``tensors`` are numbers that are there now: no graph is traced, no transform wraps them."""
+    return not torch.compiler.is_compiling() and all(
+        type(tensor) in (Tensor, torch.nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        for tensor in tensors
+    )
+
+
+def apply(function: type[torch.autograd.Function], *inputs: Any) -> Any:
+    """Apply an autograd function; on plain tensors without the bookkeeping of ``torch.func``.
+
+    A function with ``setup_context`` binds its signature at every call: longer than the work on a small pool.
+    """
+    tensors = [one for one in inputs if isinstance(one, Tensor)]
+    chosen = _eager_twin(function) if is_plain(*tensors) else function
+    return chosen.apply(*inputs)
+
+
+@cache
+def _eager_twin(function: Any) -> Any:
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        output = function.forward(*inputs)
+        function.setup_context(ctx, inputs, output)
+        return output
+
+    twin = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
+    return type(function.__name__, (torch.autograd.Function,), twin)

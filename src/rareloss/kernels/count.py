@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from rareloss.kernels import exponentials, grid
-from rareloss.kernels.batching import fold_into_batch
+from rareloss.kernels.batching import apply, fold_into_batch, is_plain
 from rareloss.kernels.dense import NANOSECONDS as NANOSECONDS_PER_PAIR
 from rareloss.kernels.dense import dense_count, dense_pairs
-from rareloss.kernels.exponentials import exponential_count
+from rareloss.kernels.exponentials import exponential_count, order_together, swapped
 from rareloss.kernels.grid import grid_count, grid_nodes
 
 __all__ = ["soft_count_at"]
@@ -31,26 +31,43 @@ _SURELY_SMALL = 1e5
 def _count(
     scores: Tensor, weights: Tensor, at: Tensor, wanted: Tensor, temperature: float, value: bool, slope: bool
 ) -> tuple[Tensor, Tensor]:
-    return _count_now(scores, weights, at, wanted, temperature, value, slope)
+    counts, slopes, _ = _count_now(scores, weights, at, wanted, temperature, value, slope)
+    return counts, slopes
 
 
 def _count_now(
-    scores: Tensor, weights: Tensor, at: Tensor, wanted: Tensor, temperature: float, value: bool, slope: bool
-) -> tuple[Tensor, Tensor]:
-    # Counts and slopes [B, K, A] at the points wanted (elsewhere: anything finite); empty where not asked for.
+    scores: Tensor,
+    weights: Tensor,
+    at: Tensor,
+    wanted: Tensor,
+    temperature: float,
+    value: bool,
+    slope: bool,
+    order: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    # Counts and slopes [B, K, A] at the points wanted (elsewhere: anything finite), empty where not asked for; and the
+    # order of scores and points if it had to be found.
     with torch.autocast(scores.device.type, enabled=False):
-        counts, slopes = _by_cheapest(scores, weights, at, wanted, temperature, value, slope)
-    return weights.new_empty(0) if counts is None else counts, weights.new_empty(0) if slopes is None else slopes
+        (counts, slopes), order = _by_cheapest(scores, weights, at, wanted, temperature, value, slope, order)
+    nothing = weights.new_empty(0)
+    return nothing if counts is None else counts, nothing if slopes is None else slopes, order
 
 
 def _by_cheapest(
-    scores: Tensor, weights: Tensor, at: Tensor, wanted: Tensor, temperature: float, value: bool, slope: bool
-) -> tuple[Tensor | None, Tensor | None]:
+    scores: Tensor,
+    weights: Tensor,
+    at: Tensor,
+    wanted: Tensor,
+    temperature: float,
+    value: bool,
+    slope: bool,
+    order: Tensor | None,
+) -> tuple[tuple[Tensor | None, Tensor | None], Tensor | None]:
     pools, sets, rows = weights.shape
     points = at.shape[1]
     if not pools * sets * rows * points:
         nothing = weights.new_zeros(pools, sets, points)
-        return nothing, nothing.clone()
+        return (nothing, nothing.clone()), None
     # Predicted nanoseconds. The grid is left out where its error would show (float64), and off the CPU, where a look at
     # the range of the scores would make the device wait.
     by_pairs = NANOSECONDS_PER_PAIR * (value + slope) * dense_pairs(weights, wanted)
@@ -59,10 +76,11 @@ def _by_cheapest(
         low, nodes = grid_nodes(scores, at, temperature)
         by_grid = sets * pools * (grid.NANOSECONDS_PER_ROW * (rows + points) + grid.NANOSECONDS_PER_NODE * nodes)
         if by_grid < min(by_pairs, by_exponentials):
-            return grid_count(scores, weights, at, temperature, value, slope, low, int(nodes))
+            return grid_count(scores, weights, at, temperature, value, slope, low, int(nodes)), None
     if by_pairs <= by_exponentials:
-        return dense_count(scores, weights, at, wanted, temperature, value, slope)
-    return exponential_count(scores, weights, at, temperature, value, slope)
+        return dense_count(scores, weights, at, wanted, temperature, value, slope), None
+    order = order_together(scores, at) if order is None else order
+    return exponential_count(scores, weights, at, temperature, value, slope, order), order
 
 
 @_count.register_fake
@@ -83,16 +101,19 @@ class _SoftCount(torch.autograd.Function):
     @staticmethod
     def forward(
         scores: Tensor, weights: Tensor, at: Tensor, wanted: Tensor, temperature: float, with_slope: bool
-    ) -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = _count(scores, weights, at, wanted, temperature, True, with_slope)
-        return found
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        asked = (scores, weights, at, wanted, temperature, True, with_slope)
+        if is_plain(scores, weights, at, wanted):
+            return _count_now(*asked)
+        return (*_count(*asked), None)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor | None]) -> None:
         scores, weights, at, wanted, ctx.temperature, _ = inputs
-        ctx.mark_non_differentiable(output[1])
+        _, slopes, order = output
+        ctx.mark_non_differentiable(slopes, *([] if order is None else [order]))
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(scores, weights, at, wanted, output[1])
+        ctx.save_for_backward(scores, weights, at, wanted, slopes, order)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -105,21 +126,6 @@ class _SoftCount(torch.autograd.Function):
         return (*(one if needed else None for one, needed in zip(found, needs, strict=True)), None, None, None)
 
 
-class _EagerSoftCount(torch.autograd.Function):
-    # The same without torch.func's and the op's bookkeeping, which take longer than the count of a small pool.
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        scores, weights, at, wanted, temperature, with_slope = inputs
-        output = _count_now(scores, weights, at, wanted, temperature, True, with_slope)
-        _SoftCount.setup_context(ctx, inputs, output)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _SoftCount.backward(ctx, *gradients)
-
-
 def _pull(
     arriving: Tensor,
     scores: Tensor,
@@ -127,28 +133,25 @@ def _pull(
     at: Tensor,
     wanted: Tensor,
     slopes: Tensor,
+    order: Tensor | None,
     temperature: float,
     to_scores: bool,
     to_weights: bool,
     to_at: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     # The gradient arriving at the counts, carried back to scores, weights and points.
-    count = _count_now if _is_plain(scores) else _count
     arriving = arriving.masked_fill(~wanted[:, None], 0.0)
     everywhere = wanted.new_ones((1, 1)).expand_as(scores)
-    counts, pulls = count(at, arriving, scores, everywhere, temperature, to_weights, to_scores)
+    asked = (at, arriving, scores, everywhere, temperature, to_weights, to_scores)
+    if is_plain(*asked[:4]):
+        counts, pulls, _ = _count_now(*asked, None if order is None else swapped(order, scores.shape[1]))
+    else:
+        counts, pulls = _count(*asked)
     scores_gradient = pulls.mul_(weights).sum(1) if to_scores else torch.zeros_like(scores)
     # sigmoid((s - a) / t) is one minus the sigmoid that counts the points above the score.
     weights_gradient = arriving.sum(2, keepdim=True) - counts if to_weights else torch.zeros_like(weights)
     at_gradient = -(arriving * slopes).sum(1) if to_at else torch.zeros_like(at)
     return scores_gradient, weights_gradient, at_gradient
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    # A tensor of numbers that are there now: no graph is traced, no transform wraps it.
-    return type(tensor) in (Tensor, torch.nn.Parameter) and not (
-        torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-    )
 
 
 class _SoftCountBackward(torch.autograd.Function):
@@ -181,7 +184,5 @@ def soft_count_at(scores: Tensor, weights: Tensor, at: Tensor, wanted: Tensor, t
         ``[B, K, A]``, with gradient to scores, weights and points.
     """
     counts: Tensor
-    plain = all(map(_is_plain, (scores, weights, at, wanted)))
-    function = _EagerSoftCount if plain else _SoftCount
-    counts, _ = function.apply(scores, weights, at, wanted, temperature, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
+    counts, _, _ = apply(_SoftCount, scores, weights, at, wanted, temperature, torch.is_grad_enabled())
     return counts

@@ -88,10 +88,11 @@ def _kernels(
     apart: Tensor, temperature: float, counts: Tensor | None, slopes: Tensor | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     # Scores are subtracted first: near ones differ exactly in floating point, their quotients do not.
-    distance = apart.mul_(1 / temperature)
+    per_temperature = min(1 / temperature, torch.finfo(apart.dtype).max)
+    distance = apart.mul_(per_temperature)
     if counts is not None:
         yield counts, distance.sigmoid()
     if slopes is not None:
         # sigmoid' from the lower tail, which keeps its digits on either side.
         tail = distance.abs_().neg_().sigmoid_()
-        yield slopes, (1 - tail).mul_(tail).mul_(1 / temperature)
+        yield slopes, (1 - tail).mul_(tail).mul_(per_temperature)

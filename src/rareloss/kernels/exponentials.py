@@ -19,22 +19,33 @@ from functools import cache
 import torch
 from torch import Tensor
 
-__all__ = ["NANOSECONDS_PER_ROW", "exponential_count"]
+__all__ = ["NANOSECONDS_PER_ROW", "exponential_count", "order_together", "swapped"]
 
 # Predicted cost of a row, its share of the sort included.
-NANOSECONDS_PER_ROW = 330.0
-_TERMS = {torch.float32: 12, torch.float64: 22}
+NANOSECONDS_PER_ROW = 250.0
+_TERMS = {torch.float32: 10, torch.float64: 22}
 # Runs of sorted rows that are scanned side by side.
-_RUNS = 1024
+_RUNS = 2048
+
+
+def order_together(scores: Tensor, at: Tensor) -> Tensor:
+    """Find the order of each pool's scores and points, the points numbered behind the scores, ``[B, M + A]``."""
+    return torch.cat([scores, at], 1).argsort(1)
+
+
+def swapped(order: Tensor, rows: int) -> Tensor:
+    """Number the points before the ``rows`` scores in what :func:`order_together` found."""
+    points = order.shape[1] - rows
+    return torch.where(order < rows, order + points, order - rows)
 
 
 def exponential_count(
-    scores: Tensor, weights: Tensor, at: Tensor, temperature: float, value: bool, slope: bool
+    scores: Tensor, weights: Tensor, at: Tensor, temperature: float, value: bool, slope: bool, order: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Count as :func:`rareloss.kernels.count.count` says, by sorting the scores and the points together."""
+    """Count as :mod:`rareloss.kernels.count` says; ``order`` comes from :func:`order_together`."""
     pools, sets, rows = weights.shape
     points = at.shape[1]
-    ordered, order = torch.cat([scores, at], 1).sort(1)
+    ordered = torch.cat([scores, at], 1).gather(1, order)
     # Runs of consecutive rows, which advance together: [steps, B, runs]. The last runs are filled up with absent rows.
     total = rows + points
     log_steps = max(4, (total * pools // _RUNS).bit_length())
@@ -57,7 +68,7 @@ def exponential_count(
     series = torch.stack(asked).to(scores.device)
     counts = weights.new_empty(pools, sets, points) if value else None
     slopes = weights.new_empty(pools, sets, points) if slope else None
-    order.clamp_(max=rows)
+    order = order.clamp(max=rows)
     for k in range(sets):
         weight = torch.nn.functional.pad(weights[:, k], (0, 1)).gather(1, order)
         if counts is not None:
@@ -78,44 +89,19 @@ def _scan(place: Tensor, weight: Tensor, series: Tensor, upward: bool, wanted: T
     # series p of powers; at the flat places wanted.
     steps, pools, runs = place.shape
     terms = series.shape[1]
-    end = place[-1 if upward else 0]
-    # How the state at the end of each run comes from its own rows; then from the runs before, by doubling the distance.
-    exponents = torch.arange(1, terms + 1, dtype=torch.float64, device=place.device)[:, None, None]
-    state = _own_states(place, weight, end, terms)
-    behind = torch.zeros_like(end)
-    behind[:, 1:] = (end[:, 1:] - end[:, :-1]).abs()
-    if not upward:
-        state = state.flip(-1)
-        behind = torch.zeros_like(end)
-        behind[:, 1:] = (end[:, 1:] - end[:, :-1]).flip(-1)
-    factor = torch.exp(-behind) ** exponents
-    distance = 1
-    while distance < runs:
-        state[..., distance:] += factor[..., distance:] * state[..., :-distance].clone()
-        factor[..., distance:] *= factor[..., :-distance].clone()
-        distance *= 2
-    # Each run starts from the state at the end of the one before.
-    state = torch.nn.functional.pad(state[..., :-1], (1, 0))
-    before = torch.nn.functional.pad(end[:, :-1], (1, 0)) if upward else torch.nn.functional.pad(end[:, 1:], (0, 1))
-    if upward:
-        before[:, 0] = place[0, :, 0]
-    else:
-        state = state.flip(-1)
-        before[:, -1] = place[-1, :, -1]
-    state = state.reshape(terms, pools * runs).contiguous()
-    places, weights = place.view(steps, -1), weight.view(steps, -1)
+    places, weights = place.flatten(1), weight.flatten(1)
+    first, last = (places[0], places[-1]) if upward else (places[-1], places[0])
+    state = torch.zeros(terms, pools * runs, dtype=torch.float64, device=place.device)
     sums = torch.empty(len(series), steps, pools * runs, dtype=torch.float64, device=place.device)
+    before = first
     together = max(1, _RUNS * 8 // (pools * runs))
     for start in range(0, steps, together):
         stop = min(start + together, steps)
         block = slice(start, stop) if upward else slice(steps - stop, steps - start)
-        if upward:
-            gaps = torch.cat([before.view(1, -1), places[block][:-1]]) - places[block]
-            before = places[block][-1]
-        else:
-            gaps = places[block] - torch.cat([places[block][1:], before.reshape(1, -1)])
-            before = places[block][0]
-        decay = gaps.exp_()
+        here = places[block]
+        neighbour = torch.cat([before[None], here[:-1]] if upward else [here[1:], before[None]])
+        before = here[-1 if upward else 0]
+        decay = (here - neighbour).abs_().neg_().exp_()
         powers = torch.empty(terms, *decay.shape, dtype=torch.float64, device=place.device)
         by_power = powers.unbind()
         by_power[0].copy_(decay)
@@ -125,22 +111,32 @@ def _scan(place: Tensor, weight: Tensor, series: Tensor, upward: bool, wanted: T
         for row, power, out in advance if upward else reversed(list(advance)):
             torch.addcmul(row, state, power, out=state)
             torch.mm(series, state, out=out)
-    return [of_series.flatten().index_select(0, wanted) for of_series in sums]
 
-
-def _own_states(place: Tensor, weight: Tensor, end: Tensor, terms: int) -> Tensor:
-    state = place.new_zeros(terms, *end.shape)
-    states = state.unbind()
-    together = max(1, _RUNS * 16 // end.numel())
-    for start in range(0, len(place), together):
-        block = slice(start, start + together)
-        decay = (place[block] - end).abs_().neg_().exp_()
-        power = weight[block] * decay
-        for k in range(terms):
-            states[k].add_(power.sum(0))
-            if k + 1 < terms:
-                power.mul_(decay)
-    return state
+    # Each run began from nothing. What the runs before it send, by doubling the distance it comes from:
+    sent, end = state.view(terms, pools, runs), last.view(pools, runs)
+    if not upward:
+        sent, end = sent.flip(-1), end.flip(-1)
+    exponents = torch.arange(1, terms + 1, dtype=torch.float64, device=place.device)[:, None, None]
+    factor = torch.exp(-(end - torch.cat([end[:, :1], end[:, :-1]], 1)).abs()) ** exponents
+    distance = 1
+    while distance < runs:
+        sent[..., distance:] += factor[..., distance:] * sent[..., :-distance].clone()
+        factor[..., distance:] *= factor[..., :-distance].clone()
+        distance *= 2
+    sent = torch.nn.functional.pad(sent[..., :-1], (1, 0))
+    end = torch.cat([end[:, :1], end[:, :-1]], 1)
+    if not upward:
+        sent, end = sent.flip(-1), end.flip(-1)
+    run = wanted % (pools * runs)
+    decay = (places.flatten().index_select(0, wanted) - end.flatten().index_select(0, run)).abs_().neg_().exp_()
+    found = []
+    for coefficients, own in zip(series, sums, strict=True):
+        arriving = (coefficients[:, None] * sent.flatten(1)).unbind()
+        total = torch.zeros_like(decay)
+        for of_power in reversed(arriving):
+            total.add_(of_power.index_select(0, run)).mul_(decay)
+        found.append(total.add_(own.flatten().index_select(0, wanted)))
+    return found
 
 
 def _chebyshev(degree: int) -> list[int]:

@@ -12,7 +12,7 @@ is a running sum, exact at any distance; the remainder is short and goes by FFT.
 
 import math
 from collections.abc import Iterator
-from functools import cache
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -25,7 +25,10 @@ _CHUNK = 2**15
 # The nodes of a cell: one before, its two ends, one after.
 _BEFORE, _AFTER = 1, 2
 # Row: node; column: power of the offset. Cubic Lagrange interpolation.
-_LAGRANGE = ((0, -1 / 3, 1 / 2, -1 / 6), (1, -1 / 2, -1, 1 / 2), (0, 1, 1 / 2, -1 / 2), (0, -1 / 6, 0, 1 / 6))
+_LAGRANGE = torch.tensor(
+    [[0, -1 / 3, 1 / 2, -1 / 6], [1, -1 / 2, -1, 1 / 2], [0, 1, 1 / 2, -1 / 2], [0, -1 / 6, 0, 1 / 6]],
+    dtype=torch.float64,
+)
 # Predicted cost.
 NANOSECONDS_PER_ROW, NANOSECONDS_PER_NODE = 13.0, 150.0
 
@@ -66,8 +69,8 @@ def grid_count(
             moments[k, 1].scatter_add_(0, cell, term)
             moments[k, 2].scatter_add_(0, cell, term.mul_(offset))
             moments[k, 3].scatter_add_(0, cell, term.mul_(offset))
-    lagrange = torch.tensor(_LAGRANGE, dtype=torch.float64, device=scores.device)
-    by_node = torch.einsum("np,kpl->knl", lagrange, moments).unflatten(2, (pools, length))
+    lagrange = _LAGRANGE.to(scores.device)
+    by_node = torch.matmul(lagrange, moments).unflatten(2, (pools, length))
     del moments
     on_nodes = torch.zeros(sets, pools, length, dtype=torch.float64, device=scores.device)
     for node in range(4):
@@ -76,7 +79,7 @@ def grid_count(
         on_nodes[..., start : length + min(shift, 0)] += by_node[:, node, :, start - shift : length - max(shift, 0)]
     del by_node
 
-    reach = min(length - 1, math.ceil(_CELLS_PER_TEMPERATURE * (17 + math.log(max(rows, 1)))))
+    reach = min(length - 1, math.ceil(_CELLS_PER_TEMPERATURE * (17 + rows.bit_length() * math.log(2))))
     size = _fast_length(length + reach)
     transformed = torch.fft.rfft(on_nodes, n=size)
     found: list[Tensor | None] = []
@@ -99,8 +102,8 @@ def _interpolate(
 ) -> Tensor:
     sets, pools, length = on_nodes.shape
     padded = torch.nn.functional.pad(on_nodes, (_BEFORE, _AFTER))
-    around = padded.unfold(-1, 4, 1)[..., :length, :]  # [K, B, length, 4], the nodes around each cell
-    by_power = torch.einsum("kbln,np->kpbl", around, lagrange).to(dtype).flatten(2)
+    around = torch.stack([padded[..., node : node + length] for node in range(4)], 1)  # [K, node, B, length]
+    by_power = torch.matmul(lagrange.mT, around.flatten(2)).to(dtype)
     result = torch.empty(pools, sets, at.shape[1], dtype=dtype, device=at.device)
     for pool, point in _chunks(pools, at.shape[1]):
         cell, offset = _place(at[pool, point], low[pool], scale, length, pool.start)
@@ -135,7 +138,7 @@ def _fast_length(least: int) -> int:
     return min(size for size in (power // 8 * 5, power // 4 * 3, power // 8 * 7, power) if size >= least)
 
 
-@cache
+@lru_cache(maxsize=8)
 def _spectrum(kernel: str, reach: int, size: int) -> Tensor:
     # The kernel at distances of -reach .. reach nodes, wrapped around; both kernels fall like exp(-|x|).
     apart = torch.arange(-reach, reach + 1, dtype=torch.float64) / _CELLS_PER_TEMPERATURE

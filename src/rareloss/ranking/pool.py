@@ -1,11 +1,12 @@
 """The pool that rows are ranked in: its checks, its weights, its spread, and the value it gives per class."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rareloss import checks
+from rareloss.kernels.batching import apply
 
 __all__ = [
     "PerClass",
@@ -17,6 +18,7 @@ __all__ = [
     "safe_ratio",
     "standardise",
     "tie_groups",
+    "where_absent",
 ]
 
 
@@ -101,9 +103,19 @@ def make_pool(scores: Tensor, positive: Tensor, weight: Tensor | None = None, ii
         weight = present.new_full((1, 1), float(rows > 0)).expand(present.shape)
     else:
         weight = by_class(weight.detach().to(dtype))
-        present = present.masked_fill(weight <= 0, 0.0)
+        absent = where_absent(weight)
+        present = present if absent is None else present.masked_fill(absent, 0.0)
     iid = positive.new_ones((1, 1)).expand(present.shape) if iid_mask is None else by_class(iid_mask)
     return Pool(present.contiguous(), by_class(positive).contiguous(), weight, iid)
+
+
+def where_absent(weight: Tensor) -> Tensor | None:
+    """Find where ``weight`` is 0, in a shape that broadcasts to its own; None where a free look says nowhere."""
+    for dim in range(weight.ndim):
+        if weight.shape[dim] and weight.stride(dim) == 0:  # one number seen everywhere
+            weight = weight.narrow(dim, 0, 1)
+    absent = weight <= 0
+    return None if checks.values_readable(weight) and not bool(absent.any()) else absent
 
 
 def chosen(scores: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,7 +131,7 @@ def chosen(scores: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     if len(scores) == 1:
         return scores.index_select(1, row), weight.index_select(1, row)
     number = torch.bincount(class_, minlength=len(scores))
-    most = int(number.max())
+    most = max(number.tolist(), default=0)
     place = torch.arange(len(row)) - (number.cumsum(0) - number).index_select(0, class_)
     rows = torch.zeros(len(scores), most, dtype=torch.int64).index_put((class_, place), row)
     filled = torch.arange(most) < number[:, None]
@@ -157,23 +169,56 @@ def standardise(scores: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]
     """
     if not scores.shape[0]:
         return scores, scores.new_zeros(scores.shape[1]), scores.new_ones(scores.shape[1])
-    present = weight > 0
-    scores = torch.where(present, scores, 0.0)
-    # The largest comes out first, so that nothing overflows; then the middle, so that equal scores are exactly 0.
-    largest = scores.detach().abs().amax(0)
-    largest = torch.where(largest < torch.finfo(largest.dtype).tiny, 1.0, largest)
-    scaled = scores / largest
-    low = torch.where(present, scaled.detach(), torch.inf).amin(0)
-    high = torch.where(present, scaled.detach(), -torch.inf).amax(0)
-    middle = torch.where(present.any(0), low / 2 + high / 2, 0.0)
-    scaled = scaled - middle
-    share = safe_ratio(weight, weight.sum(0))
-    mean = (share * scaled).sum(0)
-    centred = torch.where(present, scaled - mean, 0.0)
-    variance = (share * centred**2).sum(0)
-    flat = variance == 0
-    spread = torch.where(flat, 1.0 / largest, torch.where(flat, 1.0, variance).sqrt())
-    return centred / spread, ((mean + middle) * largest).detach(), (spread * largest).detach()
+    standard, mean, spread = apply(_Standardise, scores, weight)
+    return standard, mean, spread
+
+
+class _Standardise(torch.autograd.Function):
+    # With z the standardised scores, w their shares of the weight and g what arrives, the gradient of s is
+    # (g - w (sum(g) + z sum(g z))) / spread: the mean and the spread move with the scores.
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(scores: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        absent = where_absent(weight)
+        low, high = _lowest_and_highest(scores, absent)
+        # The largest comes out first, so that nothing overflows; then the middle, so that equal scores are exactly 0.
+        largest = torch.maximum(low.abs(), high.abs())
+        largest = largest.masked_fill(largest < torch.finfo(largest.dtype).tiny, 1.0)
+        scaled = scores / largest - (low / largest / 2 + high / largest / 2)
+        scaled = scaled if absent is None else scaled.masked_fill(absent, 0.0)
+        share = safe_ratio(weight, weight.sum(0))
+        mean = (share * scaled).sum(0)
+        centred = scaled - mean
+        centred = centred if absent is None else centred.masked_fill(absent, 0.0)
+        variance = (share * centred * centred).sum(0)
+        spread = torch.where(variance == 0, 1.0 / largest, variance.sqrt())
+        return centred / spread, mean * largest + (low / 2 + high / 2), spread * largest
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        standard, mean, spread = output
+        ctx.mark_non_differentiable(mean, spread)
+        ctx.save_for_backward(inputs[1], standard, spread)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        weight, standard, spread = ctx.saved_tensors
+        absent = where_absent(weight)
+        arriving = gradients[0] if absent is None else gradients[0].masked_fill(absent, 0.0)
+        share = safe_ratio(weight, weight.sum(0))
+        moved = arriving.sum(0) + standard * (arriving * standard).sum(0)
+        return (arriving - share * moved) / spread, None
+
+
+def _lowest_and_highest(scores: Tensor, absent: Tensor | None) -> tuple[Tensor, Tensor]:
+    if absent is None:
+        low, high = torch.aminmax(scores, dim=0)
+        return low, high
+    low = scores.masked_fill(absent, torch.inf).amin(0)
+    high = scores.masked_fill(absent, -torch.inf).amax(0)
+    nothing = low > high
+    return low.masked_fill(nothing, 0.0), high.masked_fill(nothing, 0.0)
 
 
 class TieGroups(NamedTuple):

@@ -94,6 +94,7 @@ class RankingLoss(nn.Module):
         self.check_values = check_values
         self.queue = MemoryQueue(checks.integer("queue_size", queue_size, least=0), num_classes)
         self._warned = False
+        self._judged: torch.Size | None = None
 
     def soft(self, scores: Tensor, positive: Tensor, weight: Tensor, iid: Tensor, temperature: float) -> PerClass:
         """Compute the soft metric ``[C]`` of the pool ``[M, C]``; each loss defines its own."""
@@ -232,19 +233,22 @@ class RankingLoss(nn.Module):
         return standardise(pool.scores, pool.weight)[0], self.temperature
 
     def _reduced(self, loss: Tensor, defined: Tensor, live: Rows) -> Tensor:
-        finite = (torch.isfinite(live.scores) | (live.weight <= 0)).all()
         if self.reduction == "none":
             return loss
         total = torch.where(defined, loss, 0.0).sum()
         if self.reduction == "mean":
             total = total / defined.sum().clamp(min=1)
         # A logit that is not finite shows, also in a class that is not defined, so that an AMP scaler skips the step.
-        total = total * torch.where(finite, 1.0, torch.nan)
+        nan_if_infinite = (live.scores.detach() * 0).masked_fill(live.weight <= 0, 0.0).sum()
+        total = total * (1 + nan_if_infinite)
         return total if self.training else torch.where(defined.any(), total, torch.nan)
 
     def _warn_if_unsupported(self, live: Rows) -> None:
         if self._warned or not self.training or not checks.values_readable(live.scores, self.check_values):
             return
+        if self._judged == live.scores.shape:
+            return
+        self._judged = live.scores.shape
         present = (live.weight > 0) & live.iid[:, None]
         rows = present.sum(0)
         # The queue is judged as full: it is about to be.
