@@ -1,14 +1,13 @@
 """What custom ops and autograd functions need for transforms, and how eager code goes without."""
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._library.custom_ops import CustomOpDef
 
-__all__ = ["apply", "fold_into_batch", "is_plain"]
+__all__ = ["eager_twin", "fold_into_batch", "is_plain"]
 
 
 def fold_into_batch(op: CustomOpDef) -> None:
@@ -33,23 +32,19 @@ def fold_into_batch(op: CustomOpDef) -> None:
 def is_plain(*tensors: Tensor) -> bool:
     """Say whether all of ``tensors`` are numbers that are there now: no graph is traced, no transform wraps them."""
     return not torch.compiler.is_compiling() and all(
-        type(tensor) in (Tensor, torch.nn.Parameter) and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        type(tensor) in (Tensor, torch.nn.Parameter)
+        and tensor.device.type != "meta"
+        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
         for tensor in tensors
     )
 
 
-def apply(function: type[torch.autograd.Function], *inputs: Any) -> Any:
-    """Apply an autograd function; on plain tensors without the bookkeeping of ``torch.func``.
+def eager_twin(function: Any) -> Any:
+    """Make the same autograd function for plain tensors alone, without the bookkeeping of ``torch.func``.
 
     A function with ``setup_context`` binds its signature at every call: longer than the work on a small pool.
     """
-    tensors = [one for one in inputs if isinstance(one, Tensor)]
-    chosen = _eager_twin(function) if is_plain(*tensors) else function
-    return chosen.apply(*inputs)
 
-
-@cache
-def _eager_twin(function: Any) -> Any:
     def forward(ctx: Any, *inputs: Any) -> Any:
         output = function.forward(*inputs)
         function.setup_context(ctx, inputs, output)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rareloss.kernels import exponentials, grid
-from rareloss.kernels.batching import apply, fold_into_batch, is_plain
+from rareloss.kernels.batching import eager_twin, fold_into_batch, is_plain
 from rareloss.kernels.dense import NANOSECONDS as NANOSECONDS_PER_PAIR
 from rareloss.kernels.dense import dense_count, dense_pairs
 from rareloss.kernels.exponentials import exponential_count, order_together, swapped
@@ -29,9 +29,16 @@ _SURELY_SMALL = 1e5
 
 @torch.library.custom_op("rareloss::soft_count", mutates_args=())
 def _count(
-    scores: Tensor, weights: Tensor, at: Tensor, wanted: Tensor, temperature: float, value: bool, slope: bool
+    scores: Tensor,
+    weights: Tensor,
+    at: Tensor,
+    present: Tensor,
+    wanted: Tensor,
+    temperature: float,
+    value: bool,
+    slope: bool,
 ) -> tuple[Tensor, Tensor]:
-    counts, slopes, _ = _count_now(scores, weights, at, wanted, temperature, value, slope)
+    counts, slopes, _ = _count_now(scores, weights, at, present, wanted, temperature, value, slope)
     return counts, slopes
 
 
@@ -39,6 +46,7 @@ def _count_now(
     scores: Tensor,
     weights: Tensor,
     at: Tensor,
+    present: Tensor,
     wanted: Tensor,
     temperature: float,
     value: bool,
@@ -48,15 +56,15 @@ def _count_now(
     # Counts and slopes [B, K, A] at the points wanted (elsewhere: anything finite), empty where not asked for; and the
     # order of scores and points if it had to be found.
     with torch.autocast(scores.device.type, enabled=False):
-        (counts, slopes), order = _by_cheapest(scores, weights, at, wanted, temperature, value, slope, order)
-    nothing = weights.new_empty(0)
-    return nothing if counts is None else counts, nothing if slopes is None else slopes, order
+        (counts, slopes), order = _by_cheapest(scores, weights, at, present, wanted, temperature, value, slope, order)
+    return weights.new_empty(0) if counts is None else counts, weights.new_empty(0) if slopes is None else slopes, order
 
 
 def _by_cheapest(
     scores: Tensor,
     weights: Tensor,
     at: Tensor,
+    present: Tensor,
     wanted: Tensor,
     temperature: float,
     value: bool,
@@ -65,12 +73,15 @@ def _by_cheapest(
 ) -> tuple[tuple[Tensor | None, Tensor | None], Tensor | None]:
     pools, sets, rows = weights.shape
     points = at.shape[1]
+    if not (value or slope):
+        return (None, None), order
     if not pools * sets * rows * points:
         nothing = weights.new_zeros(pools, sets, points)
         return (nothing, nothing.clone()), None
-    # Predicted nanoseconds. The grid is left out where its error would show (float64), and off the CPU, where a look at
-    # the range of the scores would make the device wait.
-    by_pairs = NANOSECONDS_PER_PAIR * (value + slope) * dense_pairs(weights, wanted)
+    # Predicted nanoseconds, alike from both sides: forward and backward must take the same engine, or what a row does
+    # to itself, as a score and as a point, would not cancel. The grid is left out where its error would show (float64),
+    # and off the CPU, where a look at the range of the scores would make the device wait.
+    by_pairs = NANOSECONDS_PER_PAIR * dense_pairs(present, wanted)
     by_exponentials = exponentials.NANOSECONDS_PER_ROW * sets * pools * (rows + points)
     if by_pairs > _SURELY_SMALL and weights.dtype == torch.float32 and scores.device.type == "cpu":
         low, nodes = grid_nodes(scores, at, temperature)
@@ -78,14 +89,21 @@ def _by_cheapest(
         if by_grid < min(by_pairs, by_exponentials):
             return grid_count(scores, weights, at, temperature, value, slope, low, int(nodes)), None
     if by_pairs <= by_exponentials:
-        return dense_count(scores, weights, at, wanted, temperature, value, slope), None
+        return dense_count(scores, weights, at, present, wanted, temperature, value, slope), None
     order = order_together(scores, at) if order is None else order
     return exponential_count(scores, weights, at, temperature, value, slope, order), order
 
 
 @_count.register_fake
 def _(
-    scores: Tensor, weights: Tensor, at: Tensor, wanted: Tensor, temperature: float, value: bool, slope: bool
+    scores: Tensor,
+    weights: Tensor,
+    at: Tensor,
+    present: Tensor,
+    wanted: Tensor,
+    temperature: float,
+    value: bool,
+    slope: bool,
 ) -> tuple[Tensor, Tensor]:
     shape = (weights.shape[0], weights.shape[1], at.shape[1])
     return weights.new_empty(shape if value else 0), weights.new_empty(shape if slope else 0)
@@ -102,7 +120,7 @@ class _SoftCount(torch.autograd.Function):
     def forward(
         scores: Tensor, weights: Tensor, at: Tensor, wanted: Tensor, temperature: float, with_slope: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        asked = (scores, weights, at, wanted, temperature, True, with_slope)
+        asked = (scores, weights, at, _everywhere(scores), wanted, temperature, True, with_slope)
         if is_plain(scores, weights, at, wanted):
             return _count_now(*asked)
         return (*_count(*asked), None)
@@ -141,17 +159,20 @@ def _pull(
 ) -> tuple[Tensor, Tensor, Tensor]:
     # The gradient arriving at the counts, carried back to scores, weights and points.
     arriving = arriving.masked_fill(~wanted[:, None], 0.0)
-    everywhere = wanted.new_ones((1, 1)).expand_as(scores)
-    asked = (at, arriving, scores, everywhere, temperature, to_weights, to_scores)
-    if is_plain(*asked[:4]):
+    asked = (at, arriving, scores, wanted, _everywhere(scores), temperature, to_weights, to_scores)
+    if is_plain(at, arriving, scores, wanted):
         counts, pulls, _ = _count_now(*asked, None if order is None else swapped(order, scores.shape[1]))
     else:
         counts, pulls = _count(*asked)
-    scores_gradient = pulls.mul_(weights).sum(1) if to_scores else torch.zeros_like(scores)
+    scores_gradient = (pulls * weights).sum(1) if to_scores else torch.zeros_like(scores)
     # sigmoid((s - a) / t) is one minus the sigmoid that counts the points above the score.
     weights_gradient = arriving.sum(2, keepdim=True) - counts if to_weights else torch.zeros_like(weights)
     at_gradient = -(arriving * slopes).sum(1) if to_at else torch.zeros_like(at)
     return scores_gradient, weights_gradient, at_gradient
+
+
+def _everywhere(scores: Tensor) -> Tensor:
+    return torch.ones((1, 1), dtype=torch.bool, device=scores.device).expand(scores.shape)
 
 
 class _SoftCountBackward(torch.autograd.Function):
@@ -170,6 +191,9 @@ class _SoftCountBackward(torch.autograd.Function):
         raise RuntimeError("the soft count has no second derivative here; call backward without create_graph=True")
 
 
+_EagerSoftCount = eager_twin(_SoftCount)
+
+
 def soft_count_at(scores: Tensor, weights: Tensor, at: Tensor, wanted: Tensor, temperature: float) -> Tensor:
     """Count softly the weight above ``at[b, a]`` wherever ``wanted[b, a]``; elsewhere anything, without gradient.
 
@@ -184,5 +208,9 @@ def soft_count_at(scores: Tensor, weights: Tensor, at: Tensor, wanted: Tensor, t
         ``[B, K, A]``, with gradient to scores, weights and points.
     """
     counts: Tensor
-    counts, _, _ = apply(_SoftCount, scores, weights, at, wanted, temperature, torch.is_grad_enabled())
+    if is_plain(scores, weights, at, wanted):
+        with_slope = at.requires_grad and torch.is_grad_enabled()
+        counts, _, _ = _EagerSoftCount.apply(scores, weights, at, wanted, temperature, with_slope)
+    else:
+        counts, _, _ = _SoftCount.apply(scores, weights, at, wanted, temperature, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
     return counts

@@ -16,23 +16,30 @@ _BLOCK = 2**16
 NANOSECONDS = 1.6
 
 
-def dense_pairs(weights: Tensor, wanted: Tensor) -> int:
-    """Count the pairs that :func:`dense_count` works through, by shapes and by what is wanted."""
-    pools, _, rows = weights.shape
-    if pools == 1:
-        return rows * wanted.shape[1]
-    return min(int(wanted.count_nonzero()) * rows, int(_present(weights).count_nonzero()) * wanted.shape[1])
+def dense_pairs(present: Tensor, wanted: Tensor) -> int:
+    """Count the pairs of rows ``present[B, M]`` and points ``wanted[B, A]`` that :func:`dense_count` works through."""
+    rows, points = present.shape[1], wanted.shape[1]
+    if len(wanted) == 1:
+        return rows * points
+    return min(int(wanted.count_nonzero()) * rows, int(present.count_nonzero()) * points)
 
 
 def dense_count(
-    scores: Tensor, weights: Tensor, at: Tensor, wanted: Tensor, temperature: float, value: bool, slope: bool
+    scores: Tensor,
+    weights: Tensor,
+    at: Tensor,
+    present: Tensor,
+    wanted: Tensor,
+    temperature: float,
+    value: bool,
+    slope: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Count as :func:`rareloss.kernels.count.count` says, pair by pair."""
+    """Count as :mod:`rareloss.kernels.count` says, pair by pair."""
     shape = (weights.shape[0], weights.shape[1], at.shape[1])
     counts = weights.new_zeros(shape) if value else None
     slopes = weights.new_zeros(shape) if slope else None
     if scores.shape[0] > 1:
-        _many_pools(scores, weights, at, wanted, temperature, counts, slopes)
+        _many_pools(scores, weights, at, present, wanted, temperature, counts, slopes)
     elif at.shape[1] <= scores.shape[1]:
         weight = weights[0].contiguous()
         for block in _blocks(at.shape[1], scores.shape[1]):
@@ -49,12 +56,12 @@ def _many_pools(
     scores: Tensor,
     weights: Tensor,
     at: Tensor,
+    present: Tensor,
     wanted: Tensor,
     temperature: float,
     counts: Tensor | None,
     slopes: Tensor | None,
 ) -> None:
-    present = _present(weights)
     shared = weights[0] if weights.stride(0) == 0 else None
     if int(wanted.count_nonzero()) * scores.shape[1] <= int(present.count_nonzero()) * at.shape[1]:
         pools, points = wanted.nonzero(as_tuple=True)
@@ -73,10 +80,6 @@ def _many_pools(
             for found, kernel in _kernels(apart, temperature, counts, slopes):
                 for k in range(found.shape[1]):
                     found[:, k].index_add_(0, pool, kernel * weights[pool, k, row, None])
-
-
-def _present(weights: Tensor) -> Tensor:
-    return (weights != 0).any(1)
 
 
 def _blocks(count: int, against: int) -> Iterator[slice]:

@@ -56,7 +56,7 @@ def grid_count(
     low: Tensor,
     length: int,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Count as :func:`rareloss.kernels.count.count` says; ``low`` and ``length`` come from :func:`grid_nodes`."""
+    """Count as :mod:`rareloss.kernels.count` says; ``low`` and ``length`` come from :func:`grid_nodes`."""
     pools, sets, rows = weights.shape
     scale = _CELLS_PER_TEMPERATURE / temperature
     moments = torch.zeros(sets, 4, pools * length, dtype=torch.float64, device=scores.device)
@@ -79,7 +79,8 @@ def grid_count(
         on_nodes[..., start : length + min(shift, 0)] += by_node[:, node, :, start - shift : length - max(shift, 0)]
     del by_node
 
-    reach = min(length - 1, math.ceil(_CELLS_PER_TEMPERATURE * (17 + rows.bit_length() * math.log(2))))
+    # What is cut off, rows * exp(-reach), is below float64's rounding of one row of mean weight.
+    reach = min(length - 1, math.ceil(_CELLS_PER_TEMPERATURE * (37 + rows.bit_length() * math.log(2))))
     size = _fast_length(length + reach)
     transformed = torch.fft.rfft(on_nodes, n=size)
     found: list[Tensor | None] = []

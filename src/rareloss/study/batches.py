@@ -8,7 +8,7 @@ from torch import Tensor
 
 __all__ = ["PAIRS", "Batches", "batches", "pool_sizes", "pools"]
 
-# A pool for a ranking loss: at most so many pairs of a positive and a row, which a step compares.
+# A pool for a ranking loss: at most so many pairs of a positive and a row.
 PAIRS = 5_000_000
 # Of a rare class so many rows are in a pool at most: more add less than the negatives that they displace.
 MOST_POSITIVES = 400

@@ -1,0 +1,779 @@
+"""The engines of the soft count against pairs in float64: accuracy, linear memory, hostile scores, odd inputs."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import grad, vjp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from rareloss import SmoothAPLoss
+from rareloss.functional import log_odds, smooth_average_precision, soft_count, soft_partial_auc
+from rareloss.kernels.dense import dense_count
+from rareloss.kernels.exponentials import exponential_count, order_together
+from rareloss.kernels.grid import grid_count, grid_nodes
+
+LAWS = ("normal", "wide", "heavy", "equal", "clusters", "outliers", "chain")
+TEMPERATURES = (0.005, 0.05, 1.0)
+# What a grid can hold: the heavy tails of these sizes reach too far for the least temperature.
+ON_A_GRID = [(law, t) for law in ("normal", "wide", "equal") for t in TEMPERATURES] + [("heavy", 0.05), ("heavy", 1.0)]
+Found = tuple[Tensor | None, Tensor | None]
+Engine = Callable[..., Found]
+
+
+def draw(law: str, rows: int, temperature: float, seed: int = 0) -> Tensor:
+    """Draw scores that float32 holds exactly."""
+    generator = torch.Generator().manual_seed(seed)
+    normal = torch.randn(rows, generator=generator)
+    if law == "wide":
+        return 5 * normal
+    if law == "heavy":  # Student's t with two degrees of freedom
+        return normal / (torch.randn(2, rows, generator=generator).square().mean(0)).sqrt()
+    if law == "equal":
+        return torch.full((rows,), 0.75)
+    if law == "clusters":
+        return normal + 2e4 * (torch.rand(rows, generator=generator) < 0.5)
+    if law == "outliers":
+        return torch.where(torch.arange(rows) % 97 == 3, 1e30 * normal.sign(), normal)
+    if law == "chain":
+        return 30 * temperature * torch.randperm(rows, generator=generator)
+    return normal
+
+
+def draw_pool(law: str, rows: int, temperature: float, share: float = 0.01) -> tuple[Tensor, Tensor]:
+    """Draw scores and, mostly from the upper half, the given share of positives."""
+    scores = draw(law, rows, temperature)
+    generator = torch.Generator().manual_seed(1)
+    order = (scores.argsort().argsort() / rows + torch.rand(rows, generator=generator)).argsort(descending=True)
+    positive = torch.zeros(rows, dtype=torch.bool)
+    positive[order[: int(rows * share * 2)][torch.randperm(int(rows * share * 2), generator=generator)[::2]]] = True
+    return scores, positive
+
+
+def draw_weights(*shape: int, signed: bool = False) -> Tensor:
+    weights = torch.rand(shape) * (torch.rand(shape) < 0.8)
+    return weights * torch.randn(shape) if signed else weights
+
+
+def by_pairs(scores: Tensor, weights: Tensor, at: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Count every pair in float64: counts and slopes ``[B, K, A]``."""
+    scores, weights, at = scores.double(), weights.double(), at.double()
+    counts, slopes = [], []
+    for block in at.split(max(1, 2**22 // scores.numel()), dim=1):
+        distance = (scores[:, None] - block[..., None]) / temperature
+        tail = torch.sigmoid(-distance.abs())
+        counts.append(weights @ torch.sigmoid(distance).mT)
+        slopes.append(weights @ (tail * (1 - tail)).mT / temperature)
+    return torch.cat(counts, 2), torch.cat(slopes, 2)
+
+
+def by_dense(
+    scores: Tensor, weights: Tensor, at: Tensor, temperature: float, value: bool = True, slope: bool = True
+) -> Found:
+    present, wanted = (weights != 0).any(1), torch.ones_like(at, dtype=torch.bool)
+    return dense_count(scores, weights, at, present, wanted, temperature, value, slope)
+
+
+def by_grid(
+    scores: Tensor, weights: Tensor, at: Tensor, temperature: float, value: bool = True, slope: bool = True
+) -> Found:
+    low, nodes = grid_nodes(scores, at, temperature)
+    return grid_count(scores, weights, at, temperature, value, slope, low, int(nodes))
+
+
+def by_exponentials(
+    scores: Tensor, weights: Tensor, at: Tensor, temperature: float, value: bool = True, slope: bool = True
+) -> Found:
+    return exponential_count(scores, weights, at, temperature, value, slope, order_together(scores, at))
+
+
+# Largest errors of counts and slopes, relative to what the magnitudes of the weights sum to, in norm over the points.
+SINGLE: dict[Engine, tuple[float, float]] = {
+    by_dense: (3e-6, 3e-6),
+    by_grid: (2e-7, 1e-6),
+    by_exponentials: (1e-7, 1e-6),
+}
+
+
+def assert_counts_like_pairs(
+    engines: dict[Engine, tuple[float, float]], scores: Tensor, weights: Tensor, at: Tensor, temperature: float
+) -> None:
+    """Assert the errors of counts and slopes, in norm over the points of each pool."""
+    expected = by_pairs(scores, weights, at, temperature)
+    scales = by_pairs(scores, weights.abs(), at, temperature)
+    # The grid leaves out what lies beyond 17 + ln M temperatures, e^-17 of a mean row.
+    mean = weights.abs().double().mean(2) * at.shape[1] ** 0.5
+    for engine, tolerances in engines.items():
+        got = engine(scores, weights, at, temperature)
+        for found, exact, scale, tolerance, unit in zip(
+            got, expected, scales, tolerances, (1, 1 / temperature), strict=True
+        ):
+            assert found is not None
+            assert found.dtype == scores.dtype
+            assert found.shape == exact.shape
+            error, floor = (found.double() - exact).norm(dim=2), 5e-8 * unit * mean if engine is by_grid else 1e-30
+            assert (error <= tolerance * scale.norm(dim=2) + floor).all(), engine
+
+
+def three_pools(law: str, temperature: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Draw scores ``[3, 700]``, and points ``[3, 150]`` of which a half are scores."""
+    scores = torch.stack([draw(law, 700, temperature, seed) for seed in range(3)]).to(dtype)
+    return scores, torch.cat([scores[:, :75], scores[:, 75:150] + 0.3 * temperature], 1)
+
+
+# The engines
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("engine", [by_dense, by_exponentials])
+def test_engines_count_like_pairs(engine: Engine, law: str, temperature: float, signed: bool) -> None:
+    scores, at = three_pools(law, temperature, torch.float32)
+    weights = draw_weights(3, 2, 700, signed=signed)
+    assert_counts_like_pairs({engine: SINGLE[engine]}, scores, weights, at, temperature)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize(("law", "temperature"), ON_A_GRID)
+def test_grid_counts_like_pairs(law: str, temperature: float, signed: bool) -> None:
+    scores, at = three_pools(law, temperature, torch.float32)
+    weights = draw_weights(3, 2, 700, signed=signed)
+    assert_counts_like_pairs({by_grid: SINGLE[by_grid]}, scores, weights, at, temperature)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("law", LAWS)
+def test_engines_count_like_pairs_in_float64(law: str, temperature: float) -> None:
+    scores, at = three_pools(law, temperature, torch.float64)
+    weights = draw_weights(3, 2, 700, signed=True).double()
+    # Scores are divided by the temperature before they are subtracted: 2e4 / .005 leaves nine digits and a half.
+    loose = (1e-11, 1e-9) if law in ("clusters", "chain") else (1e-13, 1e-12)
+    tolerances = {by_dense: (1e-13, 1e-13), by_exponentials: loose}
+    assert_counts_like_pairs(tolerances, scores, weights, at, temperature)
+
+
+def sizes() -> Iterator[tuple[int, int]]:
+    small = (1, 2, 15, 16, 17, 31, 33)
+    yield from ((rows, points) for rows in small for points in (1, 2, 16, 31))
+    # Around the grid's chunks, the blocks of pairs and the runs of the exponentials, which hold a power of two of rows.
+    large = (2**11 - 1, 2**11, 2**11 + 1, 2**15 - 21, 2**15 - 1, 2**15, 2**15 + 1, 2**16 - 20, 2**16 + 1)
+    yield from ((rows, 20) for rows in large)
+    yield from ((20, points) for points in large)
+
+
+@pytest.mark.parametrize(("rows", "points"), list(sizes()))
+def test_any_size_counts_like_pairs(rows: int, points: int) -> None:
+    scores, weights, at = torch.randn(1, rows), draw_weights(1, 2, rows, signed=True), torch.randn(1, points)
+    assert_counts_like_pairs(SINGLE, scores, weights, at, 0.05)
+
+
+def test_pools_of_different_reach() -> None:
+    # Equal scores, narrow ones far away, wide ones; several pools go into one chunk of the grid.
+    scores = torch.cat([torch.zeros(9, 200), 1e3 + 0.01 * torch.randn(9, 200), 5 * torch.randn(9, 200)])
+    assert_counts_like_pairs(SINGLE, scores, draw_weights(27, 1, 200), scores[:, :50], 0.05)
+
+
+def test_one_set_of_weights_seen_by_every_pool() -> None:
+    scores = torch.randn(4, 300)
+    for weights in (torch.ones(1, 1, 1).expand(4, 1, 300), draw_weights(1, 2, 300).expand(4, 2, 300)):
+        assert_counts_like_pairs(SINGLE, scores, weights, scores, 0.05)
+
+
+@pytest.mark.parametrize("engine", SINGLE)
+def test_only_what_is_asked_for_is_counted(engine: Engine) -> None:
+    scores, weights, at = torch.randn(2, 90), draw_weights(2, 1, 90), torch.randn(2, 40)
+    counts, slopes = engine(scores, weights, at, 0.1)
+    only_counts, no_slopes = engine(scores, weights, at, 0.1, slope=False)
+    no_counts, only_slopes = engine(scores, weights, at, 0.1, value=False)
+    assert no_slopes is None
+    assert no_counts is None
+    torch.testing.assert_close((only_counts, only_slopes), (counts, slopes), rtol=1e-6, atol=1e-6)
+
+
+# Through the doors: the engine is chosen by the pool
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Name the engines that were taken."""
+    names: set[str] = set()
+
+    def spy(name: str, engine: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            names.add(name)
+            return engine(*args, **kwargs)
+
+        return watched
+
+    for name, engine in (("dense", dense_count), ("grid", grid_count), ("exponential", exponential_count)):
+        monkeypatch.setattr(f"rareloss.kernels.count.{name}_count", spy(name, engine))
+    return names
+
+
+# A pool that each engine takes: law, rows, points, temperature.
+TAKES = {
+    "dense": ("normal", 300, 40, 0.05),
+    "grid": ("normal", 8000, 400, 0.05),
+    "exponential": ("heavy", 8000, 400, 0.005),
+}
+
+
+def average_precision_by_pairs(
+    scores: Tensor, positive: Tensor, weight: Tensor | None, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Compute smooth average precision and its gradient in float64, positives x pool."""
+    scores = scores.double()
+    weight = torch.ones_like(scores) if weight is None else weight.double()
+    own = weight * positive
+    gradient = torch.zeros_like(scores)
+    value = torch.zeros((), dtype=torch.float64)
+    for rows in (own > 0).nonzero()[:, 0].split(max(1, 2**22 // len(scores))):
+        distance = (scores - scores[rows, None]) / temperature
+        step = torch.sigmoid(distance)
+        among_positives, among_all = step @ own + own[rows] / 2, step @ weight + own[rows] / 2
+        share = own[rows] / own.sum()
+        value += (share * among_positives / among_all).sum()
+        tail = torch.sigmoid(distance.abs_().neg_())
+        slope = tail.mul_(1 - tail).div_(temperature)
+        to_positives, to_all = share / among_all, -share * among_positives / among_all**2
+        gradient += own * (to_positives @ slope) + weight * (to_all @ slope)
+        gradient[rows] -= to_positives * (slope @ own) + to_all * (slope @ weight)
+    return value, gradient
+
+
+def value_and_gradient(soft: Callable[[Tensor], Tensor], scores: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = scores.detach().clone().requires_grad_()
+    value = soft(leaf)
+    (gradient,) = torch.autograd.grad(value.nansum(), leaf)
+    return value.detach(), gradient
+
+
+def assert_exact(got: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], temperature: float) -> None:
+    """Assert 1e-6 of the value and 5e-6 of the gradient's norm."""
+    assert abs(got[0].double() - expected[0]) <= 1e-6 * expected[0].abs()
+    error, norm = (got[1].double() - expected[1]).norm(), expected[1].norm()
+    # Far from all others a row has no gradient to speak of: its own pair gives w / 4t to the score and takes as much
+    # from the point, which cancel to the rounding of float32. Compared absolutely there.
+    assert error <= (5e-6 * norm if norm > 1e-5 / temperature else 5e-10 / temperature)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("law", LAWS)
+def test_weighted_average_precision_of_16k_rows(law: str, temperature: float) -> None:
+    scores, positive = draw_pool(law, 16384, temperature)
+    weight = draw_weights(16384) + (positive & (torch.rand(16384) < 0.9))
+    got = value_and_gradient(
+        lambda s: smooth_average_precision(s, positive, weight, temperature=temperature).value, scores
+    )
+    assert_exact(got, average_precision_by_pairs(scores, positive, weight, temperature), temperature)
+
+
+@pytest.mark.parametrize(
+    ("law", "temperature", "engine"),
+    [
+        ("normal", 0.005, "grid"),
+        ("wide", 0.05, "grid"),
+        ("equal", 0.05, "grid"),
+        ("heavy", 0.005, "exponential"),
+        ("clusters", 0.05, "exponential"),
+        ("outliers", 1.0, "exponential"),
+        ("chain", 0.005, "exponential"),
+    ],
+)
+def test_average_precision_of_60k_rows(law: str, temperature: float, engine: str, taken: set[str]) -> None:
+    scores, positive = draw_pool(law, 60_000, temperature)
+    got = value_and_gradient(lambda s: smooth_average_precision(s, positive, temperature=temperature).value, scores)
+    assert engine in taken
+    assert_exact(got, average_precision_by_pairs(scores, positive, None, temperature), temperature)
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_average_precision_of_few_rows(law: str, taken: set[str]) -> None:
+    scores, positive = draw_pool(law, 1500, 0.05)
+    got = value_and_gradient(lambda s: smooth_average_precision(s, positive, temperature=0.05).value, scores)
+    assert taken == {"dense"}
+    assert_exact(got, average_precision_by_pairs(scores, positive, None, 0.05), 0.05)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("law", LAWS)
+def test_partial_auc_of_16k_rows(law: str, temperature: float) -> None:
+    scores, positive = draw_pool(law, 16384, temperature)
+    exact = scores.double()
+    # From the top, each level of tied negatives takes what is left of the band, and shares it alike.
+    _, level, number = exact[~positive].neg().unique(return_inverse=True, return_counts=True)
+    left = 0.05 * number.sum() - (number.cumsum(0) - number)
+    band = torch.zeros_like(exact)
+    band[~positive] = (left / number).clamp(0, 1).double()[level]
+    rows, columns = positive.nonzero()[:, 0], (band > 0).nonzero()[:, 0]
+    distance = (exact[rows, None] - exact[columns]) / temperature
+    tail = torch.sigmoid(-distance.abs())
+    scale = 1 / (len(rows) * band.sum())
+    gradient = torch.zeros_like(exact)
+    slope = tail * (1 - tail) * band[columns] * scale / temperature
+    gradient[rows] += slope.sum(1)
+    gradient[columns] -= slope.sum(0)
+    value = (torch.sigmoid(distance) * band[columns]).sum() * scale
+    got = value_and_gradient(lambda s: soft_partial_auc(s, positive, beta=0.05, temperature=temperature).value, scores)
+    assert_exact(got, (value, gradient), temperature)
+
+
+@pytest.mark.parametrize("engine", TAKES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_to_scores_weights_and_points(engine: str, dtype: torch.dtype, taken: set[str]) -> None:
+    law, rows, points, temperature = TAKES[engine]
+    scores = draw(law, rows, temperature).to(dtype).requires_grad_()
+    weights = draw_weights(2, rows).to(dtype).requires_grad_()
+    at = draw(law, points, temperature, seed=5).to(dtype).requires_grad_()
+    arriving = torch.randn(2, points, dtype=dtype)
+    counts = soft_count(scores, weights, at=at, temperature=temperature)
+    got = torch.autograd.grad(counts, (scores, weights, at), arriving)
+    # The grid's error would show in float64.
+    assert taken == {"exponential" if engine == "grid" and dtype == torch.float64 else engine}
+
+    def expected(weights: Tensor, arriving: Tensor, sign: float) -> tuple[Tensor, Tensor, Tensor]:
+        _, slopes = by_pairs(scores[None], weights[None], at[None], temperature)
+        beneath, pulls = by_pairs(at[None], arriving[None], scores[None], temperature)
+        to_weights = arriving.double().sum(1, keepdim=True) - beneath[0]
+        return (weights * pulls[0]).sum(0), to_weights, sign * (arriving * slopes[0]).sum(0)
+
+    with torch.no_grad():
+        exact, scale = expected(weights, arriving, -1.0), expected(weights.abs(), arriving.abs(), 1.0)
+    tolerance = 3e-6 if dtype == torch.float32 else 1e-11
+    for one, true, of in zip(got, exact, scale, strict=True):
+        assert one.dtype == dtype
+        assert (one.double() - true).norm() <= tolerance * of.norm()
+
+
+@pytest.mark.parametrize("engine", TAKES)
+def test_second_derivative_is_refused(engine: str, taken: set[str]) -> None:
+    law, rows, points, temperature = TAKES[engine]
+    scores, weights = draw(law, rows, temperature).requires_grad_(), draw_weights(rows).requires_grad_()
+    at = draw(law, points, temperature, seed=5)
+    counts = soft_count(scores, weights, at=at, temperature=temperature).square().sum()
+    once = torch.autograd.grad(counts, (scores, weights), create_graph=True)
+    assert taken == {engine}
+    for first in once:
+        with pytest.raises(RuntimeError, match="second derivative"):
+            torch.autograd.grad(first.sum(), scores, retain_graph=True)
+    again = torch.autograd.grad(soft_count(scores, weights, at=at, temperature=temperature).square().sum(), scores)
+    assert torch.equal(again[0], once[0])
+
+
+@pytest.mark.parametrize("heavy", [1e-4, 1e2, 1e5])
+def test_light_positives_among_heavy_negatives(heavy: float, taken: set[str]) -> None:
+    positive = torch.arange(30_000) % 100 == 0
+    weight = torch.where(positive, 1.0, heavy)
+    # A tail of 28 temperatures, of all negatives at once, still weighs something beside a single positive.
+    near, far = torch.where(positive, 2.0, 0.0) + torch.randn(30_000), torch.where(positive, 0.0, -1.4)
+    for scores in (near, far + 5e-4 * torch.randn(30_000)):
+        value = smooth_average_precision(scores, positive, weight, temperature=0.05).value
+        exact, _ = average_precision_by_pairs(scores, positive, weight, 0.05)
+        assert abs(value.double() - exact) <= 1e-6 * exact
+    assert "grid" in taken
+
+
+@pytest.mark.parametrize("engine", TAKES)
+@pytest.mark.parametrize("alone", ["scores", "weights", "at"])
+def test_gradient_to_one_input_alone(engine: str, alone: str) -> None:
+    law, rows, points, temperature = TAKES[engine]
+    given = {
+        "scores": draw(law, rows, temperature),
+        "weights": draw_weights(rows),
+        "at": draw(law, points, temperature, 5),
+    }
+    arriving = torch.randn(points)
+    leaves = {name: x.clone().requires_grad_() for name, x in given.items()}
+    soft_count(**leaves, temperature=temperature).backward(arriving)
+    leaf = given[alone].clone().requires_grad_()
+    soft_count(**{**given, alone: leaf}, temperature=temperature).backward(arriving)
+    torch.testing.assert_close(leaf.grad, leaves[alone].grad, rtol=1e-5, atol=1e-5 / temperature)
+
+
+# Many classes
+
+
+@pytest.mark.parametrize("rows", [400, 6000])
+@pytest.mark.parametrize("weighted", [None, "rows", "all"])
+def test_classes_of_different_sizes_equal_calls_of_their_own(rows: int, weighted: str | None) -> None:
+    scores = torch.randn(rows, 6) * torch.tensor([1.0, 1.0, 30.0, 1e-3, 1.0, 1e4])
+    number = torch.tensor([1, 3, rows // 100, rows // 10, 0, rows // 2])
+    positive = torch.rand(rows, 6).argsort(0).argsort(0) < number
+    weight = {None: None, "rows": draw_weights(rows) + 0.01, "all": draw_weights(rows, 6) + positive * 0.5}[weighted]
+    got = value_and_gradient(lambda s: smooth_average_precision(s, positive, weight, temperature=0.05).value, scores)
+    assert got[0].isnan().tolist() == [False, False, False, False, True, False]
+    assert not got[1][:, 4].any()
+    for c in (0, 1, 2, 3, 5):
+        own = weight[:, c] if weighted == "all" else weight
+        exact = average_precision_by_pairs(scores[:, c], positive[:, c], own, 0.05)
+        assert_exact((got[0][c], got[1][:, c]), exact, 0.05)
+        alone = smooth_average_precision(scores[:, c], positive[:, c], own, temperature=0.05).value
+        torch.testing.assert_close(got[0][c], alone, rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("temperature", [0.005, 0.3])
+def test_class_indices_rank_each_class_against_the_rest(temperature: float) -> None:
+    classes = 40
+    logits = 3 * torch.randn(5000, classes)
+    targets = (torch.rand(5000).square() * (classes - 1)).long()  # the last class has no rows
+    loss = SmoothAPLoss(classes, queue_size=0, temperature=temperature, temperature_unit="logit", reduction="none")
+    got = value_and_gradient(lambda z: loss(z, targets), logits)
+    assert got[0].isnan().nonzero().flatten().tolist() == [classes - 1]
+    ranked = log_odds(logits.double()).float()
+    for c in (0, 1, classes // 2, classes - 2):
+        exact, _ = average_precision_by_pairs(ranked[:, c], targets == c, None, temperature)
+        # Log-odds in float32 are rounded by the loss itself, before they are ranked.
+        torch.testing.assert_close(1 - got[0][c].double(), exact, rtol=1e-5, atol=1e-6)
+    assert torch.isfinite(got[1]).all()
+
+
+def test_missing_labels_of_many_classes() -> None:
+    logits, targets = torch.randn(4000, 5), (torch.rand(4000, 5) < 0.02).long()
+    missing = torch.rand(4000, 5) < 0.3
+    garbage = torch.where(missing, torch.nan, logits)
+    loss = SmoothAPLoss(5, queue_size=0, temperature=0.05, temperature_unit="logit", reduction="none")
+    got = value_and_gradient(lambda z: loss(z, targets.masked_fill(missing, -100)), garbage)
+    assert not got[1][missing].any()
+    for c in range(5):
+        present = ~missing[:, c]
+        value, gradient = average_precision_by_pairs(logits[present, c], targets[present, c] == 1, None, 0.05)
+        assert_exact((got[0][c], got[1][present, c]), (1 - value, -gradient), 0.05)
+
+
+# Transforms
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's own
+@pytest.mark.parametrize("engine", TAKES)
+def test_compiled_graphs_stay_whole(engine: str) -> None:
+    law, rows, points, temperature = TAKES[engine]
+    scores, weights = draw(law, rows, temperature), draw_weights(rows)
+    at = draw(law, points, temperature, seed=5)
+
+    def count(scores: Tensor) -> Tensor:
+        return soft_count(scores, weights, at=at, temperature=temperature).square().sum()
+
+    torch.compiler.reset()
+    compiled = torch.compile(count, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(value_and_gradient(compiled, scores), value_and_gradient(count, scores))
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's own
+@pytest.mark.parametrize("engine", TAKES)
+def test_compiled_average_precision_stays_whole(engine: str) -> None:
+    law, rows, _, temperature = TAKES[engine]
+    scores, positive = draw_pool(law, rows, temperature)
+
+    def precision(scores: Tensor) -> Tensor:
+        return smooth_average_precision(scores, positive, temperature=temperature).value
+
+    torch.compiler.reset()
+    compiled = torch.compile(precision, fullgraph=True, backend="aot_eager")
+    expected, got = value_and_gradient(precision, scores), value_and_gradient(compiled, scores)
+    assert_exact(got, (expected[0].double(), expected[1].double()), temperature)
+
+
+@pytest.mark.parametrize("engine", TAKES)
+def test_function_transforms_equal_autograd(engine: str) -> None:
+    law, rows, points, temperature = TAKES[engine]
+    scores = torch.stack([draw(law, rows, temperature, seed) for seed in range(3)])
+    weights, points_at = draw_weights(3, rows), draw(law, 3 * points, temperature, seed=5).view(3, points)
+    inputs = (scores, weights, points_at)
+
+    def count(scores: Tensor, weights: Tensor, at: Tensor) -> Tensor:
+        return soft_count(scores, weights, at=at, temperature=temperature).square().mean()
+
+    def one_by_one(mapped: tuple[bool, ...], argument: int) -> Tensor:
+        found = []
+        for b in range(3):
+            leaves = [(x[b] if m else x[0]).clone().requires_grad_() for x, m in zip(inputs, mapped, strict=True)]
+            found.append(torch.autograd.grad(count(*leaves), leaves[argument])[0])
+        return torch.stack(found)
+
+    for mapped in ((True, True, True), (True, False, False), (False, True, False), (False, False, True)):
+        given = [x if m else x[0] for x, m in zip(inputs, mapped, strict=True)]
+        dims = tuple(0 if m else None for m in mapped)
+        for argument in range(3):
+            got = vmap(grad(count, argnums=argument), dims)(*given)
+            expected = one_by_one(mapped, argument)
+            assert (got - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize("engine", TAKES)
+def test_one_gradient_arrives_for_many_weights(engine: str) -> None:
+    law, rows, points, temperature = TAKES[engine]
+    scores, at, weights = draw(law, rows, temperature), draw(law, points, temperature, seed=5), draw_weights(3, rows)
+    arriving = torch.randn(points)
+
+    def pulled(weights: Tensor) -> Tensor:
+        _, pull = vjp(lambda s: soft_count(s, weights, at=at, temperature=temperature), scores)
+        (found,) = pull(arriving)
+        return found
+
+    expected = torch.stack([pulled(one) for one in weights])
+    assert (vmap(pulled)(weights) - expected).norm() <= 1e-6 * expected.norm()
+
+
+@pytest.mark.parametrize("engine", TAKES)
+def test_function_transforms_of_average_precision(engine: str) -> None:
+    law, rows, _, temperature = TAKES[engine]
+    pools = [draw_pool(law, rows, temperature, share) for share in (0.02, 0.05)]
+    scores, positive = (torch.stack(column) for column in zip(*pools, strict=True))
+
+    def precision(scores: Tensor, positive: Tensor) -> Tensor:
+        return smooth_average_precision(scores, positive, temperature=temperature).value
+
+    values, gradients = vmap(precision)(scores, positive), vmap(grad(precision))(scores, positive)
+    for b in range(2):
+        expected = average_precision_by_pairs(scores[b], positive[b], None, temperature)
+        assert_exact((values[b], gradients[b]), expected, temperature)
+
+
+@pytest.mark.parametrize("engine", TAKES)
+@pytest.mark.parametrize("classes", [(), (3,)])
+def test_meta_tensors_give_shapes(engine: str, classes: tuple[int, ...]) -> None:
+    rows = TAKES[engine][1]
+    scores = torch.empty(rows, *classes, device="meta", requires_grad=True)
+    value = smooth_average_precision(scores, torch.empty_like(scores, dtype=torch.bool), temperature=0.05).value
+    assert value.shape == classes
+    value.sum().backward()
+    assert scores.grad is not None
+    assert scores.grad.shape == scores.shape
+
+
+# Cost: no tensor of positives x pool
+
+
+class Largest(TorchDispatchMode):
+    """Remember the number of elements of the largest tensor that any operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for one in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(one, Tensor):
+                self.elements = max(self.elements, one.numel())
+        return result
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_no_tensor_holds_the_pairs(law: str) -> None:
+    rows = 200_000
+    scores, positive = draw_pool(law, rows, 0.005)
+    scores.requires_grad_()
+    with Largest() as largest:
+        smooth_average_precision(scores, positive, temperature=0.005).value.backward()
+    assert rows <= largest.elements <= 16 * rows
+    assert scores.grad is not None
+    assert torch.isfinite(scores.grad).all()
+
+
+@pytest.mark.parametrize("rows", [50, 2000])
+def test_classes_share_blocks_of_pairs(rows: int) -> None:
+    scores = torch.randn(rows, 300, requires_grad=True)
+    positive = torch.randint(300, (rows, 1)) == torch.arange(300)
+    with Largest() as largest:
+        smooth_average_precision(scores, positive, temperature=0.01).value.nansum().backward()
+    assert largest.elements <= 16 * rows * 300
+
+
+# Odd inputs
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("engine", TAKES)
+def test_scores_that_are_not_finite(engine: str, number: float) -> None:
+    law, rows, _, temperature = TAKES[engine]
+    scores, positive = draw_pool(law, rows, temperature)
+    scores[[3, rows - 3]] = number
+    value, _ = value_and_gradient(
+        lambda s: smooth_average_precision(s, positive, temperature=temperature).value, scores
+    )
+    assert value.isnan()
+    absent = torch.ones(rows)
+    absent[[3, rows - 3]] = 0
+    got = value_and_gradient(
+        lambda s: smooth_average_precision(s, positive, absent, temperature=temperature).value, scores
+    )
+    kept = absent > 0
+    exact = average_precision_by_pairs(scores[kept], positive[kept], None, temperature)
+    assert_exact((got[0], got[1][kept]), exact, temperature)
+    assert not got[1][~kept].any()
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+@pytest.mark.parametrize("points", [0, 2])
+@pytest.mark.parametrize("classes", [(), (1,), (4,)])
+def test_nothing_to_count(rows: int, points: int, classes: tuple[int, ...]) -> None:
+    scores = torch.randn(rows, *classes, requires_grad=True)
+    weights = torch.rand(2, rows, *classes, requires_grad=True)
+    at = torch.randn(points, *classes, requires_grad=True)
+    counts = soft_count(scores, weights, at=at, temperature=0.1)
+    assert counts.shape == (2, points, *classes)
+    counts.sum().backward()
+    for leaf in (scores, weights, at):
+        assert leaf.grad is not None
+        assert leaf.grad.shape == leaf.shape
+        assert torch.isfinite(leaf.grad).all()
+    if not rows or not points:
+        assert not counts.any()
+
+
+@pytest.mark.parametrize("rows", [60, 4000])
+@pytest.mark.parametrize("temperature", [1e-30, 0.05, 1e30])
+def test_scores_and_temperatures_of_any_size(rows: int, temperature: float) -> None:
+    points = rows // 20
+    for size in (1e-40, 1e-30, 1.0, 1e30, 1e38):
+        scores = (torch.randn(rows).clamp(-3, 3) * size)[:, None].repeat(1, 2)
+        weights = draw_weights(rows, 2)
+        leaf = scores.clone().requires_grad_()
+        counts = soft_count(leaf, weights, at=scores[:points], temperature=temperature)
+        expected, _ = by_pairs(scores.T, weights.T[:, None], scores[:points].T, temperature)
+        torch.testing.assert_close(counts.double(), expected[:, 0].T, rtol=1e-5, atol=1e-4)
+        counts.sum().backward()
+        assert leaf.grad is not None
+        assert not leaf.grad.isnan().any()
+
+
+@pytest.mark.parametrize("temperature", [1e-38, 1e-36])
+def test_subnormal_scores(temperature: float) -> None:
+    for rows in (60, 9000):
+        scores, weights = temperature * torch.randn(1, rows), draw_weights(1, 1, rows)
+        expected, _ = by_pairs(scores, weights, scores[:, : rows // 10], temperature)
+        counts = soft_count(scores[0], weights[0, 0], at=scores[0, : rows // 10], temperature=temperature)
+        torch.testing.assert_close(counts.double(), expected[0, 0], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("engine", TAKES)
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
+def test_one_factor_on_all_weights_changes_nothing(engine: str, factor: float) -> None:
+    law, rows, _, temperature = TAKES[engine]
+    scores, positive = draw_pool(law, rows, temperature)
+    weight = draw_weights(rows) + 0.1
+    expected = average_precision_by_pairs(scores, positive, weight, temperature)
+    got = value_and_gradient(
+        lambda s: smooth_average_precision(s, positive, factor * weight, temperature=temperature).value, scores
+    )
+    assert_exact(got, expected, temperature)
+
+
+@pytest.mark.parametrize("engine", TAKES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_ranks_like_float32(engine: str, dtype: torch.dtype) -> None:
+    law, rows, _, temperature = TAKES[engine]
+    scores, positive = draw_pool(law, rows, temperature)
+    scores = scores.clamp(-6e4, 6e4).to(dtype)
+    weight = draw_weights(rows).to(dtype) + positive.to(dtype)
+
+    def precision(scores: Tensor) -> Tensor:
+        return smooth_average_precision(scores, positive, weight, temperature=temperature).value
+
+    value, gradient = value_and_gradient(precision, scores)
+    expected = value_and_gradient(precision, scores.float())
+    assert value.dtype == torch.float32
+    assert gradient.dtype == dtype
+    assert torch.equal(value, expected[0])
+    assert torch.equal(gradient, expected[1].to(dtype))
+
+
+@pytest.mark.parametrize("engine", TAKES)
+def test_autocast_changes_nothing(engine: str) -> None:
+    law, rows, _, temperature = TAKES[engine]
+    scores, positive = draw_pool(law, rows, temperature)
+    columns, positives = scores[:, None].repeat(1, 2), positive[:, None].repeat(1, 2)
+
+    def precision(scores: Tensor) -> Tensor:
+        marks = positives if scores.ndim == 2 else positive
+        return smooth_average_precision(scores, marks, temperature=temperature).value
+
+    for given in (scores, columns):
+        expected = value_and_gradient(precision, given)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            got = value_and_gradient(precision, given)
+        assert torch.equal(got[0], expected[0])
+        assert torch.equal(got[1], expected[1])
+
+
+@pytest.mark.parametrize("engine", TAKES)
+def test_layout_changes_nothing(engine: str) -> None:
+    law, rows, points, temperature = TAKES[engine]
+    scores = torch.stack([draw(law, rows, temperature, seed) for seed in range(2)], 1)
+    weights, at = draw_weights(rows, 2), scores[:points].clone()
+    spread = torch.randn(2, rows, 3).transpose(0, 1)
+    layouts = [spread[..., 0].copy_(scores), scores.T.contiguous().T, scores.flip(0).contiguous().flip(0)]
+    expected = soft_count(scores, weights, at=at, temperature=temperature)
+    for layout in layouts:
+        assert torch.equal(soft_count(layout, weights, at=at, temperature=temperature), expected)
+    one = scores[:, :1]
+    broad = soft_count(
+        one.expand(-1, 2), weights[:, :1].expand(-1, 2), at=at[:, :1].expand(-1, 2), temperature=temperature
+    )
+    alone = soft_count(
+        one.repeat(1, 2), weights[:, :1].repeat(1, 2), at=at[:, :1].repeat(1, 2), temperature=temperature
+    )
+    torch.testing.assert_close(broad, alone)
+    leaf = torch.randn(1, requires_grad=True)
+    soft_count(leaf.expand(rows), weights[:, 0], at=at[:, 0], temperature=temperature).sum().backward()
+    assert leaf.grad is not None
+    whole = torch.full((rows,), leaf.item(), requires_grad=True)
+    soft_count(whole, weights[:, 0], at=at[:, 0], temperature=temperature).sum().backward()
+    assert whole.grad is not None
+    torch.testing.assert_close(leaf.grad, whole.grad.sum().view(1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", TAKES)
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_counting_without_a_graph_spoils_no_later_graph(engine: str, mode: Callable[[], Any]) -> None:
+    law, rows, _, temperature = TAKES[engine]
+    rows += (
+        7 if mode is torch.no_grad else 2 * rows
+    )  # sizes that no other test has met, so that nothing is known of them
+    scores, positive = draw_pool(law, rows, temperature)
+    with mode():
+        quiet = smooth_average_precision(scores.clone(), positive, temperature=temperature).value
+    assert not quiet.requires_grad
+    got = value_and_gradient(lambda s: smooth_average_precision(s, positive, temperature=temperature).value, scores)
+    torch.testing.assert_close(got[0], quiet.clone(), rtol=1e-6, atol=0)
+    assert_exact(got, average_precision_by_pairs(scores, positive, None, temperature), temperature)
+
+
+@pytest.mark.parametrize("engine", TAKES)
+@pytest.mark.parametrize("classes", [1, 5])
+def test_repeats_agree_bit_for_bit(engine: str, classes: int) -> None:
+    law, rows, _, temperature = TAKES[engine]
+    pools = [draw_pool(law, rows, temperature, 0.01 * (c + 1)) for c in range(classes)]
+    scores, positive = (torch.stack(column, 1) for column in zip(*pools, strict=True))
+
+    def precision(scores: Tensor) -> Tensor:
+        return smooth_average_precision(scores, positive, temperature=temperature).value
+
+    once, again = value_and_gradient(precision, scores), value_and_gradient(precision, scores)
+    assert torch.equal(once[0], again[0])
+    assert torch.equal(once[1], again[1])
+
+
+@pytest.mark.parametrize("engine", TAKES)
+def test_graph_walked_twice_gives_the_same_gradient(engine: str) -> None:
+    law, rows, points, temperature = TAKES[engine]
+    scores, weights = draw(law, rows, temperature).requires_grad_(), draw_weights(2, rows).requires_grad_()
+    counts = soft_count(scores, weights, at=draw(law, points, temperature, seed=5), temperature=temperature)
+    arriving = torch.randn_like(counts)
+    once = torch.autograd.grad(counts, (scores, weights), arriving, retain_graph=True)
+    again = torch.autograd.grad(counts, (scores, weights), arriving)
+    assert all(map(torch.equal, once, again))
+
+
+@pytest.mark.parametrize("engine", TAKES)
+def test_gradient_of_average_precision_sums_to_zero(engine: str) -> None:
+    law, rows, _, temperature = TAKES[engine]
+    scores, positive = draw_pool(law, rows, temperature)
+    _, gradient = value_and_gradient(
+        lambda s: smooth_average_precision(s, positive, temperature=temperature).value, scores
+    )
+    assert abs(gradient.double().sum()) <= 1e-6 * gradient.double().abs().sum()
