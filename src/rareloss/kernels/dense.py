@@ -12,6 +12,8 @@ __all__ = ["NANOSECONDS", "dense_count", "dense_pairs"]
 
 # Pairs worked on at once: a block of float32 (256 KiB) and what is derived from it stay in a core's cache.
 _BLOCK = 2**16
+# Of many pools more, since each block has some twenty small operations of its own.
+_BLOCK_OF_MANY = 2**18
 # Predicted cost of a pair, for its sigmoid or for its slope.
 NANOSECONDS = 1.6
 
@@ -65,7 +67,7 @@ def _many_pools(
     shared = weights[0] if weights.stride(0) == 0 else None
     if int(wanted.count_nonzero()) * scores.shape[1] <= int(present.count_nonzero()) * at.shape[1]:
         pools, points = wanted.nonzero(as_tuple=True)
-        for block in _blocks(len(pools), scores.shape[1]):
+        for block in _blocks(len(pools), scores.shape[1], _BLOCK_OF_MANY):
             pool, point = pools[block], points[block]
             apart = scores.index_select(0, pool).sub_(at[pool, point, None])
             for found, kernel in _kernels(apart, temperature, counts, slopes):
@@ -74,7 +76,7 @@ def _many_pools(
                 )
     else:
         pools, rows = present.nonzero(as_tuple=True)
-        for block in _blocks(len(pools), at.shape[1]):
+        for block in _blocks(len(pools), at.shape[1], _BLOCK_OF_MANY):
             pool, row = pools[block], rows[block]
             apart = at.index_select(0, pool).neg_().add_(scores[pool, row, None])
             for found, kernel in _kernels(apart, temperature, counts, slopes):
@@ -82,8 +84,8 @@ def _many_pools(
                     found[:, k].index_add_(0, pool, kernel * weights[pool, k, row, None])
 
 
-def _blocks(count: int, against: int) -> Iterator[slice]:
-    size = max(1, _BLOCK // max(against, 1))
+def _blocks(count: int, against: int, most: int = _BLOCK) -> Iterator[slice]:
+    size = max(1, most // max(against, 1))
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
