@@ -9,6 +9,7 @@ The gradient needs nothing else: with :math:`g_{bk}(a)` arriving, a point gets :
 a score gets :math:`\sum_k w_{bkm} S^*_{bk}(s_{bm})`, where :math:`S^*` takes the points for scores and g for weights.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -79,11 +80,13 @@ def _by_cheapest(
         nothing = weights.new_zeros(pools, sets, points)
         return (nothing, nothing.clone()), None
     # Predicted nanoseconds, alike from both sides: forward and backward must take the same engine, or what a row does
-    # to itself, as a score and as a point, would not cancel. The grid is left out where its error would show (float64),
-    # and off the CPU, where a look at the range of the scores would make the device wait.
-    by_pairs = NANOSECONDS_PER_PAIR * dense_pairs(present, wanted)
+    # to itself, as a score and as a point, would not cancel. The grid is left out where its error would show (float64).
+    # Off the CPU nothing is asked of the data, which the device would have to wait for: neither the range of the scores
+    # nor, of many pools, how many pairs are wanted.
+    on_cpu = scores.device.type == "cpu"
+    by_pairs = NANOSECONDS_PER_PAIR * dense_pairs(present, wanted) if on_cpu or pools == 1 else math.inf
     by_exponentials = exponentials.NANOSECONDS_PER_ROW * sets * pools * (rows + points)
-    if by_pairs > _SURELY_SMALL and weights.dtype == torch.float32 and scores.device.type == "cpu":
+    if by_pairs > _SURELY_SMALL and weights.dtype == torch.float32 and on_cpu:
         low, nodes = grid_nodes(scores, at, temperature)
         by_grid = sets * pools * (grid.NANOSECONDS_PER_ROW * (rows + points) + grid.NANOSECONDS_PER_NODE * nodes)
         if by_grid < min(by_pairs, by_exponentials):

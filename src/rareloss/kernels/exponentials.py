@@ -59,9 +59,10 @@ def exponential_count(
     place = by_step(torch.cat([ordered, filled], 1)).double().div_(temperature)
     del ordered, filled
     # Where the points went; they have no weight of their own.
-    pool, where = (order >= rows).nonzero(as_tuple=True)
-    point = order[pool, where] - rows
-    at_step = (where & (steps - 1)) * (pools * runs) + (where >> log_steps) + pool * runs
+    went = torch.empty_like(order).scatter_(1, order, torch.arange(total, device=order.device).expand_as(order))
+    where = went[:, rows:]
+    run = (where >> log_steps) + torch.arange(0, pools * runs, runs, device=order.device)[:, None]
+    at_step = ((where & (steps - 1)) * (pools * runs) + run).flatten()
 
     terms = _TERMS[weights.dtype]
     asked = ([_value_terms(terms)] if value else []) + ([_slope_terms(terms)] if slope else [])
@@ -74,13 +75,13 @@ def exponential_count(
         if counts is not None:
             # What lies above counts whole less its tail, what lies below by its tail.
             until = weight.cumsum(1, dtype=torch.float64)
-            whole = until[pool, -1] - until[pool, where]
+            whole = until[:, -1:] - until.gather(1, where)
         weight = by_step(torch.nn.functional.pad(weight, (0, runs * steps - total))).double()
         below, above = (_scan(place, weight, series, upward, at_step) for upward in (True, False))
         if counts is not None:
-            counts[pool, k, point] = (whole + below[0] - above[0]).to(weights.dtype)
+            counts[:, k] = whole + (below[0] - above[0]).view_as(whole)
         if slopes is not None:
-            slopes[pool, k, point] = ((below[-1] + above[-1]) / temperature).to(weights.dtype)
+            slopes[:, k] = ((below[-1] + above[-1]) / temperature).view(pools, points)
     return counts, slopes
 
 
