@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import grad, vjp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -103,8 +106,8 @@ def assert_counts_like_pairs(
     """Assert the errors of counts and slopes, in norm over the points of each pool."""
     expected = by_pairs(scores, weights, at, temperature)
     scales = by_pairs(scores, weights.abs(), at, temperature)
-    # The grid leaves out what lies beyond 17 + ln M temperatures, e^-17 of a mean row.
-    mean = weights.abs().double().mean(2) * at.shape[1] ** 0.5
+    # The grid's transforms leave float64's rounding of all weights together everywhere.
+    rounding = 1e-15 * weights.abs().double().sum(2) * at.shape[1] ** 0.5
     for engine, tolerances in engines.items():
         got = engine(scores, weights, at, temperature)
         for found, exact, scale, tolerance, unit in zip(
@@ -113,7 +116,7 @@ def assert_counts_like_pairs(
             assert found is not None
             assert found.dtype == scores.dtype
             assert found.shape == exact.shape
-            error, floor = (found.double() - exact).norm(dim=2), 5e-8 * unit * mean if engine is by_grid else 1e-30
+            error, floor = (found.double() - exact).norm(dim=2), unit * rounding if engine is by_grid else 1e-30
             assert (error <= tolerance * scale.norm(dim=2) + floor).all(), engine
 
 
@@ -168,6 +171,25 @@ def sizes() -> Iterator[tuple[int, int]]:
 def test_any_size_counts_like_pairs(rows: int, points: int) -> None:
     scores, weights, at = torch.randn(1, rows), draw_weights(1, 2, rows, signed=True), torch.randn(1, points)
     assert_counts_like_pairs(SINGLE, scores, weights, at, 0.05)
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    pools=st.sampled_from([1, 2, 5]),
+    rows=st.integers(1, 600),
+    points=st.integers(1, 60),
+    law=st.sampled_from(LAWS),
+    exponent=st.floats(-4, 2),
+)
+def test_engines_agree_on_any_pool(seed: int, pools: int, rows: int, points: int, law: str, exponent: float) -> None:
+    temperature = 10.0**exponent
+    scores = torch.stack([draw(law, rows, temperature, seed + pool) for pool in range(pools)])
+    somewhere = torch.randint(rows, (pools, points))
+    at = scores.gather(1, somewhere) + temperature * torch.randn(points) * (torch.rand(points) < 0.5)
+    weights = 10.0 ** float(torch.randint(-9, 9, ())) * draw_weights(pools, 2, rows, signed=seed % 2 == 0)
+    _, nodes = grid_nodes(scores, at, temperature)
+    engines = {engine: SINGLE[engine] for engine in SINGLE if engine is not by_grid or pools * nodes < 2**16}
+    assert_counts_like_pairs(engines, scores, weights, at, temperature)
 
 
 def test_pools_of_different_reach() -> None:
@@ -544,6 +566,19 @@ def test_meta_tensors_give_shapes(engine: str, classes: tuple[int, ...]) -> None
     assert scores.grad.shape == scores.shape
 
 
+@pytest.mark.parametrize("engine", TAKES)
+def test_fake_tensors_give_shapes(engine: str) -> None:
+    law, rows, _, temperature = TAKES[engine]
+    scores, positive = draw_pool(law, rows, temperature)
+    with FakeTensorMode() as mode:
+        leaf = mode.from_tensor(scores).requires_grad_()
+        value = smooth_average_precision(leaf, mode.from_tensor(positive), temperature=temperature).value
+        value.backward()
+    assert value.shape == ()
+    assert leaf.grad is not None
+    assert leaf.grad.shape == scores.shape
+
+
 # Cost: no tensor of positives x pool
 
 
@@ -625,6 +660,13 @@ def test_nothing_to_count(rows: int, points: int, classes: tuple[int, ...]) -> N
         assert not counts.any()
 
 
+def test_no_classes() -> None:
+    scores = torch.zeros(5, 0, requires_grad=True)
+    value, defined = smooth_average_precision(scores, torch.zeros(5, 0, dtype=torch.bool))
+    assert value.shape == defined.shape == (0,)
+    assert soft_count(scores, scores, temperature=1.0).shape == (5, 0)
+
+
 @pytest.mark.parametrize("rows", [60, 4000])
 @pytest.mark.parametrize("temperature", [1e-30, 0.05, 1e30])
 def test_scores_and_temperatures_of_any_size(rows: int, temperature: float) -> None:
@@ -648,6 +690,16 @@ def test_subnormal_scores(temperature: float) -> None:
         expected, _ = by_pairs(scores, weights, scores[:, : rows // 10], temperature)
         counts = soft_count(scores[0], weights[0, 0], at=scores[0, : rows // 10], temperature=temperature)
         torch.testing.assert_close(counts.double(), expected[0, 0], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [60, 9000])
+@pytest.mark.parametrize("temperature", [1e-40, 1e-300])
+def test_vanishing_temperatures_count_hard(rows: int, temperature: float) -> None:
+    scores, weights = torch.randn(rows).round(decimals=1), draw_weights(rows)
+    at = scores[: rows // 20]
+    above = (scores > at[:, None]).double() + (scores == at[:, None]).double() / 2
+    counts = soft_count(scores, weights, at=at, temperature=temperature)
+    torch.testing.assert_close(counts.double(), above @ weights.double(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("engine", TAKES)
@@ -692,10 +744,10 @@ def test_autocast_changes_nothing(engine: str) -> None:
         marks = positives if scores.ndim == 2 else positive
         return smooth_average_precision(scores, marks, temperature=temperature).value
 
-    for given in (scores, columns):
-        expected = value_and_gradient(precision, given)
+    for laid in (scores, columns):
+        expected = value_and_gradient(precision, laid)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            got = value_and_gradient(precision, given)
+            got = value_and_gradient(precision, laid)
         assert torch.equal(got[0], expected[0])
         assert torch.equal(got[1], expected[1])
 

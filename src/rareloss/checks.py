@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 __all__ = [
     "between",
@@ -33,7 +34,7 @@ def values_readable(tensor: Tensor, check_values: bool | None = None) -> bool:
     """Say whether the values of ``tensor`` may be read now without breaking a graph or, by default, a GPU's stride."""
     if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return False
-    if tensor.device.type == "meta":
+    if tensor.device.type == "meta" or isinstance(tensor, FakeTensor):
         return False
     return tensor.device.type == "cpu" or bool(check_values)
 
@@ -131,12 +132,14 @@ def same_shape(name: str, tensor: Tensor, shape: Sequence[int], *others: Sequenc
     return tensor
 
 
-def labels(name: str, tensor: Tensor, ignore_index: int | None, check_values: bool | None = None) -> None:
-    """Refuse labels other than 0, 1 and ``ignore_index``."""
+def labels(name: str, tensor: Tensor, ignore_index: int | None, check_values: bool | None = None) -> bool:
+    """Refuse labels other than 0, 1 and ``ignore_index``; return whether all are known to be 0 or 1."""
     if tensor.is_complex():
         raise TypeError(f"{name} must be bool, integers or floats, got dtype {tensor.dtype}")
     if tensor.dtype == torch.bool or not values_readable(tensor, check_values):
-        return
+        return tensor.dtype == torch.bool
+    if _within(tensor, 0, 1):
+        return True
     fits = (tensor == 0) | (tensor == 1)
     if ignore_index is not None:
         fits |= tensor == ignore_index
@@ -146,6 +149,7 @@ def labels(name: str, tensor: Tensor, ignore_index: int | None, check_values: bo
         raise ValueError(
             f"{name} must hold 0 and 1{kept}, got {wrong}; class indices need num_classes > 1 and logits [..., C]"
         )
+    return False
 
 
 def class_indices(name: str, tensor: Tensor, classes: int, ignore_index: int, check_values: bool | None = None) -> None:
@@ -153,6 +157,8 @@ def class_indices(name: str, tensor: Tensor, classes: int, ignore_index: int, ch
     if tensor.is_complex():
         raise TypeError(f"{name} must be class indices, got dtype {tensor.dtype}")
     if not values_readable(tensor, check_values):
+        return
+    if _within(tensor, 0, classes - 1):
         return
     fits = ((tensor >= 0) & (tensor < classes)) | (tensor == ignore_index)
     if tensor.is_floating_point():
@@ -185,6 +191,20 @@ def gathered_shape(name: str, widths: Sequence[tuple[int, ...]]) -> None:
         raise ValueError(
             f"{name} must have the same trailing shape and dtype on every rank, got {list(widths)} by rank"
         )
+
+
+def _within(tensor: Tensor, low: int, high: int) -> bool:
+    # Whether all are whole numbers from low to high, by passes over chunks in cache that write nothing the size of the
+    # tensor; comparisons would cost as much as a loss. Float labels are whole where y - y^2 is 0, other floats wait.
+    if tensor.is_floating_point() and (low, high) != (0, 1):
+        return False
+    for chunk in tensor.detach().reshape(-1).split(2**16) if tensor.numel() else ():
+        if tensor.is_floating_point():
+            chunk, high = torch.addcmul(chunk, chunk, chunk, value=-1), 0
+        least, most = torch.aminmax(chunk)
+        if not low <= least.item() <= most.item() <= high:
+            return False
+    return True
 
 
 def _said(value: Any) -> str:

@@ -4,24 +4,18 @@ Reference: Lin, Goyal, Girshick, He and Dollár, "Focal Loss for Dense Object De
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from rareloss import checks, distributed
+from rareloss.kernels.focal import Terms, fused, sigmoid_pass, sigmoid_slope, softmax_pass, softmax_slope
 
 __all__ = ["SigmoidFocalLoss", "SoftmaxFocalLoss", "sigmoid_focal_loss", "softmax_focal_loss"]
 
 _REDUCTIONS = ("mean", "mean_positive", "sum", "none")
-
-
-class _Terms(NamedTuple):
-    # Unreduced: the weighted losses, the weights of what is not ignored, and those of the positives among them.
-    loss: Tensor
-    weight: Tensor
-    positive: Tensor
 
 
 def sigmoid_focal_loss(
@@ -66,7 +60,7 @@ def sigmoid_focal_loss(
         tensor(0.0433)
     """
     checks.choice("reduction", reduction, _REDUCTIONS)
-    return _reduced(lambda: _sigmoid_terms(logits, targets, alpha, gamma, weight, ignore_index), reduction)
+    return _reduced(partial(_sigmoid_terms, logits, targets, alpha, gamma, weight, ignore_index), reduction)
 
 
 def softmax_focal_loss(
@@ -114,10 +108,8 @@ def softmax_focal_loss(
         tensor(0.1733)
     """
     checks.choice("reduction", reduction, _REDUCTIONS)
-    return _reduced(
-        lambda: _softmax_terms(logits, targets, alpha, gamma, label_smoothing, weight, ignore_index, background_class),
-        reduction,
-    )
+    options = (alpha, gamma, label_smoothing, weight, ignore_index, background_class)
+    return _reduced(partial(_softmax_terms, logits, targets, *options), reduction)
 
 
 def _sigmoid_terms(
@@ -127,24 +119,30 @@ def _sigmoid_terms(
     gamma: float,
     weight: Tensor | None,
     ignore_index: int,
-    check_values: bool | None = None,
-) -> _Terms:
+    summed: bool,
+) -> Terms:
     checks.floating("logits", logits)
     checks.same_shape("targets", targets, logits.shape)
-    checks.labels("targets", targets, ignore_index, check_values)
+    all_labelled = checks.labels("targets", targets, ignore_index) and ignore_index not in (0, 1)
     checks.non_negative("gamma", gamma)
     alpha = _sigmoid_alpha(alpha, logits)
-    z, weight = _weighted(logits, targets, weight, ignore_index, check_values)
+    weight = _full_weight(weight, targets, logits)
 
-    positive = targets == 1
-    margin = torch.where(positive, z, -z)  # the log-odds of the true label
-    log_p, log_rest = logsigmoid(margin), logsigmoid(-margin)
-    # (1 - p)^gamma as an exponential of a log: finite gradients for every gamma, where a power has none at 0.
-    loss = -torch.exp(gamma * log_rest) * log_p
-    if alpha is not None:
-        loss = torch.where(positive, alpha, 1 - alpha) * loss
-    # 0 * z is NaN exactly where z is not finite.
-    return _Terms(weight * (loss + 0 * z), weight, weight * positive)
+    def plain(logits: Tensor, with_slope: bool) -> Terms:
+        label = targets.to(torch.promote_types(logits.dtype, torch.float32))  # compiled, it compares faster
+        z, counted = _present(logits, label, weight, ignore_index)
+        y = (label == 1).to(z.dtype)
+        x = z - y * z - y * z  # the log-odds of the wrong label; NaN where z is not finite
+        a = counted if alpha is None else counted * (1 - alpha + y * (2 * alpha - 1))
+        if with_slope:
+            loss, slope = sigmoid_slope(x, gamma)
+            return Terms(a * loss, counted, counted * y, a * slope * (1 - 2 * y))
+        log_p = logsigmoid(-x)
+        # (1 - p)^gamma as an exponential of a log: finite gradients for every gamma, where a power has none at 0.
+        return Terms(-a * torch.exp(gamma * (x + log_p)) * log_p, counted, counted * y)
+
+    run = sigmoid_pass(alpha, gamma, None if all_labelled else ignore_index)
+    return fused(run, plain, logits, targets, weight, alpha, summed)
 
 
 def _softmax_terms(
@@ -156,70 +154,70 @@ def _softmax_terms(
     weight: Tensor | None,
     ignore_index: int,
     background_class: int,
-    check_values: bool | None = None,
-) -> _Terms:
+    summed: bool,
+) -> Terms:
     checks.floating("logits", logits)
     classes_on = 0 if logits.ndim == 1 else 1
     if logits.ndim == 0 or logits.shape[classes_on] < 2:
         raise ValueError(f"logits must have shape [N, C, ...] with C of at least 2, got {tuple(logits.shape)}")
     classes = logits.shape[classes_on]
     checks.same_shape("targets", targets, logits.shape[:classes_on] + logits.shape[classes_on + 1 :])
-    checks.class_indices("targets", targets, classes, ignore_index, check_values)
+    checks.class_indices("targets", targets, classes, ignore_index)
     checks.non_negative("gamma", gamma)
     checks.probability("label_smoothing", label_smoothing)
     alpha = _softmax_alpha(alpha, classes, logits)
-    kept = (targets != ignore_index).unsqueeze(classes_on)
-    z, weight = _weighted(logits, targets, weight, ignore_index, check_values, classes_on)
+    weight = _full_weight(weight, targets, logits)
 
-    y = torch.where(kept, targets.unsqueeze(classes_on), 0).long()
-    log_p = z.log_softmax(classes_on)
-    log_p_y = log_p.gather(classes_on, y).squeeze(classes_on)
-    log_rest = log_p.scatter(classes_on, y, -torch.inf).logsumexp(classes_on)
-    log_likelihood = log_p_y
-    if label_smoothing:
-        log_likelihood = (1 - label_smoothing) * log_p_y + label_smoothing * log_p.mean(classes_on)
-    loss = -torch.exp(gamma * log_rest) * log_likelihood
-    if alpha is not None:
-        loss = alpha[y.squeeze(classes_on)] * loss
-    positive = y.squeeze(classes_on) != background_class
-    return _Terms(weight * loss, weight, weight * positive)
+    def plain(logits: Tensor, with_slope: bool) -> Terms:
+        z, counted = _present(logits, targets, weight, ignore_index, classes_on)
+        y = torch.where(targets != ignore_index, targets, 0).long().unsqueeze(classes_on)
+        positive = counted * (y.squeeze(classes_on) != background_class)
+        a = counted if alpha is None else counted * alpha[y.squeeze(classes_on)]
+        if with_slope:
+            loss, slope = softmax_slope(z, y, gamma, label_smoothing, classes_on)
+            return Terms(a * loss.squeeze(classes_on), counted, positive, a.unsqueeze(classes_on) * slope)
+        log_p = z.log_softmax(classes_on)
+        log_likelihood = log_p.gather(classes_on, y).squeeze(classes_on)
+        log_rest = log_p.scatter(classes_on, y, -torch.inf).logsumexp(classes_on)
+        if label_smoothing:
+            log_likelihood = (1 - label_smoothing) * log_likelihood + label_smoothing * log_p.mean(classes_on)
+        return Terms(-a * torch.exp(gamma * log_rest) * log_likelihood, counted, positive)
 
-
-def _weighted(
-    logits: Tensor,
-    targets: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    check_values: bool | None,
-    classes_on: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    # The logits, upcast once and 0 where absent; the weights, of the targets' shape and 0 where absent.
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    kept = (targets != ignore_index).to(dtype)
-    if weight is not None:
-        shapes = [targets.shape[:leading] for leading in range(targets.ndim, 0, -1)] or [targets.shape]
-        checks.same_shape("weight", weight, *shapes)
-        checks.finite_weights("weight", weight, check_values)
-        kept = kept * weight.detach().to(dtype).reshape(*weight.shape, *[1] * (targets.ndim - weight.ndim))
-    present = kept > 0 if classes_on is None else (kept > 0).unsqueeze(classes_on)
-    return torch.where(present, logits.to(dtype), 0.0), kept
+    run = softmax_pass(alpha, gamma, label_smoothing, ignore_index, background_class)
+    return fused(run, plain, logits, targets, weight, alpha, summed)
 
 
-def _sigmoid_alpha(alpha: float | Tensor | None, logits: Tensor) -> Tensor | None:
-    if alpha is None:
+def _full_weight(weight: Tensor | None, targets: Tensor, logits: Tensor) -> Tensor | None:
+    if weight is None:
         return None
+    shapes = [targets.shape[:leading] for leading in range(targets.ndim, 0, -1)] or [targets.shape]
+    checks.same_shape("weight", weight, *shapes)
+    checks.finite_weights("weight", weight)
+    weight = weight.detach().to(torch.promote_types(logits.dtype, torch.float32))
+    return weight.reshape(*weight.shape, *[1] * (targets.ndim - weight.ndim)).expand(targets.shape)
+
+
+def _present(
+    logits: Tensor, targets: Tensor, weight: Tensor | None, ignore_index: int, classes_on: int | None = None
+) -> tuple[Tensor, Tensor]:
+    # The logits, upcast once and 0 where absent; the weights, 0 where absent.
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    counted = (targets != ignore_index).to(dtype)
+    if weight is not None:
+        counted = counted * weight
+    present = counted > 0 if classes_on is None else (counted > 0).unsqueeze(classes_on)
+    return torch.where(present, logits.to(dtype), 0.0), counted
+
+
+def _sigmoid_alpha(alpha: float | Tensor | None, logits: Tensor) -> float | Tensor | None:
     if not isinstance(alpha, Tensor):
-        return logits.new_tensor(
-            checks.probability("alpha", alpha), dtype=torch.promote_types(logits.dtype, torch.float32)
-        )
+        return None if alpha is None else checks.probability("alpha", alpha)
     try:
         fits = torch.broadcast_shapes(alpha.shape, logits.shape) == logits.shape
     except RuntimeError:
         fits = False
     if not fits:
-        raise ValueError(
-            f"alpha of shape {tuple(alpha.shape)} does not broadcast to logits of shape {tuple(logits.shape)}"
-        )
+        raise ValueError(f"alpha {tuple(alpha.shape)} does not broadcast to logits {tuple(logits.shape)}")
     return alpha.to(logits.device, torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -233,18 +231,18 @@ def _softmax_alpha(alpha: Sequence[float] | Tensor | None, classes: int, logits:
 
 
 def _reduced(
-    terms: Callable[[], _Terms],
+    terms: Callable[[bool], Terms],
     reduction: str,
     group: distributed.ProcessGroup | None = None,
     *,
     among_ranks: bool = False,
 ) -> Tensor:
     if reduction == "none":
-        return terms().loss
+        return terms(False).loss
 
     def sums() -> tuple[Tensor, Tensor | None]:
-        loss, weight, positive = terms()
-        return loss.sum(), {"mean": weight.sum(), "mean_positive": positive.sum(), "sum": None}[reduction]
+        found = terms(True)
+        return found.loss, {"mean": found.weight, "mean_positive": found.positive, "sum": None}[reduction]
 
     return distributed.mean_over_ranks(sums, group, among_ranks=among_ranks)
 
@@ -262,7 +260,7 @@ class _FocalLoss(nn.Module):
     def extra_repr(self) -> str:
         return f"gamma={self.gamma}, reduction={self.reduction!r}, ignore_index={self.ignore_index}"
 
-    def _over_ranks(self, terms: Callable[[], _Terms]) -> Tensor:
+    def _over_ranks(self, terms: Callable[[bool], Terms]) -> Tensor:
         return _reduced(terms, self.reduction, self.process_group, among_ranks=self.training)
 
 
@@ -311,11 +309,11 @@ class SigmoidFocalLoss(_FocalLoss):
     def forward(self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
         """Compute the loss; logits ``[N, 1]`` may come with targets ``[N]``."""
 
-        def terms() -> _Terms:
+        def terms(summed: bool) -> Terms:
             y = targets
             if isinstance(y, Tensor) and isinstance(logits, Tensor) and logits.shape == (*y.shape, 1):
                 y = y[..., None]
-            return _sigmoid_terms(logits, y, self.alpha, self.gamma, sample_weight, self.ignore_index)
+            return _sigmoid_terms(logits, y, self.alpha, self.gamma, sample_weight, self.ignore_index, summed)
 
         return self._over_ranks(terms)
 
@@ -361,28 +359,16 @@ class SoftmaxFocalLoss(_FocalLoss):
         super().__init__(gamma, reduction, ignore_index, process_group)
         self.label_smoothing = checks.probability("label_smoothing", label_smoothing)
         self.background_class = background_class
+        if isinstance(alpha, (int, float)):
+            raise TypeError(f"alpha must hold a weight per class, got {alpha}; give a sequence or a tensor [C]")
         if alpha is None:
             self.alpha = None
         else:
-            if isinstance(alpha, (int, float)):
-                raise TypeError(
-                    f"alpha must hold a weight per class, got the number {alpha}; give a sequence or a tensor [C]"
-                )
             weights = torch.as_tensor(alpha).detach().clone()
             checks.finite_weights("alpha", weights)
             self.register_buffer("alpha", weights, persistent=False)
 
     def forward(self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
         """Compute the loss of logits ``[N, C, ...]`` and class indices ``[N, ...]``."""
-        return self._over_ranks(
-            lambda: _softmax_terms(
-                logits,
-                targets,
-                self.alpha,
-                self.gamma,
-                self.label_smoothing,
-                sample_weight,
-                self.ignore_index,
-                self.background_class,
-            )
-        )
+        options = (self.alpha, self.gamma, self.label_smoothing, sample_weight, self.ignore_index)
+        return self._over_ranks(partial(_softmax_terms, logits, targets, *options, self.background_class))

@@ -112,8 +112,9 @@ def where_absent(weight: Tensor) -> Tensor | None:
     for dim in range(weight.ndim):
         if weight.shape[dim] and weight.stride(dim) == 0:  # one number seen everywhere
             weight = weight.narrow(dim, 0, 1)
-    absent = weight <= 0
-    return None if checks.values_readable(weight) and not bool(absent.any()) else absent
+    if checks.values_readable(weight) and weight.numel() and bool(weight.amin() > 0):
+        return None
+    return weight <= 0
 
 
 def chosen(scores: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,7 +140,7 @@ def chosen(scores: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 def safe_ratio(part: Tensor, whole: Tensor) -> Tensor:
     """Divide, with 0 (and gradient 0) where ``whole`` is 0."""
     empty = whole == 0
-    return (part / whole.masked_fill(empty, 1.0)).masked_fill(empty, 0.0)
+    return (part / _or_one(whole)).masked_fill(empty, 0.0)
 
 
 def per_class(pool: Pool, value: Tensor, negative: Tensor, like: Tensor) -> PerClass:
@@ -148,7 +149,7 @@ def per_class(pool: Pool, value: Tensor, negative: Tensor, like: Tensor) -> PerC
     An undefined value is NaN with gradient 0; where a present row is not finite, value and gradient are NaN.
     ``like`` is the caller's scores: for ``[M]`` the result is 0-d.
     """
-    defined = (pool.positive > 0).any(1) & (negative > 0).any(1)
+    defined = (pool.positive.amax(1) > 0) & (negative.amax(1) > 0)
     nan_if_infinite = (pool.scores.detach() * 0).sum(1)
     value = (value * (1 + nan_if_infinite)).masked_fill(~defined, torch.nan)
     return PerClass(value[0], defined[0]) if like.ndim == 1 else PerClass(value, defined)
@@ -188,7 +189,7 @@ class _Standardise(torch.autograd.Function):
         largest = largest.masked_fill(largest < torch.finfo(largest.dtype).tiny, 1.0)
         scaled = scores / largest - (low / largest / 2 + high / largest / 2)
         scaled = scaled if absent is None else scaled.masked_fill(absent, 0.0)
-        share = safe_ratio(weight, weight.sum(0))
+        share = weight / _or_one(weight.sum(0))
         mean = (share * scaled).sum(0)
         centred = scaled - mean
         centred = centred if absent is None else centred.masked_fill(absent, 0.0)
@@ -207,9 +208,13 @@ class _Standardise(torch.autograd.Function):
         weight, standard, spread = ctx.saved_tensors
         absent = where_absent(weight)
         arriving = gradients[0] if absent is None else gradients[0].masked_fill(absent, 0.0)
-        share = safe_ratio(weight, weight.sum(0))
+        share = weight / _or_one(weight.sum(0))
         moved = arriving.sum(0) + standard * (arriving * standard).sum(0)
         return (arriving - share * moved) / spread, None
+
+
+def _or_one(total: Tensor) -> Tensor:
+    return total.masked_fill(total == 0, 1.0)
 
 
 _EagerStandardise = eager_twin(_Standardise)
@@ -217,8 +222,7 @@ _EagerStandardise = eager_twin(_Standardise)
 
 def _lowest_and_highest(scores: Tensor, absent: Tensor | None) -> tuple[Tensor, Tensor]:
     if absent is None:
-        low, high = torch.aminmax(scores, dim=0)
-        return low, high
+        return scores.amin(0), scores.amax(0)
     low = scores.masked_fill(absent, torch.inf).amin(0)
     high = scores.masked_fill(absent, -torch.inf).amax(0)
     nothing = low > high

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rareloss import checks, distributed
 from rareloss.ranking.encode import Rows, encode
-from rareloss.ranking.pool import PerClass, safe_ratio, standardise
+from rareloss.ranking.pool import PerClass, safe_ratio, standardise, where_absent
 from rareloss.ranking.queue import MemoryQueue
 
 __all__ = ["PoolOptions", "RankingLoss", "Support"]
@@ -239,8 +239,10 @@ class RankingLoss(nn.Module):
         if self.reduction == "mean":
             total = total / defined.sum().clamp(min=1)
         # A logit that is not finite shows, also in a class that is not defined, so that an AMP scaler skips the step.
-        nan_if_infinite = (live.scores.detach() * 0).masked_fill(live.weight <= 0, 0.0).sum()
-        total = total * (1 + nan_if_infinite)
+        nan_if_infinite = live.scores.detach() * 0
+        absent = where_absent(live.weight)
+        nan_if_infinite = nan_if_infinite if absent is None else nan_if_infinite.masked_fill(absent, 0.0)
+        total = total * (1 + nan_if_infinite.sum())
         return total if self.training else torch.where(defined.any(), total, torch.nan)
 
     def _warn_if_unsupported(self, live: Rows) -> None:
