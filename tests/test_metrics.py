@@ -181,3 +181,24 @@ def test_no_gradient_is_kept() -> None:
         metrics.partial_auc(scores, torch.arange(10) < 3, beta=0.3).value,
     ):
         assert not value.requires_grad
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.4])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_large_pools_with_ties_equal_scikit_learn(rate: float, weighted: bool) -> None:
+    generator = torch.Generator().manual_seed(5)
+    rows = 400_000
+    positive = torch.rand(rows, generator=generator) < rate
+    scores = ((torch.randn(rows, generator=generator) + positive) * 4096).round() / 4096
+    weight = torch.rand(rows, generator=generator) if weighted else torch.ones(rows)
+    arrays = (positive.numpy(), scores.double().numpy())
+    drawn = weight.double().numpy()
+    expected = sklearn_metrics.average_precision_score(*arrays, sample_weight=drawn)
+    assert metrics.average_precision(scores, positive, weight).value.item() == pytest.approx(expected, abs=1e-10)
+    rates, recalls, _ = sklearn_metrics.roc_curve(*arrays, sample_weight=drawn, drop_intermediate=False)
+    got = metrics.recall_at_fpr(scores, positive, weight, fpr=0.005).value.item()
+    assert got == pytest.approx(float(np.interp(0.005, rates, recalls)), abs=1e-8)
+    corrected = sklearn_metrics.roc_auc_score(*arrays, sample_weight=drawn, max_fpr=0.005)
+    area = 0.005**2 / 2 + (2 * corrected - 1) * (0.005 - 0.005**2 / 2)
+    got = metrics.partial_auc(scores, positive, weight, beta=0.005).value.item()
+    assert got == pytest.approx(area / 0.005, abs=1e-8)

@@ -79,3 +79,31 @@ def test_rows_outside_the_band_get_no_gradient() -> None:
     assert (scores.grad[order[10:30]] < 0).all()
     assert (scores.grad[order[30:]] == 0).all()
     assert scores.grad[0] > 0
+
+
+@pytest.mark.parametrize("band", [(0.0, 0.005), (0.002, 0.01), (0.3, 0.9), (0.0, 1.0)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_large_pool_equals_the_sum_over_its_pairs(band: tuple[float, float], weighted: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    scores = (torch.randn(20_000, generator=generator, dtype=torch.float64) * 64).round() / 64
+    positive = torch.rand(20_000, generator=generator) < 0.005
+    weight = torch.rand(20_000, generator=generator).double() if weighted else torch.ones(20_000).double()
+    weight[::7] = 0.0
+    share = torch.from_numpy(reference.band_weights(scores.numpy(), (weight * ~positive).numpy(), *band))
+    found = weight * positive
+
+    def pairs(s: torch.Tensor) -> torch.Tensor:
+        rows = found.nonzero()[:, 0]
+        return (found[rows, None] * share * torch.sigmoid((s[rows, None] - s) / 0.1)).sum() / (
+            found.sum() * share.sum()
+        )
+
+    leaf, twin = scores.clone().requires_grad_(), scores.clone().requires_grad_()
+    value, _ = soft_partial_auc(leaf, positive, weight, alpha=band[0], beta=band[1], temperature=0.1)
+    value.backward()
+    expected = pairs(twin)
+    expected.backward()
+    assert leaf.grad is not None
+    assert twin.grad is not None
+    assert value.item() == pytest.approx(expected.item(), rel=1e-10)
+    torch.testing.assert_close(leaf.grad, twin.grad, rtol=1e-8, atol=1e-12)

@@ -8,6 +8,7 @@ import torch
 
 import reference
 from rareloss.functional import soft_recall_at_quantile
+from rareloss.ranking.threshold import margin_over_threshold
 
 
 def sigmoid(x: float) -> float:
@@ -113,3 +114,99 @@ def test_raising_every_score_gains_nothing() -> None:
     assert offset.grad is not None
     assert scores.grad is not None
     assert abs(offset.grad.item()) < 1e-6 * scores.grad.abs().sum().item()
+
+
+def laws(rows: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(rows)
+    normal = torch.randn(rows, dtype=torch.float64, generator=generator)
+    place = torch.randperm(rows, generator=generator).double()
+    heavy = normal / torch.rand(rows, dtype=torch.float64, generator=generator).sqrt()
+    return {
+        "normal": normal,
+        "wide": 5 * normal,
+        "heavy tails": heavy,
+        "two clusters": normal + 1e4 * (place < rows / 2),
+        "a cluster of the share": normal / 1000 + 10 * (place < rows / 200),
+        "outliers": torch.where(place < 50, 1e30, torch.where(place > rows - 50, -1e30, normal)),
+        "all equal": torch.full_like(normal, 2.5),
+        "few values": (4 * normal).round(),
+        "gaps": 30 * 0.005 * place,
+        "sorted": normal.sort().values,
+    }
+
+
+def counted_by(kind: str, rows: int) -> torch.Tensor:
+    drawn = torch.rand(rows, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    return {"one": torch.ones_like(drawn), "some": drawn * (drawn < 0.3), "heavy": drawn**-1.5}[kind]
+
+
+@pytest.mark.parametrize("law", laws(1))
+@pytest.mark.parametrize("kind", ["one", "some", "heavy"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_share_above_the_threshold_of_a_large_pool_is_the_quantile(law: str, kind: str, dtype: torch.dtype) -> None:
+    rows = 20000
+    scores, counted = laws(rows)[law].to(dtype)[None], counted_by(kind, rows).to(dtype)[None]
+    tail = 1e-6 if dtype == torch.float32 else 1e-10
+    for quantile, temperature in ((0.005, 0.005), (0.005, 1.0), (0.6, 0.05)):
+        leaf = scores.clone().requires_grad_()
+        margin, theta = margin_over_threshold(leaf, counted, quantile, temperature)
+        whole = counted.double().sum()
+        above = (counted.double() * torch.sigmoid(margin)).sum()
+        assert (above / whole).item() == pytest.approx(quantile, rel=tail)
+        # The mean of the rows' gradients, weighted by their slopes; logs where these underflow.
+        slope = torch.nn.functional.logsigmoid(margin) + torch.nn.functional.logsigmoid(-margin)
+        pull = torch.softmax(counted.double().log() + slope.detach(), 1)
+        margin[0, 0].backward()
+        assert leaf.grad is not None
+        expected = -pull / temperature
+        expected[0, 0] += 1 / temperature
+        bound = {torch.float32: 1e-5, torch.float64: 1e-7}[dtype] / temperature
+        assert (leaf.grad - expected).abs().max().item() <= bound
+        assert theta.dtype == torch.float64
+
+
+def test_margins_at_other_points_and_of_many_classes() -> None:
+    scores = torch.randn(3, 5000, dtype=torch.float64)
+    counted = torch.rand(3, 5000, dtype=torch.float64)
+    margin, theta = margin_over_threshold(scores, counted, 0.02, 0.1)
+    at = torch.tensor([[0.5], [1.0], [2.0]], dtype=torch.float64)
+    elsewhere, _ = margin_over_threshold(scores, counted, 0.02, 0.1, at=at)
+    torch.testing.assert_close(elsewhere[:, 0], (at[:, 0] - theta) / 0.1)
+    for c in range(3):
+        alone, _ = margin_over_threshold(scores[c : c + 1], counted[c : c + 1], 0.02, 0.1)
+        torch.testing.assert_close(alone[0], margin[c])
+        few, _ = margin_over_threshold(scores[:, :50], counted[:, :50], 0.02, 0.1)
+        alone, _ = margin_over_threshold(scores[c : c + 1, :50], counted[c : c + 1, :50], 0.02, 0.1)
+        torch.testing.assert_close(alone[0], few[c])
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e30])
+def test_scale_of_weights_in_float32_changes_nothing_in_a_large_pool(factor: float) -> None:
+    scores, positive, weight = torch.randn(30000), torch.arange(30000) % 100 == 0, torch.rand(30000) + 0.1
+    results = []
+    for scale in (1.0, factor):
+        leaf = scores.clone().requires_grad_()
+        value, _ = soft_recall_at_quantile(leaf, positive, weight * scale, quantile=0.01, among="negatives")
+        value.backward()
+        results.append((value.detach(), leaf.grad))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-7)
+
+
+def test_non_finite_score_of_a_large_pool_shows_everywhere() -> None:
+    for wrong in (math.nan, math.inf, -math.inf):
+        scores = torch.randn(5000)
+        scores[7] = wrong
+        scores.requires_grad_()
+        value, _ = soft_recall_at_quantile(scores, torch.arange(5000) % 50 == 0)
+        value.backward()
+        assert math.isnan(value.item())
+        assert scores.grad is not None
+        assert bool(scores.grad.isnan().all())
+
+
+def test_second_derivative_is_refused() -> None:
+    scores = torch.randn(100, requires_grad=True)
+    value, _ = soft_recall_at_quantile(scores, torch.arange(100) < 10, quantile=0.1, temperature=0.5)
+    (slope,) = torch.autograd.grad(value, scores, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiat"):
+        slope.square().sum().backward()

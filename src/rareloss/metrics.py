@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from rareloss import checks
-from rareloss.ranking.pool import PerClass, Pool, make_pool, per_class, safe_ratio, tie_groups
-from rareloss.ranking.threshold import snapped_target
+from rareloss.ranking.pool import PerClass, Pool, chosen, make_pool, per_class, safe_ratio
+from rareloss.ranking.selection import hard_count, top
 
 __all__ = ["PerClass", "average_precision", "partial_auc", "recall_at_fpr", "recall_at_quantile"]
 
@@ -41,9 +41,12 @@ def average_precision(scores: Tensor, positive: Tensor, weight: Tensor | None = 
         tensor(0.8333, dtype=torch.float64)
     """
     pool = make_pool(scores, positive, weight)
-    hits, rows = tie_groups(pool.scores, pool.positive, pool.weight).sums
-    precision = safe_ratio(hits.cumsum(1), rows.cumsum(1))
-    return per_class(pool, safe_ratio((hits * precision).sum(1), hits.sum(1)), pool.negative, scores)
+    level, hits = chosen(pool.scores, pool.positive)
+    _, rank_among_positives = hard_count(level, hits, level)
+    _, rank_among_all = hard_count(pool.scores, pool.weight, level)
+    precision = safe_ratio(rank_among_positives, rank_among_all)
+    value = safe_ratio((hits * precision).sum(1), hits.sum(1, dtype=torch.float64))
+    return per_class(pool, value, pool.negative, scores)
 
 
 @torch.no_grad()
@@ -88,21 +91,19 @@ def recall_at_quantile(
     checks.choice("among", among, ("all", "negatives"))
     pool = make_pool(scores, positive, weight, iid_mask)
     counted = threshold_weight(pool, among)
-    groups = tie_groups(pool.scores, pool.positive, counted)
-    hits, inside = groups.sums
-    until = inside.cumsum(1)
-    target = snapped_target(until, quantile)
-    before = until - inside
-    share = safe_ratio(target - before, inside).clamp(0.0, 1.0)
-    # Rows that set no threshold (positives among negatives, rows that are not iid) are above it or not.
-    level = groups.score.double()
-    last_above = torch.where((inside > 0) & (until <= target), level, torch.inf).amin(1, keepdim=True)
-    first_below = torch.where((inside > 0) & (until > target), level, -torch.inf).amax(1, keepdim=True)
-    halfway = last_above / 2 + first_below / 2
-    in_gap = 0.5 * (level > halfway) + 0.5 * (level >= halfway)
-    free = torch.where(before < target, 1.0, torch.where(before > target, 0.0, in_gap))
-    recall = safe_ratio((hits * torch.where(inside > 0, share, free)).sum(1), hits.sum(1))
-    return per_class(pool, recall, pool.iid_negative, scores)
+    # Less by rounding, so that a share which ends with a group finds this one, not the next.
+    at = top(pool.scores, counted, quantile * (1 - 1e-12))
+    level, hits = chosen(pool.scores, pool.positive)
+    taken = at.part(level)
+    # Then the threshold lies in the gap below, and rows in there (positives among negatives, rows that are not iid) are
+    # above it or not.
+    below = torch.where((counted > 0) & (pool.scores < at.score), pool.scores, -torch.inf).amax(1, keepdim=True)
+    halfway = at.score.double() / 2 + below.double() / 2
+    in_gap = (level < at.score) & (level > below) & (at.above + at.tied <= at.target * (1 + 4e-12))
+    taken = torch.where(in_gap, 0.5 * (level > halfway) + 0.5 * (level >= halfway), taken)
+    return per_class(
+        pool, safe_ratio((hits * taken).sum(1), hits.sum(1, dtype=torch.float64)), pool.iid_negative, scores
+    )
 
 
 def recall_at_fpr(
@@ -177,16 +178,17 @@ def partial_auc(
     """
     checks.between(alpha, beta)
     pool = make_pool(scores, positive, weight, iid_mask)
-    hits, alarms = tie_groups(pool.scores, pool.positive, pool.iid_negative).sums
-    total = alarms.sum(1, keepdim=True)
-    until = alarms.cumsum(1)
-    before = until - alarms
-    enter, leave = before.clamp(alpha * total, beta * total), until.clamp(alpha * total, beta * total)
-    # The segment rises by the group's hits; over its covered part the mean height is that of the part's middle.
-    middle = safe_ratio((enter + leave) / 2 - before, alarms)
-    height = hits.cumsum(1) - hits + hits * middle
-    area = ((leave - enter) * height).sum(1)
-    return per_class(pool, safe_ratio(area, hits.sum(1) * total[:, 0] * (beta - alpha)), pool.iid_negative, scores)
+    negative = pool.iid_negative
+    total = negative.sum(1, keepdim=True, dtype=torch.float64)
+    low, high = alpha * total, beta * total
+    level, hits = chosen(pool.scores, pool.positive)
+    before, until = hard_count(pool.scores, negative, level)
+    enter, leave = before.clamp(low, high), until.clamp(low, high)
+    # A positive is found by no budget before its tied group, by all after it, and by a growing part within.
+    rising = (leave - enter) * safe_ratio((enter + leave) / 2 - before, until - before)
+    area = (hits * (rising + high - leave)).sum(1)
+    whole = hits.sum(1, dtype=torch.float64) * (high - low)[:, 0]
+    return per_class(pool, safe_ratio(area, whole), negative, scores)
 
 
 def threshold_weight(pool: Pool, among: str) -> Tensor:

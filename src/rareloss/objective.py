@@ -12,9 +12,9 @@ from rareloss.losses.average_precision import SmoothAPLoss
 from rareloss.losses.partial_auc import PAUCAtBudgetLoss
 from rareloss.losses.recall import RecallAtQuantileLoss
 from rareloss.ranking.encode import encode
-from rareloss.ranking.pool import PerClass, make_pool, tie_groups
+from rareloss.ranking.pool import PerClass, make_pool
 from rareloss.ranking.ranking_loss import RankingLoss
-from rareloss.ranking.threshold import snapped_target
+from rareloss.ranking.selection import top
 
 __all__ = ["Objective"]
 
@@ -172,10 +172,8 @@ class Objective:
         ranked, positive, weight = _columns(scores, labels, weight)
         pool = make_pool(ranked, positive, weight)
         counted = pool.weight if self.kind == "recall@top" else pool.negative
-        groups = tie_groups(pool.scores, counted)
-        until = groups.sums[0].cumsum(1)
-        overflows = until > snapped_target(until, self.level)
-        cut = torch.where(overflows, groups.score, -torch.inf).amax(1)
+        # The first group that overflows, and by more than rounding.
+        cut = top(pool.scores, counted, self.level * (1 + 1e-12)).score[:, 0]
         return cut[0] if ranked.ndim == 1 else cut
 
     def cap(self, labels: Tensor, num_classes: int = 1) -> Tensor:

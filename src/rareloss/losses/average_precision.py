@@ -49,12 +49,9 @@ def smooth_average_precision(
     checks.positive_number("temperature", temperature)
     pool = make_pool(scores, positive, weight)
     at, own = chosen(pool.scores, pool.positive)
-    half, wanted = own / 2, own > 0
-
-    def rank_among(scores: Tensor, weight: Tensor) -> Tensor:
-        return count_above(scores, weight[:, None], at, temperature=temperature, where=wanted)[:, 0] + half
-
-    precision = safe_ratio(rank_among(at, own), rank_among(pool.scores, pool.weight))
+    among_positives = count_above(at, own[:, None], at, temperature=temperature, where=own > 0)[:, 0]
+    among_all = count_above(pool.scores, pool.weight[:, None], at, temperature=temperature, where=own > 0)[:, 0]
+    precision = safe_ratio(among_positives + own / 2, among_all + own / 2)
     value = safe_ratio((own * precision).sum(1), own.sum(1))
     return per_class(pool, value, pool.negative, scores)
 

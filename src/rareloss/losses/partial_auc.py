@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from rareloss import checks, metrics
-from rareloss.ranking.pool import PerClass, make_pool, per_class, safe_ratio, tie_groups
+from rareloss.ranking.pool import PerClass, Pool, chosen, make_pool, per_class, safe_ratio
 from rareloss.ranking.ranking_loss import PoolOptions, RankingLoss, Support
+from rareloss.ranking.selection import top
 from rareloss.ranking.soft_count import count_above
 
 __all__ = ["PAUCAtBudgetLoss", "soft_partial_auc"]
@@ -64,20 +65,20 @@ def soft_partial_auc(
     checks.between(alpha, beta)
     checks.positive_number("temperature", temperature)
     pool = make_pool(scores, positive, weight, iid_mask)
-    band = band_weight(pool.scores, pool.iid_negative, alpha, beta)
-    positives_above = count_above(pool.scores, pool.positive[:, None], temperature=temperature, where=band > 0)[:, 0]
-    value = safe_ratio((band * positives_above).sum(1), band.sum(1) * pool.positive.sum(1))
+    negatives, band = band_rows(pool, alpha, beta)
+    positives, found = chosen(pool.scores, pool.positive)
+    above = count_above(positives, found[:, None], negatives, temperature=temperature, where=band > 0)[:, 0]
+    value = safe_ratio((band * above).sum(1), band.sum(1) * found.sum(1))
     return per_class(pool, value, pool.iid_negative, scores)
 
 
-def band_weight(scores: Tensor, negative: Tensor, alpha: float, beta: float) -> Tensor:
-    """Compute the part of each weight in ``negative[C, M]`` that lies in the band, ``[C, M]``, of the scores' dtype."""
-    groups = tie_groups(scores, negative)
-    (weight,) = groups.sums
-    until, total = weight.cumsum(1), weight.sum(1, keepdim=True)
-    inside = until.clamp(alpha * total, beta * total) - (until - weight).clamp(alpha * total, beta * total)
-    share = safe_ratio(inside, weight).gather(1, groups.group)
-    return negative * torch.zeros_like(scores).scatter(1, groups.order, share.to(scores.dtype))
+def band_rows(pool: Pool, alpha: float, beta: float) -> tuple[Tensor, Tensor]:
+    """Choose rows that hold the band: their scores, and the part of each weight that lies in it, both ``[C, n]``."""
+    low = top(pool.scores, pool.iid_negative, beta)
+    part = low.part(low.scores)
+    if alpha > 0:
+        part = part - top(pool.scores, pool.iid_negative, alpha).part(low.scores)
+    return chosen(low.scores, low.weight * part.to(low.weight.dtype))
 
 
 class PAUCAtBudgetLoss(RankingLoss):
@@ -125,9 +126,8 @@ class PAUCAtBudgetLoss(RankingLoss):
 
     def threshold(self, scores: Tensor, positive: Tensor, weight: Tensor, iid: Tensor, temperature: float) -> Tensor:
         """Compute the lowest score ``[C]`` of the band, in units of ``scores``."""
-        pool = make_pool(scores, positive, weight, iid)
-        band = band_weight(pool.scores, pool.iid_negative, self.alpha, self.beta)
-        return torch.where(band > 0, pool.scores, torch.inf).amin(1)
+        negatives, band = band_rows(make_pool(scores, positive, weight, iid), self.alpha, self.beta)
+        return torch.where(band > 0, negatives, torch.inf).amin(1)
 
     def support(self, rows: Tensor, negatives: Tensor) -> Support:
         """Compute how many negatives of the pool lie above the smallest edge of the band."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rareloss import checks, metrics
-from rareloss.ranking.pool import PerClass, make_pool, per_class, safe_ratio
+from rareloss.ranking.pool import PerClass, chosen, make_pool, per_class, safe_ratio
 from rareloss.ranking.ranking_loss import PoolOptions, RankingLoss, Support
 from rareloss.ranking.threshold import margin_over_threshold
 
@@ -60,9 +60,9 @@ def soft_recall_at_quantile(
     checks.choice("among", among, ("all", "negatives"))
     checks.positive_number("temperature", temperature)
     pool = make_pool(scores, positive, weight, iid_mask)
-    margin, _ = margin_over_threshold(pool.scores, metrics.threshold_weight(pool, among), quantile, temperature)
-    above = torch.sigmoid(margin).to(pool.scores.dtype)
-    recall = safe_ratio((pool.positive * above).sum(1), pool.positive.sum(1))
+    found, hits = chosen(pool.scores, pool.positive)
+    margin, _ = margin_over_threshold(pool.scores, metrics.threshold_weight(pool, among), quantile, temperature, found)
+    recall = safe_ratio((hits * torch.sigmoid(margin).to(hits.dtype)).sum(1), hits.sum(1))
     return per_class(pool, recall, pool.iid_negative, scores)
 
 

@@ -6,12 +6,22 @@ r"""The threshold that a share of the weight lies above, as a function of the sc
           \qquad \sigma'_m = \sigma'\big((s_m - \theta) / t\big),
 
 weights that sum to one: the threshold moves with the scores, so raising all of them changes nothing.
+
+Where values can be read, only the rows near the root are worked on: a sample brackets the hard quantile, the rows
+within a reach of it are gathered once, and all others are above or below as a whole. The reach is right if what is
+neglected beyond it, at most :math:`w_\text{far} e^{-\text{reach} / t}`, moves the root by less than its rounding.
 """
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid
 
+from rareloss import checks
 from rareloss.kernels.batching import fold_into_batch
 
 __all__ = ["margin_over_threshold", "snapped_target"]
@@ -21,31 +31,44 @@ _MOST_STEPS = 160
 _STEPS_OFF_CPU = 48
 # Newton's steps alone at first; every second one is a bisection once they have not been enough.
 _NEWTON_STEPS = 12
+# What a running sum may miss a share of the total by, in totals.
+_ROUNDING = 1e-12
+# Rows looked at at once where all of them are near: their float64 copies stay in a core's cache.
+_CHUNK = 2**15
+# Below so many rows a look at all of them is as fast as a bracket, and up to so many near ones are gathered.
+_FEW, _GATHERED = 2**11, 2**16
+# Windows tried before all rows are taken.
+_WINDOWS = 4
+# By dtype of the scores: the window's first reach and the error allowed to what lies beyond it, in temperatures, and
+# the last step of Newton's, whose error is squared, likewise.
+_PRECISION = {torch.float32: (28.0, 1e-7, 1e-4), torch.float64: (48.0, 1e-16, 1e-9)}
 
 
-def margin_over_threshold(scores: Tensor, counted: Tensor, share: float, temperature: float) -> tuple[Tensor, Tensor]:
-    r"""Compute :math:`(s - \theta) / t` with the gradient through both.
+def margin_over_threshold(
+    scores: Tensor, counted: Tensor, share: float, temperature: float, at: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""Compute :math:`(a - \theta) / t` at each point a with the gradient through both.
 
     Args:
-        scores: ``[C, M]``.
+        scores: ``[C, M]``, float32 or float64.
         counted: ``[C, M]``, the weights that set the threshold, without gradient.
         share: q in (0, 1): the share of the counted weight that is to lie above.
         temperature: in units of the scores.
+        at: the points, ``[C, A]``; the scores themselves by default.
 
     Returns:
-        the margins, ``[C, M]``, and :math:`\theta` without gradient, ``[C]`` (0 where nothing is counted), in float64.
+        the margins, ``[C, A]``, and :math:`\theta` without gradient, ``[C]`` (0 where nothing is counted), in float64.
     """
-    start, offset = _threshold(scores.detach(), counted, share, temperature)
+    at = scores if at is None else at
+    if _one_by_one(scores) and checks.values_readable(scores) and checks.values_readable(counted):
+        margin: Tensor
+        theta: Tensor
+        margin, theta = _Margin.apply(at, scores, counted, share, temperature)  # type: ignore[no-untyped-call]
+        return margin, theta
+    start, offset = _traced_threshold(scores, counted, share, temperature)
     # Measured from a score near the root: what is left is small, and float64 keeps it exactly.
-    from_start = scores.double() - start[:, None]
-    distance = from_start - offset[:, None]
-    log_slope = logsigmoid(distance.detach() / temperature) + logsigmoid(-distance.detach() / temperature)
-    # A softmax of logs, since in a gap of the scores every slope underflows while their ratios stay.
-    any_counted = (counted > 0).any(1, keepdim=True)
-    log_weight = torch.where(any_counted, counted.double().log(), 0.0)
-    pull = torch.softmax(log_weight + log_slope, dim=1)
-    moved = (pull * (from_start - from_start.detach())).sum(1, keepdim=True)
-    return (distance - moved) / temperature, start + offset
+    from_start = at.double() - start[:, None]
+    return (from_start - offset[:, None]) / temperature, start + offset.detach()
 
 
 def snapped_target(cumulated: Tensor, share: float) -> Tensor:
@@ -53,12 +76,359 @@ def snapped_target(cumulated: Tensor, share: float) -> Tensor:
     total = cumulated[:, -1:]
     target = share * total
     nearest = cumulated.gather(1, (cumulated - target).abs().argmin(1, keepdim=True))
-    return torch.where((nearest - target).abs() <= 1e-12 * total, nearest, target)
+    return torch.where((nearest - target).abs() <= _ROUNDING * total, nearest, target)
+
+
+def _one_by_one(scores: Tensor) -> bool:
+    # Small classes are faster together than each by fewer rows.
+    return len(scores) == 1 or scores.shape[1] >= _FEW
+
+
+class _Margin(torch.autograd.Function):
+    # The pull of the rows on the threshold is kept from the forward, for the few rows near it.
+
+    @staticmethod
+    def forward(
+        ctx: Any, at: Tensor, scores: Tensor, counted: Tensor, share: float, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        found = [_solved(*row, share, temperature) for row in zip(scores, counted, strict=True)]
+        ctx.shape, ctx.dtype, ctx.temperature = scores.shape, scores.dtype, temperature
+        ctx.save_for_backward(*(tensor for one in found for tensor in (one.rows, one.pull)))
+        start, offset = _stacked(found)
+        theta = start + offset
+        ctx.mark_non_differentiable(theta)
+        margin = at.double().sub(start[:, None]).sub_(offset[:, None]).mul_(1 / temperature)
+        return margin, theta
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, arriving: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        arriving = arriving * (1 / ctx.temperature)
+        saved = ctx.saved_tensors
+        gradient = torch.zeros(ctx.shape, dtype=ctx.dtype)
+        for row, one, rows, pull in zip(gradient, arriving.sum(1).tolist(), saved[::2], saved[1::2], strict=True):
+            if rows is None:
+                torch.mul(pull, -one, out=row)
+            else:
+                row.index_copy_(0, rows, pull * -one)
+            if not math.isfinite(one):
+                row.fill_(one)
+        return arriving.to(ctx.dtype), gradient, None, None, None
+
+
+class _Near(NamedTuple):
+    # Rows worked on one by one: their places (None: all), scores and weights; the weight above and below them, and
+    # the scores that they lie between.
+    rows: Tensor | None
+    scores: Tensor
+    weight: Tensor
+    above: float
+    below: float
+    low: float
+    high: float
+
+    def chunks(self, start: float, dtype: torch.dtype = torch.float64) -> Iterator[tuple[Tensor, Tensor]]:
+        # Differences from the start, exact in float64, and weights. Gathered rows are float64 already.
+        if self.rows is not None:
+            yield self.scores - start, self.weight
+        else:
+            for scores, weight in zip(self.scores.split(_CHUNK), self.weight.split(_CHUNK), strict=True):
+                yield scores.to(dtype) - start, weight.to(dtype)
+
+
+class _Solved(NamedTuple):
+    start: float
+    offset: float
+    rows: Tensor | None
+    pull: Tensor
+
+
+def _stacked(found: list[_Solved]) -> tuple[Tensor, Tensor]:
+    starts, offsets = ([one.start for one in found], [one.offset for one in found])
+    return torch.tensor(starts, dtype=torch.float64), torch.tensor(offsets, dtype=torch.float64)
+
+
+def _solved(scores: Tensor, counted: Tensor, share: float, temperature: float) -> _Solved:
+    # The threshold of one class, and how it is pulled by the rows near it (by all rows where they number as many).
+    total: float = sum(part.double().sum().item() for part in counted.split(_CHUNK))
+    nowhere = _Solved(0.0, 0.0, torch.empty(0, dtype=torch.int64), scores.new_empty(0))
+    if total == 0:
+        return nowhere
+    reach, allowed, last_step = _PRECISION[scores.dtype]
+    low, high = _bracket(scores, counted, share)
+    near = _gather(scores, counted, share, total, low - reach * temperature, high + reach * temperature)
+    quantile = _quantile(near, share, total, low, high)
+    if quantile is None:
+        near = _gather(scores, counted, share, total, -math.inf, math.inf)
+        quantile = _quantile(near, share, total, -math.inf, math.inf)
+    if quantile is None or not math.isfinite(quantile.score):
+        return nowhere._replace(start=math.nan)
+    start = quantile.score
+    root = 0.0
+    edge = _next_below(quantile, scores, counted) if quantile.surplus == 0 else start
+    in_gap = math.isfinite(edge) and start - edge > temperature
+    if in_gap:
+        # The share falls between two rows far apart: the root lies in the gap between them.
+        if edge - reach * temperature < near.low:
+            low, high = edge - reach * temperature, start + reach * temperature
+            near = _gather(scores, counted, share, total, low, high)
+        root = _between_tails(near, start, edge - start, temperature)
+    for window in range(_WINDOWS + 1):
+        root = _root(near, quantile, total, root, temperature, last_step, in_gap)
+        pull, log_slope = _pulls(near, start, total, root, temperature, scores.dtype)
+        # What is far changes the count by its weight times exp(-reach / t) at most.
+        up, down = (
+            temperature * (math.log(far / total / allowed) - log_slope) if far > 0 else 0.0
+            for far in (near.above, near.below)
+        )
+        if near.high - start - root >= up and root + start - near.low >= down:
+            break
+        reach = 1.1 * max(up, down, 0.0) if window + 1 < _WINDOWS else math.inf
+        near = _gather(scores, counted, share, total, start + min(root, 0.0) - reach, start + max(root, 0.0) + reach)
+    return _Solved(start, root, near.rows, pull)
+
+
+def _bracket(scores: Tensor, counted: Tensor, share: float) -> tuple[float, float]:
+    # Two scores that the quantile almost surely lies between: quantiles of a sample, five standard errors either way.
+    if len(scores) < _FEW:
+        return -math.inf, math.inf
+    stride = int(len(scores) ** (1 / 3))
+    ordered, order = scores[::stride].sort(descending=True)
+    weight = counted[::stride].double().index_select(0, order)
+    cumulated = weight.cumsum(0)
+    whole, squares = cumulated[-1].item(), torch.dot(weight, weight).item()
+    if whole == 0:
+        return -math.inf, math.inf
+    error = 5 * math.sqrt(share * (1 - share) * squares) + 2 * squares / whole
+    edges = torch.tensor([share * whole - error, share * whole + error], dtype=torch.float64)
+    first, last = torch.searchsorted(cumulated, edges).tolist()
+    high = ordered[first].item() if first > 0 else math.inf
+    low = ordered[last].item() if last < len(ordered) else -math.inf
+    return low, high
+
+
+def _gather(scores: Tensor, counted: Tensor, share: float, total: float, low: float, high: float) -> _Near:
+    # The rows from low to high, looked for among those on the smaller side.
+    every = _Near(None, scores, counted, 0.0, 0.0, -math.inf, math.inf)
+    if not (low > -math.inf or high < math.inf):
+        return every
+    from_above = low > -math.inf and (share < 0.5 or high == math.inf)
+    picked = scores >= low if from_above else scores <= high
+    bound = max(_GATHERED, len(scores) // 8)
+    if len(scores) > _GATHERED and int(picked.count_nonzero()) > bound + min(share, 1 - share) * len(scores):
+        return every
+    rows = picked.nonzero()[:, 0]
+    score, weight = scores.index_select(0, rows), counted.index_select(0, rows).double()
+    rest = total - weight.sum().item()
+    if len(rows) <= _FEW:
+        sides = (0.0, rest, low, math.inf) if from_above else (rest, 0.0, -math.inf, high)
+        return _Near(rows, score.double(), weight, *sides)
+    far = score > high if from_above else score < low
+    kept = (~far).nonzero()[:, 0]
+    if len(kept) > bound:
+        return every
+    beyond = torch.dot(weight, far.double()).item()
+    above, below = (beyond, rest) if from_above else (rest, beyond)
+    score, weight = score.index_select(0, kept).double(), weight.index_select(0, kept)
+    return _Near(rows.index_select(0, kept), score, weight, above, below, low, high)
+
+
+class _Quantile(NamedTuple):
+    # A score, the weight wanted above the threshold, what the rows from the score upwards weigh more than that, and
+    # the next score of some weight (-inf: not looked at).
+    score: float
+    target: float
+    surplus: float
+    below: float
+
+
+def _quantile(near: _Near, share: float, total: float, low: float, high: float) -> _Quantile | None:
+    # The hard quantile, sorting the rows between two scores alone; None if it does not lie there.
+    scores, weight, above = near.scores, near.weight, near.above
+    if len(scores) > _FEW:
+        inside = ((scores > low) & (scores < high)).nonzero()[:, 0]
+        # Rows tied with the ends may be many, and need no sorting.
+        ends, parts = [0.0, 0.0], zip(scores.split(_CHUNK), weight.split(_CHUNK), strict=True)
+        for score, part in parts:
+            above += _weight_where(score > high, part)
+            ends[0] += _weight_where(score == high, part)
+            ends[1] += _weight_where(score == low, part) if low < high else 0.0
+        scores = torch.cat((scores.index_select(0, inside), scores.new_tensor([high, low])))
+        weight = torch.cat((weight.index_select(0, inside).double(), torch.tensor(ends, dtype=torch.float64)))
+    level, order = scores.sort(descending=True)
+    cumulated = weight.double().index_select(0, order).cumsum(0).add_(above)
+    target = share * total
+    at = int(torch.searchsorted(cumulated, target))
+    # The sum that the share misses by rounding, one of two beside it.
+    for place, reached in enumerate(cumulated[max(at - 1, 0) : at + 1].tolist(), max(at - 1, 0)):
+        if abs(reached - target) <= _ROUNDING * total:
+            at, target = place, reached
+            break
+    if target <= above + _ROUNDING * total * (above > 0) or at == len(level):
+        return None
+    last = int((level >= level[at]).count_nonzero()) - 1
+    reached = cumulated[last].item()
+    surplus = reached - target
+    below = -math.inf
+    if surplus == 0 and (after := int(torch.searchsorted(cumulated, reached, right=True))) < len(level):
+        below = level[after].item()
+    return _Quantile(level[at].item(), target, surplus, below)
+
+
+def _weight_where(condition: Tensor, weight: Tensor) -> float:
+    return torch.where(condition, weight, 0.0).sum(dtype=torch.float64).item()
+
+
+def _next_below(quantile: _Quantile, scores: Tensor, counted: Tensor) -> float:
+    # The next score of some weight below the quantile.
+    if quantile.below > -math.inf:
+        return quantile.below
+    return torch.where((scores < quantile.score) & (counted > 0), scores, -torch.inf).amax().item()
+
+
+def _between_tails(near: _Near, start: float, edge: float, temperature: float) -> float:
+    # Where tails above 0 and below the edge, both exponential, are equal.
+    upper = lower = 0.0
+    for distance, weight in near.chunks(start):
+        upper += torch.dot(weight, torch.where(distance >= 0, -distance / temperature, -torch.inf).exp()).item()
+        beyond = torch.where(distance <= edge, (distance - edge) / temperature, -torch.inf)
+        lower += torch.dot(weight, beyond.exp()).item()
+    return (edge + temperature * math.log(lower / upper)) / 2
+
+
+def _root(
+    near: _Near,
+    quantile: _Quantile,
+    total: float,
+    root: float,
+    temperature: float,
+    last_step: float,
+    in_gap: bool,
+) -> float:
+    # Newton's steps for the log-odds of the share above: exact for equal scores, few for others; or bisection.
+    start, target = quantile.score, quantile.target
+    rest = total - target
+    low, high = near.low - start, near.high - start
+    # At the lowest score less t logit(q) every row is above with at least q; at the highest, with at most q.
+    shift = temperature * math.log(target / rest)
+    if low == -math.inf:
+        low = near.scores.amin().item() - start - shift - temperature
+    if high == math.inf:
+        high = near.scores.amax().item() - start - shift + temperature
+    # The many rows of a float32 pool are counted in float32, but not in a gap.
+    exact = in_gap or near.scores.dtype == torch.float64 or len(near.scores) <= _GATHERED
+    at_start = _count(near, start, 0.0, temperature) if exact else (0.0, 0.0, 0.0)
+    for step in range(_MOST_STEPS):
+        # What lies above is counted as a difference and the tails apart: the sign stays right in gaps, where tails
+        # are tiny.
+        if exact:
+            whole, tails, slope = _count(near, start, root, temperature) if root else at_start
+            excess = quantile.surplus + (whole - at_start[0]) + tails
+        else:
+            soft, slope = _soft_count(near, start, root, temperature)
+            excess = soft - target
+        if not abs(excess) > 0:
+            break
+        low, high = (root, high) if excess > 0 else (low, root)
+        newton = math.nan
+        if slope > 0 and -target < excess < rest:
+            odds = math.log1p(excess / target) - math.log1p(-excess / rest)
+            newton = root + temperature * odds * (target + excess) / total * (rest - excess) / slope
+        if abs(newton - root) <= last_step * temperature + 4e-16 * abs(root):
+            return min(max(newton, low), high)
+        if high - low <= 1e-9 * temperature + 4e-16 * abs(root):
+            break
+        trusted = low < newton < high and (step < _NEWTON_STEPS or step % 2 == 0)
+        root = newton if trusted else _middle_of(low, high, temperature)
+    return root
+
+
+def _count(near: _Near, start: float, root: float, temperature: float) -> tuple[float, float, float]:
+    # The weight above the root as whole rows, what their tails add to it, and the slope in units of 1 / t.
+    whole = tails = slope = 0.0
+    for distance, weight in near.chunks(start):
+        apart = distance.sub_(root).mul_(1 / temperature)
+        above = (apart >= 0).double()
+        tail = apart.abs_().neg_().sigmoid_()
+        weighted = weight * tail
+        every = weighted.sum().item()
+        whole += torch.dot(weight, above).item()
+        tails += every - 2 * torch.dot(weighted, above).item()
+        slope += every - torch.dot(weighted, tail).item()
+    return whole, tails, slope
+
+
+def _soft_count(near: _Near, start: float, root: float, temperature: float) -> tuple[float, float]:
+    # The soft weight above the root and the slope in units of 1 / t, in the dtype of the scores.
+    count = slope = 0.0
+    for distance, weight in near.chunks(start, near.scores.dtype):
+        above = distance.sub_(root).mul_(1 / temperature).sigmoid_()
+        weighted = weight * above
+        part = weighted.sum().item()
+        count += part
+        slope += part - torch.dot(weighted, above).item()
+    return count, slope
+
+
+def _pulls(
+    near: _Near, start: float, total: float, root: float, temperature: float, dtype: torch.dtype
+) -> tuple[Tensor, float]:
+    # Each row's share of the slope, and the log of the slope in units of W / t.
+    slopes, slope = _slopes(near, start, total, root, temperature, 0.0, dtype)
+    nearest = 0.0
+    if not slope > 1e-20:
+        # In a gap of the scores every slope underflows while their ratios stay: relative to the nearest row's.
+        nearest = min(
+            torch.where(weight > 0, (distance - root).abs_(), torch.inf).amin().item() / temperature
+            for distance, weight in near.chunks(start)
+        )
+        slopes, slope = _slopes(near, start, total, root, temperature, nearest, dtype)
+    return slopes.mul_(1 / slope), math.log(slope) - nearest
+
+
+def _slopes(
+    near: _Near, start: float, total: float, root: float, temperature: float, nearest: float, dtype: torch.dtype
+) -> tuple[Tensor, float]:
+    # The rows' weighted slopes and their sum, in units of W exp(-nearest) / t.
+    found, slope_of_all = [], 0.0
+    for distance, weight in near.chunks(start, dtype):
+        apart = distance.sub_(root).abs_().mul_(-1 / temperature)
+        tail = apart.sigmoid()
+        if nearest:
+            slope = apart.add_(nearest).clamp_(max=0.0).exp_().mul_((1 - tail).square_())
+        else:
+            slope = torch.addcmul(tail, tail, tail, value=-1)
+        slope.mul_(weight).mul_(1 / total)
+        slope_of_all += slope.sum().item()
+        found.append(slope.to(dtype))
+    return torch.cat(found), slope_of_all
+
+
+def _middle_of(low: float, high: float, temperature: float) -> float:
+    # Halfway on a scale that is linear within a temperature and logarithmic beyond: 1e38 is 90 temperatures away.
+    return temperature * math.sinh((math.asinh(low / temperature) + math.asinh(high / temperature)) / 2)
+
+
+def _traced_threshold(scores: Tensor, counted: Tensor, share: float, temperature: float) -> tuple[Tensor, Tensor]:
+    # The same as operations on all rows, without a look at any number.
+    start, offset = _threshold(scores.detach(), counted, share, temperature)
+    from_start = scores.double() - start[:, None]
+    distance = (from_start.detach() - offset[:, None]) / temperature
+    log_slope = logsigmoid(distance) + logsigmoid(-distance)
+    # A softmax of logs, since in a gap of the scores every slope underflows while their ratios stay.
+    any_counted = (counted > 0).any(1, keepdim=True)
+    log_weight = torch.where(any_counted, counted.double().log(), 0.0)
+    pull = torch.softmax(log_weight + log_slope, dim=1)
+    return start, offset + (pull * (from_start - from_start.detach())).sum(1)
 
 
 @torch.library.custom_op("rareloss::threshold", mutates_args=())
 def _threshold(scores: Tensor, counted: Tensor, share: float, temperature: float) -> tuple[Tensor, Tensor]:
     # Returns the score at the hard quantile and the root's offset from it, float64 [C].
+    on_cpu = scores.device.type == "cpu"
+    if on_cpu and _one_by_one(scores):
+        found = [_solved(*row, share, temperature) for row in zip(scores, counted, strict=True)]
+        return _stacked(found)
     counted = counted.double()
     ordered, order = scores.double().sort(dim=1, descending=True)
     cumulated = counted.gather(1, order).cumsum(1)
@@ -77,7 +447,6 @@ def _threshold(scores: Tensor, counted: Tensor, share: float, temperature: float
     lower = torch.where(rows < 0, log_weight + rows / temperature, -torch.inf).logsumexp(1, keepdim=True)
     in_gap = (cumulated.gather(1, at) == target) & torch.isfinite(lower)
     root = torch.where(in_gap, (lower - upper) * temperature / 2, 0.0).clamp(low, high)
-    on_cpu = scores.device.type == "cpu"
     for step in range(_MOST_STEPS if on_cpu else _STEPS_OFF_CPU):
         # Count exactly what lies above and add the tails apart: the sign stays right in gaps, where tails are tiny.
         distance = (rows - root) / temperature
