@@ -178,7 +178,7 @@ def _solved(scores: Tensor, counted: Tensor, share: float, temperature: float) -
         pull, log_slope = _pulls(near, start, total, root, temperature, scores.dtype)
         # What is far changes the count by its weight times exp(-reach / t) at most.
         up, down = (
-            temperature * (math.log(far / total / allowed) - log_slope) if far > 0 else 0.0
+            temperature * (math.log(far) - math.log(total * allowed) - log_slope) if far > 0 else 0.0
             for far in (near.above, near.below)
         )
         if near.high - start - root >= up and root + start - near.low >= down:

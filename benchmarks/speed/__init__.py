@@ -1,0 +1,1 @@
+"""Measure what the losses cost: ``python -m benchmarks.speed``; see CONTRIBUTING.md."""

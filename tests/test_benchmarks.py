@@ -1,0 +1,189 @@
+"""The benchmarks measure what they say: laws, brute force, ratios, growth, page. No test asserts a time."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from benchmarks.speed import accuracy, measure, replay
+from benchmarks.speed.__main__ import main
+from benchmarks.speed.laws import HOSTILE, LAWS, draw, draw_positive
+from benchmarks.speed.page import page
+from benchmarks.speed.rows import OURS, Row, all_rows
+from benchmarks.speed.runner import Options, chosen_rows, verdict
+from benchmarks.speed.runner import measure as measure_row
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_law_draws_finite_float32_scores(law: str) -> None:
+    scores = draw(law, 1000)
+    assert scores.shape == (1000,)
+    assert scores.dtype == torch.float32
+    assert bool(torch.isfinite(scores).all())
+    assert torch.equal(scores, draw(law, 1000))
+
+
+def test_hostile_laws_are_as_named() -> None:
+    assert len(HOSTILE) == 6
+    gaps = draw("chain of gaps of 30 temperatures", 100, temperature=0.1).sort().values.diff()
+    torch.testing.assert_close(gaps, torch.full_like(gaps, 30 * 0.1), rtol=1e-4, atol=0)
+    assert int((draw("five outliers at 1e30", 100).abs() > 1e29).sum()) == 5
+    assert draw("all equal", 100).unique().numel() == 1
+
+
+def test_share_of_positives() -> None:
+    assert int(draw_positive(1000, 0.1).sum()) == 100
+    assert int(draw_positive(10, 0.01).sum()) == 1
+
+
+def test_brute_force_by_hand() -> None:
+    scores, positive = torch.tensor([0.9, 0.8, 0.7]), torch.tensor([True, False, True])
+    value, _ = accuracy.brute_force(scores, positive, 0.001)
+    assert value == pytest.approx((1 / 1 + 2 / 3) / 2)
+
+
+def test_brute_force_gradient_is_that_of_its_value() -> None:
+    scores, positive = torch.randn(12, dtype=torch.float64), draw_positive(12, 0.3)
+    _, gradient = accuracy.brute_force(scores, positive, 0.5)
+    for index in range(12):
+        step = 1e-6 * torch.nn.functional.one_hot(torch.tensor(index), 12)
+        above, below = (accuracy.brute_force(scores + sign * step, positive, 0.5)[0] for sign in (1, -1))
+        assert (above - below) / 2e-6 == pytest.approx(float(gradient[index]), abs=1e-8)
+
+
+def test_errors_of_the_library_are_small() -> None:
+    found = accuracy.errors("normal", 0.1, 256, 0.1)
+    assert found["value"] < 1e-5
+    assert found["gradient"] < 1e-5
+
+
+def test_exponent_of_a_power_law_is_its_power() -> None:
+    sizes = [1_000, 64_000, 256_000, 1_000_000]
+    seconds = [99.0, *(3e-9 * size**1.25 for size in sizes[1:])]  # the small size takes no part
+    assert measure.exponent(sizes, seconds) == pytest.approx(1.25)
+    assert measure.exponent(sizes[:2], seconds[:2]) is None
+
+
+def test_contestants_take_turns_and_the_reference_is_in_every_round() -> None:
+    order: list[str] = []
+
+    def build(name: str, work: int) -> measure.Build:
+        def built(device: str, rows: int) -> measure.Run:
+            order.append(f"build {name} {rows}")
+            return lambda: (order.append(name), sum(range(work)))
+
+        return built
+
+    times = measure.interleave({"a": build("a", 10), "b": build("b", 20)}, "cpu", 7, seconds=0.0, fewest=3)
+    assert order[:2] == ["build a 7", "build b 7"]
+    assert len(times["b"]) == 3
+    assert len(times["a"]) >= len(times["b"])
+
+
+def test_quartiles() -> None:
+    assert measure.quartiles([4.0, 1.0, 2.0, 3.0, 5.0]) == {"median": 3.0, "low": 2.0, "high": 4.0}
+    assert measure.quartiles([2.0]) == {"median": 2.0, "low": 2.0, "high": 2.0}
+
+
+def test_keys_are_unique_and_the_promises_are_there() -> None:
+    rows = {row.key: row for row in all_rows()}
+    assert len(rows) == len(all_rows())
+    assert (rows["smooth_ap/1M"].bar, rows["smooth_ap/1M"].stretch) == (0.6, 0.3)
+    assert all(OURS in case for row in rows.values() for case in row.cases.values())
+    assert {row.key for row in chosen_rows(rows.values(), Options(rows=16_000), ["recall/"])} == {"recall/16k"}
+    assert not any(row.large for row in chosen_rows(rows.values(), Options()))
+
+
+def test_worst_case_of_a_row_is_judged() -> None:
+    def build(times: int) -> measure.Build:
+        return lambda device, rows: lambda: [torch.arange(rows).sum() for _ in range(times)]
+
+    cases = {name: {"reference": build(1), OURS: build(times)} for name, times in (("light", 1), ("heavy", 60))}
+    record = measure_row(Row("x/y", "x", "ratio", 2000, bar=1e6, cases=cases), Options(seconds=0.01, fewest=3))
+    assert record["worst"] == "heavy"
+    assert record["value"]["median"] == record["cases"]["heavy"][OURS]["median"]
+    assert verdict(record) == "met"
+    assert verdict({**record, "bar": 0.0}) == "missed"
+    assert verdict({**record, "bar": None}) == ""
+
+
+def test_command_measures_writes_and_turns_results_into_a_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--quick", "--rows", "4000", "--out", str(tmp_path)]
+    assert main([*arguments, "--only", "growth/focal"]) == 0
+    assert main([*arguments, "--only", "growth/recall"]) == 0
+    assert "Sigmoid focal" in capsys.readouterr().out  # what was measured before stays
+    results = json.loads((tmp_path / "results.json").read_text("utf-8"))
+    assert [row["key"] for row in results["rows"]] == ["growth/recall", "growth/focal"]
+    assert "growth.svg" in {path.name for path in tmp_path.iterdir()}
+    assert str(Path.home()) not in json.dumps(results)
+
+    assert main(["--page", str(tmp_path / "results.json"), "--docs", str(tmp_path)]) == 0
+    assert (tmp_path / "pictures" / "growth.svg").exists()
+    assert results["machine"]["torch"] in (tmp_path / "performance.md").read_text("utf-8")
+
+
+def test_page_shows_what_the_results_hold() -> None:
+    found = {"median": 0.123, "low": 0.12, "high": 0.13, "ms": 12.3, "rounds": 5}
+    row = {
+        "key": "smooth_ap/1M",
+        "what": "Smooth-AP",
+        "kind": "ratio",
+        "rows": 1_000_000,
+        "bar": 0.6,
+        "stretch": 0.3,
+        "against": "torch.sort",
+        "cases": {"": {"torch.sort": {**found, "median": 1.0, "ms": 100.0}, OURS: found}},
+        "worst": "",
+        "value": {"median": 0.123, "low": 0.12, "high": 0.13},
+        "measured": "2030-01-02 03:04",
+    }
+    machine = {"cpu": "a processor", "cores": 2, "threads": 1, "memory_gib": 8.0, "torch": "2", "python": "3"}
+    machine |= {"rareloss": "0", "peers": {"kornia": "1", "monai": None}}
+    text = page({"rows": [row], "machine": machine}, {"smooth_ap/1M": "A remark."})
+    assert "| Smooth-AP | 0.6 x | 0.3 x | 0.123 x (0.12 to 0.13) | met, stretch too |" in text
+    assert "Of 1 bars, 1 are met and 0 missed" in text
+    assert "A remark." in text
+    assert "monai" not in text
+    missed = page({"rows": [{**row, "bar": 0.1, "stretch": 0.05}], "machine": machine}, {})
+    assert "Of 1 bars, 0 are met and 1 missed: Smooth-AP (0.123 x" in missed
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what it says where there is no GPU")
+def test_cuda_is_refused_where_there_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--device", "cuda"]) == 2
+    assert "no CUDA device here" in capsys.readouterr().err
+
+
+def test_replayed_pools_are_compared_within_their_size() -> None:
+    def pool(rows: int) -> replay.Pool:
+        return {"scores": draw("normal", rows)[:, None], "positive": draw_positive(rows)[:, None], "weight": None}
+
+    pools = [{**pool(rows), "temperature": 0.1} for rows in (300, 300, 500)]
+    record = replay.replay(pools, rounds=2)
+    ratios = [case[OURS]["median"] for case in record["cases"].values()]
+    assert ratios[2] == 1.0  # alone in its size
+    assert record["value"]["median"] == max(ratios)
+    assert all(math.isfinite(ratio) for ratio in ratios)
+
+
+@pytest.mark.slow
+def test_pools_of_a_comparison_are_recorded(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    label = random.random(600) < 0.2
+    inputs = random.normal(size=(600, 3)) + label[:, None]
+    np.savez(tmp_path / "data.npz", X=inputs, y=label.astype(int))
+    pools = replay.load_or_record(str(tmp_path / "data.npz"), tmp_path / "pools.pt")
+    assert pools
+    assert all(pool["scores"].shape == pool["positive"].shape for pool in pools)
+    again = replay.load_or_record("nothing here", tmp_path / "pools.pt")
+    assert len(again) == len(pools)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux")
+def test_peak_memory_holds_the_gradient() -> None:
+    assert measure.peak_of_fresh_process("memory/focal-1M", "BCE", "cpu") > 4.0
