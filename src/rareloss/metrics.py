@@ -42,8 +42,8 @@ def average_precision(scores: Tensor, positive: Tensor, weight: Tensor | None = 
     """
     pool = make_pool(scores, positive, weight)
     level, hits = chosen(pool.scores, pool.positive)
-    _, rank_among_positives = hard_count(level, hits, level)
-    _, rank_among_all = hard_count(pool.scores, pool.weight, level)
+    (rank_among_positives,) = hard_count(level, hits, level, with_ties=(True,))
+    (rank_among_all,) = hard_count(pool.scores, pool.weight, level, with_ties=(True,))
     precision = safe_ratio(rank_among_positives, rank_among_all)
     value = safe_ratio((hits * precision).sum(1), hits.sum(1, dtype=torch.float64))
     return per_class(pool, value, pool.negative, scores)

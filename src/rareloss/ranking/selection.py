@@ -16,9 +16,9 @@ _SORTED_ROWS = 4096
 # Sampled standard deviations on either side of a share: of a million brackets one fails, and all rows are sorted.
 _DEVIATIONS = 5.0
 # A sort of a part takes a part of the memory and less time, but each point is looked up in each part.
-_MOST_PARTS = 16
+_MOST_PARTS = 8
 _PART = 131072
-_ROWS_OF_A_POINT = 4
+_ROWS_OF_A_POINT = 8
 
 
 class Top(NamedTuple):
@@ -106,7 +106,9 @@ def _edge(scores: Tensor, weight: Tensor, target: Tensor, already: Tensor) -> tu
     return score, above, _sum(torch.where(scores == score, weight, 0.0))
 
 
-def hard_count(scores: Tensor, weight: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+def hard_count(
+    scores: Tensor, weight: Tensor, at: Tensor, with_ties: tuple[bool, ...] = (False, True)
+) -> tuple[Tensor, ...]:
     """Count the weight of scores above each point, and of those at or above it: what the soft count tends to.
 
     Counts add up over any parts of the rows, so few points let a large class be sorted part by part.
@@ -115,9 +117,10 @@ def hard_count(scores: Tensor, weight: Tensor, at: Tensor) -> tuple[Tensor, Tens
         scores: ``[C, M]``.
         weight: ``[C, M]``.
         at: ``[C, A]``.
+        with_ties: for each count wanted, whether scores at the point are in it.
 
     Returns:
-        both counts, ``[C, A]``, float64.
+        the counts, each ``[C, A]``, float64.
 
     Example:
         >>> above, or_at = hard_count(torch.tensor([[3.0, 1.0, 2.0]]), torch.ones(1, 3), torch.tensor([[2.0]]))
@@ -128,12 +131,12 @@ def hard_count(scores: Tensor, weight: Tensor, at: Tensor) -> tuple[Tensor, Tens
     parts = max(1, min(_MOST_PARTS, rows // _PART, rows // (_ROWS_OF_A_POINT * max(1, points))))
     # Points in order look up neighbouring places.
     at, place = at.sort(dim=1, descending=True)
-    above = or_at = torch.zeros_like(at, dtype=torch.float64)
+    counts = [torch.zeros_like(at, dtype=torch.float64) for _ in with_ties]
     size = -(-rows // parts)
     for some, heavy in zip(scores.split(size, 1), weight.split(size, 1), strict=True):
         ordered, order = some.sort(dim=1, descending=True)
         until = pad(heavy.gather(1, order).cumsum(1, dtype=torch.float64), (1, 0))
         upwards = ordered.neg_()
-        above = above + until.gather(1, torch.searchsorted(upwards, -at))
-        or_at = or_at + until.gather(1, torch.searchsorted(upwards, -at, right=True))
-    return torch.empty_like(above).scatter_(1, place, above), torch.empty_like(or_at).scatter_(1, place, or_at)
+        for count, ties in zip(counts, with_ties, strict=True):
+            count += until.gather(1, torch.searchsorted(upwards, -at, right=ties))
+    return tuple(torch.empty_like(count).scatter_(1, place, count) for count in counts)
