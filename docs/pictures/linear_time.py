@@ -186,8 +186,10 @@ def draw_choice() -> Figure:
     width = torch.logspace(0, 7, 401, dtype=torch.float64)[:, None]  # from the lowest to the highest score
     points = rows / 100
     pairs = (dense.NANOSECONDS * rows * points).expand(len(width), -1)
-    by_grid = grid.NANOSECONDS_PER_ROW * (rows + points) + grid.NANOSECONDS_PER_NODE * (
-        CELLS_PER_TEMPERATURE * width + 5
+    by_grid = (
+        grid.NANOSECONDS
+        + grid.NANOSECONDS_PER_ROW * (rows + points)
+        + grid.NANOSECONDS_PER_NODE * (CELLS_PER_TEMPERATURE * width + 5)
     )
     by_exponentials = (exponentials.NANOSECONDS_PER_ROW * (rows + points)).expand(len(width), -1)
     cheapest = torch.stack([pairs, by_grid, by_exponentials]).argmin(0)

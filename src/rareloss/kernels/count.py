@@ -24,9 +24,6 @@ from rareloss.kernels.grid import grid_count, grid_nodes
 
 __all__ = ["soft_count_at"]
 
-# Nanoseconds by pairs below which nothing else is looked at.
-_SURELY_SMALL = 1e5
-
 
 @torch.library.custom_op("rareloss::soft_count", mutates_args=())
 def _count(
@@ -86,9 +83,10 @@ def _by_cheapest(
     on_cpu = scores.device.type == "cpu"
     by_pairs = NANOSECONDS_PER_PAIR * dense_pairs(present, wanted) if on_cpu or pools == 1 else math.inf
     by_exponentials = exponentials.NANOSECONDS_PER_ROW * sets * pools * (rows + points)
-    if by_pairs > _SURELY_SMALL and weights.dtype == torch.float32 and on_cpu:
+    if by_pairs > grid.NANOSECONDS and weights.dtype == torch.float32 and on_cpu:
         low, nodes = grid_nodes(scores, at, temperature)
-        by_grid = sets * pools * (grid.NANOSECONDS_PER_ROW * (rows + points) + grid.NANOSECONDS_PER_NODE * nodes)
+        each = grid.NANOSECONDS_PER_ROW * (rows + points) + grid.NANOSECONDS_PER_NODE * nodes
+        by_grid = grid.NANOSECONDS + sets * pools * each
         if by_grid < min(by_pairs, by_exponentials):
             return grid_count(scores, weights, at, temperature, value, slope, low, int(nodes)), None
     if by_pairs <= by_exponentials:

@@ -17,7 +17,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-__all__ = ["NANOSECONDS_PER_NODE", "NANOSECONDS_PER_ROW", "grid_count", "grid_nodes"]
+__all__ = ["NANOSECONDS", "NANOSECONDS_PER_NODE", "NANOSECONDS_PER_ROW", "grid_count", "grid_nodes"]
 
 _CELLS_PER_TEMPERATURE = 16
 # Rows worked on at once: 256 KiB of float64.
@@ -29,8 +29,8 @@ _LAGRANGE = torch.tensor(
     [[0, -1 / 3, 1 / 2, -1 / 6], [1, -1 / 2, -1, 1 / 2], [0, 1, 1 / 2, -1 / 2], [0, -1 / 6, 0, 1 / 6]],
     dtype=torch.float64,
 )
-# Predicted cost.
-NANOSECONDS_PER_ROW, NANOSECONDS_PER_NODE = 13.0, 150.0
+# Predicted cost: of any call, and what rows and nodes add.
+NANOSECONDS, NANOSECONDS_PER_ROW, NANOSECONDS_PER_NODE = 1e6, 13.0, 150.0
 
 
 def grid_nodes(scores: Tensor, at: Tensor, temperature: float) -> tuple[Tensor, float]:
@@ -83,19 +83,19 @@ def grid_count(
     reach = min(length - 1, math.ceil(_CELLS_PER_TEMPERATURE * (37 + rows.bit_length() * math.log(2))))
     size = _fast_length(length + reach)
     transformed = torch.fft.rfft(on_nodes, n=size)
-    found: list[Tensor | None] = []
-    for asked, kernel in ((value, "remainder"), (slope, "slope")):
-        if not asked:
-            found.append(None)
-            continue
-        spectrum = _spectrum(kernel, reach, size).to(scores.device)
-        near = torch.fft.irfft(transformed * spectrum, n=size)[..., :length]
+    on_grid = []
+    for kernel in ["remainder"] * value + ["slope"] * slope:
+        near = torch.fft.irfft(transformed * _spectrum(kernel, reach, size).to(scores.device), n=size)[..., :length]
         if kernel == "remainder":
             near = near + (on_nodes.flip(-1).cumsum(-1).flip(-1) - on_nodes / 2)  # a node lies half above itself
         else:
             near = near / temperature
-        found.append(_interpolate(near, lagrange, at, low, scale, weights.dtype))
-    return found[0], found[1]
+        on_grid.append(near)
+    found = _interpolate(torch.cat(on_grid), lagrange, at, low, scale, weights.dtype)
+    if value and slope:
+        counts, slopes = found.split(sets, 1)
+        return counts.clone(), slopes.clone()  # not two views of one tensor, which no op may return
+    return (found, None) if value else (None, found)
 
 
 def _interpolate(
