@@ -4,6 +4,7 @@ Reference: Brown, Xie, Kalogeiton and Zisserman, "Smooth-AP: Smoothing the Path 
 ECCV 2020, equations 4 to 8.
 """
 
+import torch
 from torch import Tensor
 
 from rareloss import checks, metrics
@@ -52,7 +53,7 @@ def smooth_average_precision(
     among_positives = count_above(at, own[:, None], at, temperature=temperature, where=own > 0)[:, 0]
     among_all = count_above(pool.scores, pool.weight[:, None], at, temperature=temperature, where=own > 0)[:, 0]
     precision = safe_ratio(among_positives + own / 2, among_all + own / 2)
-    value = safe_ratio((own * precision).sum(1), own.sum(1))
+    value = safe_ratio(torch.sum(own * precision, 1), torch.sum(own, 1))
     return per_class(pool, value, pool.negative, scores)
 
 
