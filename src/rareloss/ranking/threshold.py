@@ -24,7 +24,7 @@ from torch.nn.functional import logsigmoid
 from rareloss import checks
 from rareloss.kernels.batching import fold_into_batch
 
-__all__ = ["margin_over_threshold", "snapped_target"]
+__all__ = ["margin_over_threshold"]
 
 # Enough for the worst case of bisection from 1e38 down to rounding; a usual pool needs 3 to 9.
 _MOST_STEPS = 160
@@ -71,8 +71,8 @@ def margin_over_threshold(
     return (from_start - offset[:, None]) / temperature, start + offset.detach()
 
 
-def snapped_target(cumulated: Tensor, share: float) -> Tensor:
-    """Compute ``share`` of the total of running sums ``cumulated[C, M]``, or the sum that it misses by rounding."""
+def _snapped_target(cumulated: Tensor, share: float) -> Tensor:
+    # The share of the total of running sums [C, M], or the sum that it misses by rounding.
     total = cumulated[:, -1:]
     target = share * total
     nearest = cumulated.gather(1, (cumulated - target).abs().argmin(1, keepdim=True))
@@ -432,7 +432,7 @@ def _threshold(scores: Tensor, counted: Tensor, share: float, temperature: float
     counted = counted.double()
     ordered, order = scores.double().sort(dim=1, descending=True)
     cumulated = counted.gather(1, order).cumsum(1)
-    target = snapped_target(cumulated, share)
+    target = _snapped_target(cumulated, share)
     at = (cumulated < target).sum(1, keepdim=True).clamp_(max=scores.shape[1] - 1)
     start = ordered.gather(1, at)
     rows = scores.double() - start
