@@ -45,8 +45,9 @@ def average_precision(scores: Tensor, positive: Tensor, weight: Tensor | None = 
     (rank_among_positives,) = hard_count(level, hits, level, with_ties=(True,))
     (rank_among_all,) = hard_count(pool.scores, pool.weight, level, with_ties=(True,))
     precision = safe_ratio(rank_among_positives, rank_among_all)
-    value = safe_ratio((hits * precision).sum(1), hits.sum(1, dtype=torch.float64))
-    return per_class(pool, value, pool.negative, scores)
+    whole = hits.sum(1, dtype=torch.float64)
+    value = safe_ratio((hits * precision).sum(1), whole)
+    return per_class(value, whole, pool.negative.sum(1), pool.scores).like(scores)
 
 
 @torch.no_grad()
@@ -101,9 +102,9 @@ def recall_at_quantile(
     halfway = at.score.double() / 2 + below.double() / 2
     in_gap = (level < at.score) & (level > below) & (at.above + at.tied <= at.target * (1 + 4e-12))
     taken = torch.where(in_gap, 0.5 * (level > halfway) + 0.5 * (level >= halfway), taken)
-    return per_class(
-        pool, safe_ratio((hits * taken).sum(1), hits.sum(1, dtype=torch.float64)), pool.iid_negative, scores
-    )
+    whole = hits.sum(1, dtype=torch.float64)
+    value = safe_ratio((hits * taken).sum(1), whole)
+    return per_class(value, whole, pool.iid_negative.sum(1), pool.scores).like(scores)
 
 
 def recall_at_fpr(
@@ -187,8 +188,8 @@ def partial_auc(
     # A positive is found by no budget before its tied group, by all after it, and by a growing part within.
     rising = (leave - enter) * safe_ratio((enter + leave) / 2 - before, until - before)
     area = (hits * (rising + high - leave)).sum(1)
-    whole = hits.sum(1, dtype=torch.float64) * (high - low)[:, 0]
-    return per_class(pool, safe_ratio(area, whole), negative, scores)
+    whole = hits.sum(1, dtype=torch.float64)
+    return per_class(safe_ratio(area, whole * (high - low)[:, 0]), whole, total[:, 0], pool.scores).like(scores)
 
 
 def threshold_weight(pool: Pool, among: str) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rareloss import checks, metrics
-from rareloss.ranking.pool import PerClass, chosen, make_pool, per_class, safe_ratio
+from rareloss.ranking.pool import PerClass, Pool, chosen, make_pool, per_class, safe_ratio
 from rareloss.ranking.ranking_loss import RankingLoss
 from rareloss.ranking.soft_count import count_above
 
@@ -48,13 +48,16 @@ def smooth_average_precision(
         tensor(0.8333)
     """
     checks.positive_number("temperature", temperature)
-    pool = make_pool(scores, positive, weight)
+    return _average_precision(make_pool(scores, positive, weight), temperature).like(scores)
+
+
+def _average_precision(pool: Pool, temperature: float) -> PerClass:
     at, own = chosen(pool.scores, pool.positive)
     among_positives = count_above(at, own[:, None], at, temperature=temperature, where=own > 0)[:, 0]
     among_all = count_above(pool.scores, pool.weight[:, None], at, temperature=temperature, where=own > 0)[:, 0]
     precision = safe_ratio(among_positives + own / 2, among_all + own / 2)
-    value = safe_ratio(torch.sum(own * precision, 1), torch.sum(own, 1))
-    return per_class(pool, value, pool.negative, scores)
+    whole = torch.sum(own, 1)
+    return per_class(safe_ratio((own * precision).sum(1), whole), whole, pool.negative.sum(1), pool.scores)
 
 
 class SmoothAPLoss(RankingLoss):
@@ -70,13 +73,13 @@ class SmoothAPLoss(RankingLoss):
         True
     """
 
-    def soft(self, scores: Tensor, positive: Tensor, weight: Tensor, iid: Tensor, temperature: float) -> PerClass:
+    def soft(self, pool: Pool, temperature: float) -> PerClass:
         """Compute the smooth average precision of a pool."""
-        return smooth_average_precision(scores, positive, weight, temperature=temperature)
+        return _average_precision(pool, temperature)
 
-    def hard(self, scores: Tensor, positive: Tensor, weight: Tensor, iid: Tensor) -> PerClass:
+    def hard(self, pool: Pool) -> PerClass:
         """Compute the average precision of a pool."""
-        return metrics.average_precision(scores, positive, weight)
+        return metrics.average_precision(*pool.by_row())
 
     def forward(self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
         """Compute the loss; shapes as in :class:`~rareloss.ranking.ranking_loss.RankingLoss`."""

@@ -64,12 +64,15 @@ def soft_partial_auc(
     """
     checks.between(alpha, beta)
     checks.positive_number("temperature", temperature)
-    pool = make_pool(scores, positive, weight, iid_mask)
+    return _partial_auc(make_pool(scores, positive, weight, iid_mask), alpha, beta, temperature).like(scores)
+
+
+def _partial_auc(pool: Pool, alpha: float, beta: float, temperature: float) -> PerClass:
     negatives, band = band_rows(pool, alpha, beta)
-    positives, found = chosen(pool.scores, pool.positive)
-    above = count_above(positives, found[:, None], negatives, temperature=temperature, where=band > 0)[:, 0]
-    value = safe_ratio((band * above).sum(1), band.sum(1) * found.sum(1))
-    return per_class(pool, value, pool.iid_negative, scores)
+    positives, hits = chosen(pool.scores, pool.positive)
+    above = count_above(positives, hits[:, None], negatives, temperature=temperature, where=band > 0)[:, 0]
+    width, whole = band.sum(1), hits.sum(1)
+    return per_class(safe_ratio((band * above).sum(1), width * whole), whole, pool.iid_negative.sum(1), pool.scores)
 
 
 def band_rows(pool: Pool, alpha: float, beta: float) -> tuple[Tensor, Tensor]:
@@ -114,19 +117,17 @@ class PAUCAtBudgetLoss(RankingLoss):
         super().__init__(num_classes, temperature=temperature, **options)
         self.alpha, self.beta = checks.between(alpha, beta)
 
-    def soft(self, scores: Tensor, positive: Tensor, weight: Tensor, iid: Tensor, temperature: float) -> PerClass:
+    def soft(self, pool: Pool, temperature: float) -> PerClass:
         """Compute the soft partial AUC of a pool."""
-        return soft_partial_auc(
-            scores, positive, weight, alpha=self.alpha, beta=self.beta, temperature=temperature, iid_mask=iid
-        )
+        return _partial_auc(pool, self.alpha, self.beta, temperature)
 
-    def hard(self, scores: Tensor, positive: Tensor, weight: Tensor, iid: Tensor) -> PerClass:
+    def hard(self, pool: Pool) -> PerClass:
         """Compute the partial AUC of a pool."""
-        return metrics.partial_auc(scores, positive, weight, alpha=self.alpha, beta=self.beta, iid_mask=iid)
+        return metrics.partial_auc(*pool.by_row(), alpha=self.alpha, beta=self.beta, iid_mask=pool.iid.mT)
 
-    def threshold(self, scores: Tensor, positive: Tensor, weight: Tensor, iid: Tensor, temperature: float) -> Tensor:
-        """Compute the lowest score ``[C]`` of the band, in units of ``scores``."""
-        negatives, band = band_rows(make_pool(scores, positive, weight, iid), self.alpha, self.beta)
+    def threshold(self, pool: Pool, temperature: float) -> Tensor:
+        """Compute the lowest score ``[C]`` of the band, in units of the pool's scores."""
+        negatives, band = band_rows(pool, self.alpha, self.beta)
         return torch.where(band > 0, negatives, torch.inf).amin(1)
 
     def support(self, rows: Tensor, negatives: Tensor) -> Support:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rareloss import checks, metrics
-from rareloss.ranking.pool import PerClass, chosen, make_pool, per_class, safe_ratio
+from rareloss.ranking.pool import PerClass, Pool, chosen, make_pool, per_class, safe_ratio
 from rareloss.ranking.ranking_loss import PoolOptions, RankingLoss, Support
 from rareloss.ranking.threshold import margin_over_threshold
 
@@ -59,11 +59,14 @@ def soft_recall_at_quantile(
     checks.probability("quantile", quantile, open_low=True, open_high=True)
     checks.choice("among", among, ("all", "negatives"))
     checks.positive_number("temperature", temperature)
-    pool = make_pool(scores, positive, weight, iid_mask)
-    found, hits = chosen(pool.scores, pool.positive)
-    margin, _ = margin_over_threshold(pool.scores, metrics.threshold_weight(pool, among), quantile, temperature, found)
-    recall = safe_ratio((hits * torch.sigmoid(margin).to(hits.dtype)).sum(1), hits.sum(1))
-    return per_class(pool, recall, pool.iid_negative, scores)
+    return _recall(make_pool(scores, positive, weight, iid_mask), quantile, among, temperature).like(scores)
+
+
+def _recall(pool: Pool, quantile: float, among: str, temperature: float) -> PerClass:
+    at, hits = chosen(pool.scores, pool.positive)
+    margin, _ = margin_over_threshold(pool.scores, metrics.threshold_weight(pool, among), quantile, temperature, at)
+    found, whole = (hits * torch.sigmoid(margin).to(hits.dtype)).sum(1), hits.sum(1)
+    return per_class(safe_ratio(found, whole), whole, pool.iid_negative.sum(1), pool.scores)
 
 
 class RecallAtQuantileLoss(RankingLoss):
@@ -101,30 +104,27 @@ class RecallAtQuantileLoss(RankingLoss):
         self.quantile = checks.probability("quantile", quantile, open_low=True, open_high=True)
         self.among = checks.choice("among", among, ("all", "negatives"))
 
-    def soft(self, scores: Tensor, positive: Tensor, weight: Tensor, iid: Tensor, temperature: float) -> PerClass:
+    def soft(self, pool: Pool, temperature: float) -> PerClass:
         """Compute the soft recall of a pool."""
-        return soft_recall_at_quantile(
-            scores, positive, weight, quantile=self.quantile, among=self.among, temperature=temperature, iid_mask=iid
-        )
+        return _recall(pool, self.quantile, self.among, temperature)
 
-    def hard(self, scores: Tensor, positive: Tensor, weight: Tensor, iid: Tensor) -> PerClass:
+    def hard(self, pool: Pool) -> PerClass:
         """Compute the recall of a pool."""
         return metrics.recall_at_quantile(
-            scores, positive, weight, quantile=self.quantile, among=self.among, iid_mask=iid
+            *pool.by_row(), quantile=self.quantile, among=self.among, iid_mask=pool.iid.mT
         )
 
-    def threshold(self, scores: Tensor, positive: Tensor, weight: Tensor, iid: Tensor, temperature: float) -> Tensor:
-        """Compute the soft threshold ``[C]`` of a pool, in units of ``scores``."""
-        pool = make_pool(scores, positive, weight, iid)
+    def threshold(self, pool: Pool, temperature: float) -> Tensor:
+        """Compute the soft threshold ``[C]`` of a pool, in units of its scores."""
         counted = metrics.threshold_weight(pool, self.among)
         return margin_over_threshold(pool.scores, counted, self.quantile, temperature)[1]
 
-    def cap(self, positive: Tensor, weight: Tensor, iid: Tensor) -> Tensor:
+    def cap(self, pool: Pool) -> Tensor:
         """Compute the best reachable recall ``[C]``: the capacity over the weight of positives, at most 1."""
         if self.among == "negatives":
-            return torch.ones_like(weight[0])
-        capacity = self.quantile * (weight * iid[:, None]).sum(0)
-        return safe_ratio(capacity, (weight * positive).sum(0)).clamp(max=1.0)
+            return torch.ones_like(pool.scores[:, 0])
+        capacity = self.quantile * metrics.threshold_weight(pool, self.among).sum(1)
+        return safe_ratio(capacity, pool.positive.sum(1)).clamp(max=1.0)
 
     def support(self, rows: Tensor, negatives: Tensor) -> Support:
         """Compute how many rows of the pool lie above the threshold."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rareloss import checks
 from rareloss.ranking.log_odds import log_odds
+from rareloss.ranking.pool import where_absent
 
 __all__ = ["Rows", "encode"]
 
@@ -15,7 +16,7 @@ class Rows(NamedTuple):
     """Rows of a pool, one column a class.
 
     Attributes:
-        scores: ``[M, C]``, in float32 at least.
+        scores: ``[M, C]``, in float32 at least, finite where absent.
         positive: ``[M, C]``, bool.
         weight: ``[M, C]``, dtype of the scores, without gradient; 0 is absent.
         iid: ``[M]``, bool.
@@ -88,9 +89,11 @@ def encode(
     if sample_weight is not None:
         per_row = sample_weight.shape == torch.Size(rows_shape)
         weight = weight * sample_weight.detach().to(scores.dtype).reshape(-1, 1 if per_row else num_classes)
+    # What is absent goes out at once: a NaN there would have a NaN gradient.
+    absent = where_absent(weight)
+    scores = scores if absent is None else scores.masked_fill(absent, 0.0)
     if indices:
-        # An absent row goes out before the log-odds: a NaN there would have a NaN gradient.
-        scores = log_odds(torch.where(weight > 0, scores, 0.0))
+        scores = log_odds(scores)
         positive = flat == torch.arange(num_classes, device=flat.device)
     else:
         positive = flat == 1

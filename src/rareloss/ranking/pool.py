@@ -1,5 +1,6 @@
 """The pool that rows are ranked in: its checks, its weights, its spread, and the value it gives per class."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ __all__ = [
     "PerClass",
     "Pool",
     "chosen",
+    "lay_out",
     "make_pool",
     "per_class",
     "safe_ratio",
@@ -31,14 +33,18 @@ class PerClass(NamedTuple):
     value: Tensor
     defined: Tensor
 
+    def like(self, scores: Tensor) -> "PerClass":
+        """Return the same, 0-d for scores ``[M]``."""
+        return PerClass(self.value[0], self.defined[0]) if scores.ndim == 1 else self
+
 
 class Pool(NamedTuple):
     """Rows by class, weight 0 standing for absent.
 
     Attributes:
-        scores: ``[C, M]`` in float32 at least, 0 where absent.
+        scores: ``[C, M]`` in float32 at least, finite where absent.
         is_positive: ``[C, M]``, bool.
-        weight: ``[C, M]``, of all rows; one number seen everywhere where none was given.
+        weight: ``[C, M]``, of all rows, without gradient; one number seen everywhere where none was given.
         iid: ``[C, M]``, bool: rows drawn like deployment data.
     """
 
@@ -46,6 +52,10 @@ class Pool(NamedTuple):
     is_positive: Tensor
     weight: Tensor
     iid: Tensor
+
+    def by_row(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return scores, positives and weights as ``[M, C]``."""
+        return self.scores.mT, self.is_positive.mT, self.weight.mT
 
     @property
     def positive(self) -> Tensor:
@@ -88,23 +98,42 @@ def make_pool(scores: Tensor, positive: Tensor, weight: Tensor | None = None, ii
         checks.finite_weights("weight", weight)
     if iid_mask is not None:
         checks.boolean("iid_mask", checks.same_shape("iid_mask", iid_mask, scores.shape, scores.shape[:1]))
-    rows, classes = scores.shape[0], 1 if scores.ndim == 1 else scores.shape[1]
+    column: Callable[[Tensor], Tensor] = lambda tensor: tensor[:, None] if tensor.ndim == 1 else tensor  # noqa: E731
+    pool = lay_out(
+        column(scores.to(dtype)),
+        column(positive),
+        None if weight is None else column(weight.detach().to(dtype)),
+        None if iid_mask is None else column(iid_mask),
+    )
+    absent = None if weight is None else where_absent(pool.weight)
+    return pool if absent is None else pool._replace(scores=pool.scores.masked_fill(absent, 0.0))
+
+
+def lay_out(scores: Tensor, positive: Tensor, weight: Tensor | None, iid: Tensor | None) -> Pool:
+    """Lay rows out by class.
+
+    Args:
+        scores: ``[M, C]``.
+        positive: ``[M, C]``.
+        weight: ``[M, C]`` or ``[M, 1]``; 1 by default.
+        iid: ``[M, C]`` or ``[M, 1]``; all true by default.
+    """
+    rows, classes = scores.shape
+    if not rows:
+        # An empty pool gets one absent row, so that every reduction has something to reduce.
+        one = scores.new_zeros(1, classes)
+        return lay_out(torch.cat([scores, one]), one > 0, one, None)
 
     def by_class(tensor: Tensor) -> Tensor:
-        columns = (tensor if tensor.ndim == 2 else tensor[:, None]).expand(rows, classes).mT
-        # An empty pool gets one absent row, so that every reduction below has something to reduce.
-        return columns if rows else torch.nn.functional.pad(columns, (0, 1))
+        return tensor.mT.contiguous() if tensor.shape[1] == classes else tensor.expand(rows, classes).mT
 
-    present = by_class(scores.to(dtype))
-    if weight is None:
-        # One number seen everywhere costs no memory.
-        weight = present.new_full((1, 1), float(rows > 0)).expand(present.shape)
-    else:
-        weight = by_class(weight.detach().to(dtype))
-        absent = where_absent(weight)
-        present = present if absent is None else present.masked_fill(absent, 0.0)
-    iid = positive.new_ones((1, 1)).expand(present.shape) if iid_mask is None else by_class(iid_mask)
-    return Pool(present.contiguous(), by_class(positive).contiguous(), weight, iid)
+    # One number seen everywhere costs no memory.
+    return Pool(
+        by_class(scores),
+        by_class(positive),
+        scores.new_ones(1, 1).expand(classes, rows) if weight is None else by_class(weight),
+        positive.new_ones(1, 1).expand(classes, rows) if iid is None else by_class(iid),
+    )
 
 
 def where_absent(weight: Tensor) -> Tensor | None:
@@ -126,9 +155,10 @@ def chosen(scores: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     if not (checks.values_readable(scores) and checks.values_readable(weight)):
         return scores, weight
-    class_, row = (weight > 0).nonzero(as_tuple=True)
     if len(scores) == 1:
+        row = (weight[0] > 0).nonzero()[:, 0]
         return scores.index_select(1, row), weight.index_select(1, row)
+    class_, row = (weight > 0).nonzero(as_tuple=True)
     number = torch.bincount(class_, minlength=len(scores))
     most = max(number.tolist(), default=0)
     place = torch.arange(len(row)) - (number.cumsum(0) - number).index_select(0, class_)
@@ -143,36 +173,33 @@ def safe_ratio(part: Tensor, whole: Tensor) -> Tensor:
     return (part / _or_one(whole)).masked_fill(empty, 0.0)
 
 
-def per_class(pool: Pool, value: Tensor, negative: Tensor, like: Tensor) -> PerClass:
-    """Say which values are defined: those of classes with positives and, by the weights ``negative[C, M]``, negatives.
-
-    An undefined value is NaN with gradient 0; where a present row is not finite, value and gradient are NaN.
-    ``like`` is the caller's scores: for ``[M]`` the result is 0-d.
-    """
-    defined = (pool.positive.amax(1) > 0) & (negative.amax(1) > 0)
-    nan_if_infinite = (pool.scores.detach() * 0).sum(1)
-    value = (value * (1 + nan_if_infinite)).masked_fill(~defined, torch.nan)
-    return PerClass(value[0], defined[0]) if like.ndim == 1 else PerClass(value, defined)
-
-
-def standardise(scores: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Compute :math:`(s - \bar s) / \mathrm{spread}` per class, with the gradient through all three.
+def per_class(value: Tensor, positive: Tensor, negative: Tensor, scores: Tensor) -> PerClass:
+    """Say which values are defined: those of classes with positives and negatives.
 
     Args:
-        scores: ``[M, C]``.
-        weight: ``[M, C]``, without gradient; scores of weight 0 change nothing.
+        value: ``[C]``.
+        positive: the weight of the positives, ``[C]``.
+        negative: the weight of the negatives that count, ``[C]``.
+        scores: ``[C, M]``, finite where absent.
 
     Returns:
-        the standardised scores ``[M, C]`` (0 where absent), the mean and the spread, both ``[C]`` and without gradient.
+        the values; NaN with gradient 0 where undefined; where a score is not finite, value and gradient are NaN.
+    """
+    defined = (positive > 0) & (negative > 0)
+    nan_if_infinite = (scores.detach() * 0).sum(1)
+    return PerClass((value * (1 + nan_if_infinite)).masked_fill(~defined, torch.nan), defined)
+
+
+def standardise(pool: Pool) -> tuple[Pool, Tensor, Tensor]:
+    r"""Put scores in units of their spread: :math:`(s - \bar s) / \mathrm{spread}`, with all of its gradient.
+
+    Returns:
+        the pool with standardised scores (0 where absent), the mean and the spread, both ``[C]`` and without gradient.
         The spread is the weighted standard deviation, 1 where that is 0.
     """
-    if not scores.shape[0]:
-        return scores, scores.new_zeros(scores.shape[1]), scores.new_ones(scores.shape[1])
-    if is_plain(scores, weight):
-        standard, mean, spread = _EagerStandardise.apply(scores, weight)
-    else:
-        standard, mean, spread = _Standardise.apply(scores, weight)  # type: ignore[no-untyped-call]
-    return standard, mean, spread
+    function = _EagerStandardise if is_plain(pool.scores, pool.weight) else _Standardise
+    scores, mean, spread = function.apply(pool.scores, pool.weight)
+    return pool._replace(scores=scores), mean, spread
 
 
 class _Standardise(torch.autograd.Function):
@@ -182,20 +209,20 @@ class _Standardise(torch.autograd.Function):
 
     @staticmethod
     def forward(scores: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        absent = where_absent(weight)
-        low, high = _lowest_and_highest(scores, absent)
-        # The largest comes out first, so that nothing overflows; then the middle, so that equal scores are exactly 0.
-        largest = torch.maximum(low.abs(), high.abs())
+        # The largest comes out first, so that nothing overflows; then a present row, so that equal scores are all 0.
+        largest = scores.abs().amax(1, keepdim=True)
         largest = largest.masked_fill(largest < torch.finfo(largest.dtype).tiny, 1.0)
-        scaled = scores / largest - (low / largest / 2 + high / largest / 2)
-        scaled = scaled if absent is None else scaled.masked_fill(absent, 0.0)
-        share = weight / _or_one(weight.sum(0))
-        mean = (share * scaled).sum(0)
-        centred = scaled - mean
-        centred = centred if absent is None else centred.masked_fill(absent, 0.0)
-        variance = (share * centred * centred).sum(0)
+        scaled, absent = scores / largest, where_absent(weight)
+        anchor = scaled[:, :1] if absent is None else scaled.gather(1, weight.argmax(1, keepdim=True))
+        share = weight / _or_one(weight.sum(1, keepdim=True))
+        from_anchor = scaled - anchor
+        mean = (share * from_anchor).sum(1, keepdim=True)
+        centred = from_anchor - mean
+        variance = (share * centred * centred).sum(1, keepdim=True)
         spread = torch.where(variance == 0, 1.0 / largest, variance.sqrt())
-        return centred / spread, mean * largest + (low / 2 + high / 2), spread * largest
+        standard = centred / spread
+        standard = standard if absent is None else standard.masked_fill(absent, 0.0)
+        return standard, ((mean + anchor) * largest)[:, 0], (spread * largest)[:, 0]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -206,24 +233,14 @@ class _Standardise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         weight, standard, spread = ctx.saved_tensors
-        absent = where_absent(weight)
-        arriving = gradients[0] if absent is None else gradients[0].masked_fill(absent, 0.0)
-        share = weight / _or_one(weight.sum(0))
-        moved = arriving.sum(0) + standard * (arriving * standard).sum(0)
-        return (arriving - share * moved) / spread, None
-
-
-def _or_one(total: Tensor) -> Tensor:
-    return total.masked_fill(total == 0, 1.0)
+        arriving = gradients[0]
+        share = weight / _or_one(weight.sum(1, keepdim=True))
+        moved = arriving.sum(1, keepdim=True) + standard * (arriving * standard).sum(1, keepdim=True)
+        return (arriving - share * moved) / spread[:, None], None
 
 
 _EagerStandardise = eager_twin(_Standardise)
 
 
-def _lowest_and_highest(scores: Tensor, absent: Tensor | None) -> tuple[Tensor, Tensor]:
-    if absent is None:
-        return scores.amin(0), scores.amax(0)
-    low = scores.masked_fill(absent, torch.inf).amin(0)
-    high = scores.masked_fill(absent, -torch.inf).amax(0)
-    nothing = low > high
-    return low.masked_fill(nothing, 0.0), high.masked_fill(nothing, 0.0)
+def _or_one(total: Tensor) -> Tensor:
+    return total.masked_fill(total == 0, 1.0)

@@ -1,10 +1,13 @@
 """The memory queue: rows of earlier steps, first in first out, without gradient."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rareloss import checks
+from rareloss.ranking.buffers import keeping_numbers
 from rareloss.ranking.encode import Rows
 
 __all__ = ["MemoryQueue"]
@@ -33,15 +36,16 @@ class MemoryQueue(nn.Module):
         self.size = size
         # A spare row at the end, of weight 0, takes what is not to be remembered: no shape depends on the data.
         dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
-        self.register_buffer("scores", torch.zeros(size + 1, num_classes, dtype=dtype))
-        self.register_buffer("positive", torch.zeros(size + 1, num_classes, dtype=torch.bool))
-        self.register_buffer("weight", torch.zeros(size + 1, num_classes, dtype=dtype))
-        self.register_buffer("iid", torch.zeros(size + 1, dtype=torch.bool))
-        self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
+        with torch.inference_mode(False):  # a buffer made in that mode could never be written outside of it
+            self.register_buffer("scores", torch.zeros(size + 1, num_classes, dtype=dtype))
+            self.register_buffer("positive", torch.zeros(size + 1, num_classes, dtype=torch.bool))
+            self.register_buffer("weight", torch.zeros(size + 1, num_classes, dtype=dtype))
+            self.register_buffer("iid", torch.zeros(size + 1, dtype=torch.bool))
+            self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
 
     def rows(self) -> Rows:
         """Return all slots, empty ones with weight 0."""
-        return Rows(self.scores[:-1], self.positive[:-1], self.weight[:-1], self.iid[:-1])
+        return Rows(*(slots[:-1] for slots in self._slots()))
 
     def reset(self) -> None:
         """Forget every row."""
@@ -52,25 +56,47 @@ class MemoryQueue(nn.Module):
     def remember(self, live: Rows) -> None:
         """Put the valid rows of ``live`` over the oldest slots, in order."""
         present = live.weight > 0
-        valid = present.any(1) & (torch.isfinite(live.scores) | ~present).all(1)
+        valid = present.any(1) & (live.scores * 0 == 0).logical_or_(~present).all(1)
+        rows, size = len(live.scores), self.size
+        if rows <= size and checks.values_readable(live.scores) and bool(valid.all()):
+            # As below, by slices: up to the end of the buffers, and on from their start.
+            start = int(self.pointer)
+            first = min(rows, size - start)
+            for slots, values in zip(self._slots(), live, strict=True):
+                slots[start : start + first] = values[:first]
+                slots[: rows - first] = values[first:]
+            self.pointer.fill_((start + rows) % max(size, 1))
+            return
         place = valid.cumsum(0)
         total = valid.sum()
-        kept = valid & (place > total - self.size)
-        slot = torch.where(kept, (self.pointer + place - 1) % max(self.size, 1), self.size)
-        self.scores.index_copy_(0, slot, torch.where(present, live.scores, 0.0).to(self.scores.dtype))
-        self.positive.index_copy_(0, slot, live.positive & present)
-        self.weight.index_copy_(0, slot, live.weight.to(self.weight.dtype))
-        self.iid.index_copy_(0, slot, live.iid)
-        for buffer in (self.scores, self.positive, self.weight, self.iid):
-            buffer[-1] = 0
-        self.pointer.copy_((self.pointer + total) % max(self.size, 1))
+        kept = valid & (place > total - size)
+        slot = torch.where(kept, (self.pointer + place - 1) % max(size, 1), size)
+        for slots, values in zip(self._slots(), live, strict=True):
+            slots.index_copy_(0, slot, values.to(slots.dtype))
+            slots[-1] = 0
+        self.pointer.copy_((self.pointer + total) % max(size, 1))
+
+    def _slots(self) -> Rows:
+        return Rows(self.scores, self.positive, self.weight, self.iid)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MemoryQueue":
-        def widened(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            if tensor.is_floating_point() and torch.finfo(moved.dtype).bits < 32:
-                return tensor.to(moved.device)
-            return moved
-
-        super()._apply(widened, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(keeping_numbers(fn), recurse)  # type: ignore[no-untyped-call]
         return self
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: list[str], *said: list[str]
+    ) -> None:
+        # A queue is loaded whole or not at all: half of one would rank rows by the weights of others.
+        absent = [name for name, _ in self.named_buffers() if prefix + name not in state_dict]
+        other = state_dict.get(prefix + "scores")
+        if absent and len(absent) < len(list(self.buffers())):
+            said[-1].append(f"the queue of the checkpoint lacks {', '.join(prefix + name for name in absent)}")
+        elif isinstance(other, Tensor) and other.ndim == 2 and other.shape != self.scores.shape:
+            said[-1].append(
+                f"size mismatch for {prefix[:-1]}: the checkpoint has queue_size={len(other) - 1} and "
+                f"num_classes={other.shape[1]}, this loss queue_size={self.size} and "
+                f"num_classes={self.scores.shape[1]}; make the loss with the checkpoint's, or leave the keys that "
+                f"start with {prefix!r} out and load with strict=False, which starts an empty queue"
+            )
+        else:
+            super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *said)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rareloss import checks, distributed
 from rareloss.ranking.encode import Rows, encode
-from rareloss.ranking.pool import PerClass, safe_ratio, standardise, where_absent
+from rareloss.ranking.pool import PerClass, Pool, lay_out, safe_ratio, standardise
 from rareloss.ranking.queue import MemoryQueue
 
 __all__ = ["PoolOptions", "RankingLoss", "Support"]
@@ -96,21 +96,21 @@ class RankingLoss(nn.Module):
         self._warned = False
         self._judged: torch.Size | None = None
 
-    def soft(self, scores: Tensor, positive: Tensor, weight: Tensor, iid: Tensor, temperature: float) -> PerClass:
-        """Compute the soft metric ``[C]`` of the pool ``[M, C]``; each loss defines its own."""
+    def soft(self, pool: Pool, temperature: float) -> PerClass:
+        """Compute the soft metric ``[C]`` of a pool; each loss defines its own."""
         raise TypeError(f"{type(self).__name__} defines no soft metric; use one of the losses in rareloss")
 
-    def hard(self, scores: Tensor, positive: Tensor, weight: Tensor, iid: Tensor) -> PerClass:
-        """Compute the metric ``[C]`` itself of the pool ``[M, C]``; each loss defines its own."""
+    def hard(self, pool: Pool) -> PerClass:
+        """Compute the metric ``[C]`` itself of a pool; each loss defines its own."""
         raise TypeError(f"{type(self).__name__} defines no hard metric; use one of the losses in rareloss")
 
-    def threshold(self, scores: Tensor, positive: Tensor, weight: Tensor, iid: Tensor, temperature: float) -> Tensor:
+    def threshold(self, pool: Pool, temperature: float) -> Tensor:
         """Compute the operating point's score ``[C]``; NaN for a loss that has none."""
-        return scores.new_full(scores.shape[1:], torch.nan)
+        return pool.scores.new_full(pool.scores.shape[:1], torch.nan)
 
-    def cap(self, positive: Tensor, weight: Tensor, iid: Tensor) -> Tensor:
+    def cap(self, pool: Pool) -> Tensor:
         """Compute the best reachable value ``[C]`` of the metric."""
-        return torch.ones_like(weight[0])
+        return torch.ones_like(pool.scores[:, 0])
 
     def support(self, rows: Tensor, negatives: Tensor) -> Support:
         """Compute how many rows stand behind the operating point, of a pool with so many rows and negatives."""
@@ -131,12 +131,11 @@ class RankingLoss(nn.Module):
         """Compute the loss of the pool and remember its live rows."""
         live = self._live(logits, targets, sample_weight, iid_mask)
         self._warn_if_unsupported(live)
-        pool = self._with_remembered(live)
-        scores, temperature = self._ranked(pool)
-        value, defined = self.soft(scores, pool.positive, pool.weight, pool.iid, temperature)
-        loss = 1 - value
-        if pool is not live:
-            share = safe_ratio(live.weight.sum(0), pool.weight.sum(0))
+        rows = self._with_remembered(live)
+        loss, defined = self.soft(self._ranked(rows)[0], self.temperature)
+        loss = 1 - loss
+        if rows is not live:
+            share = safe_ratio(live.weight.sum(0), rows.weight.sum(0))
             # The value stays; of the gradient, an average over the pool, only the live share arrived.
             loss = loss.detach() + (loss - loss.detach()) * safe_ratio(torch.ones_like(share), share)
         if self._uses_queue():
@@ -158,32 +157,26 @@ class RankingLoss(nn.Module):
             ``supported``.
         """
         live = self._live(logits, targets, sample_weight, iid_mask)
-        pool = self._with_remembered(live)
-        scores, temperature = self._ranked(pool)
-        rest = (pool.positive, pool.weight, pool.iid)
-        spread, mean = scores.new_ones(self.num_classes), scores.new_zeros(self.num_classes)
-        if self.temperature_unit == "spread":
-            _, mean, spread = standardise(pool.scores, pool.weight)
-        threshold = self.threshold(scores, *rest, temperature)
+        rows = self._with_remembered(live)
+        pool, mean, spread = self._ranked(rows)
+        threshold = self.threshold(pool, self.temperature)
         present = pool.weight > 0
-        positives = (pool.positive & present).sum(0)
-        rows = present.sum(0)
-        counted = (present & pool.iid[:, None]).sum(0)
-        counted_negatives = (present & pool.iid[:, None] & ~pool.positive).sum(0)
-        support = self.support(counted if self.threshold_from_iid_rows else rows, counted_negatives)
+        positive, negative = pool.is_positive & present, present & ~pool.is_positive
+        counted = pool.iid if self.threshold_from_iid_rows else torch.ones_like(present)
+        support = self.support((present & counted).sum(1), (negative & counted).sum(1))
         has_threshold = ~torch.isnan(threshold)
         return {
-            "soft": self.soft(scores, *rest, temperature).value,
-            "hard": self.hard(scores, *rest).value,
+            "soft": self.soft(pool, self.temperature).value,
+            "hard": self.hard(pool).value,
             "positives_live": (live.positive & (live.weight > 0)).sum(0),
-            "positives_pool": positives,
-            "rows_pool": rows,
-            "live_share": safe_ratio(live.weight.sum(0), pool.weight.sum(0)),
+            "positives_pool": positive.sum(1),
+            "rows_pool": present.sum(1),
+            "live_share": safe_ratio(live.weight.sum(0), rows.weight.sum(0)),
             "threshold": threshold * spread + mean,
-            "temperature": temperature * spread,
-            "saturated": _saturated(scores, pool.positive & present, ~pool.positive & present, threshold, temperature),
-            "rows_above": torch.where(has_threshold, (present & (scores > threshold)).sum(0), torch.nan),
-            "cap": self.cap(*rest),
+            "temperature": self.temperature * spread,
+            "saturated": _saturated(pool.scores, positive, negative, threshold, self.temperature),
+            "rows_above": torch.where(has_threshold, (present & (pool.scores > threshold[:, None])).sum(1), torch.nan),
+            "cap": self.cap(pool),
             "support": support.rows,
             "support_needed": torch.full_like(spread, support.needed),
             "supported": support.rows >= support.needed,
@@ -206,7 +199,7 @@ class RankingLoss(nn.Module):
                 ignore_index=self.ignore_index,
                 check_values=self.check_values,
             )
-        except (TypeError, ValueError) as refused:
+        except Exception as refused:
             if not gathering:
                 raise
             error = refused  # raised below, once the other ranks know
@@ -227,10 +220,12 @@ class RankingLoss(nn.Module):
             scores, torch.cat([live.positive, remembered.positive]), weight, torch.cat([live.iid, remembered.iid])
         )
 
-    def _ranked(self, pool: Rows) -> tuple[Tensor, float]:
-        if self.temperature_unit == "logit":
-            return pool.scores, self.temperature
-        return standardise(pool.scores, pool.weight)[0], self.temperature
+    def _ranked(self, rows: Rows) -> tuple[Pool, Tensor, Tensor]:
+        # The pool in units of the temperature; what was subtracted from the scores, and what they were divided by.
+        pool = lay_out(rows.scores, rows.positive, rows.weight, rows.iid[:, None])
+        if self.temperature_unit == "spread":
+            return standardise(pool)
+        return pool, pool.scores.new_zeros(self.num_classes), pool.scores.new_ones(self.num_classes)
 
     def _reduced(self, loss: Tensor, defined: Tensor, live: Rows) -> Tensor:
         if self.reduction == "none":
@@ -239,10 +234,7 @@ class RankingLoss(nn.Module):
         if self.reduction == "mean":
             total = total / defined.sum().clamp(min=1)
         # A logit that is not finite shows, also in a class that is not defined, so that an AMP scaler skips the step.
-        nan_if_infinite = live.scores.detach() * 0
-        absent = where_absent(live.weight)
-        nan_if_infinite = nan_if_infinite if absent is None else nan_if_infinite.masked_fill(absent, 0.0)
-        total = total * (1 + nan_if_infinite.sum())
+        total = total * (1 + (live.scores.detach() * 0).sum())
         return total if self.training else torch.where(defined.any(), total, torch.nan)
 
     def _warn_if_unsupported(self, live: Rows) -> None:
@@ -273,11 +265,9 @@ def _saturated(scores: Tensor, positive: Tensor, negative: Tensor, threshold: Te
     # Pairs are counted through sorted negatives: memory and time stay those of a sort.
     reach = 8 * temperature
     if not bool(torch.isnan(threshold).all()):
-        far = ((scores - threshold).abs() > reach) & positive
-        return safe_ratio(far.sum(0).double(), positive.sum(0).double())
-    ordered = torch.where(negative, scores.detach(), torch.inf).mT.contiguous().sort(1).values
-    points = scores.detach().mT.contiguous()
-    near = torch.searchsorted(ordered, points + reach, right=True) - torch.searchsorted(ordered, points - reach)
-    near = (near * positive.mT).sum(1)
-    pairs = positive.sum(0) * negative.sum(0)
-    return safe_ratio((pairs - near).double(), pairs.double())
+        far = ((scores - threshold[:, None]).abs() > reach) & positive
+        return safe_ratio(far.sum(1).double(), positive.sum(1).double())
+    ordered = torch.where(negative, scores, torch.inf).contiguous().sort(1).values
+    near = torch.searchsorted(ordered, scores + reach, right=True) - torch.searchsorted(ordered, scores - reach)
+    pairs = positive.sum(1) * negative.sum(1)
+    return safe_ratio((pairs - (near * positive).sum(1)).double(), pairs.double())

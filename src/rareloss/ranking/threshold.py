@@ -13,7 +13,7 @@ neglected beyond it, at most :math:`w_\text{far} e^{-\text{reach} / t}`, moves t
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +26,7 @@ from rareloss.kernels.batching import fold_into_batch
 
 __all__ = ["margin_over_threshold"]
 
-# Enough for the worst case of bisection from 1e38 down to rounding; a usual pool needs 3 to 9.
+# Enough for the worst case of bisection from 1e38 down to rounding; a usual pool needs 3 to 5.
 _MOST_STEPS = 160
 _STEPS_OFF_CPU = 48
 # Newton's steps alone at first; every second one is a bisection once they have not been enough.
@@ -35,13 +35,17 @@ _NEWTON_STEPS = 12
 _ROUNDING = 1e-12
 # Rows looked at at once where all of them are near: their float64 copies stay in a core's cache.
 _CHUNK = 2**15
-# Below so many rows a look at all of them is as fast as a bracket, and up to so many near ones are gathered.
-_FEW, _GATHERED = 2**11, 2**16
+# Below so many rows a look at all of them is as fast as a bracket; so few are near enough; so many near are gathered.
+_FEW, _NEAR_ENOUGH, _GATHERED = 2**11, 2**13, 2**16
 # Windows tried before all rows are taken.
 _WINDOWS = 4
-# By dtype of the scores: the window's first reach and the error allowed to what lies beyond it, in temperatures, and
-# the last step of Newton's, whose error is squared, likewise.
-_PRECISION = {torch.float32: (28.0, 1e-7, 1e-4), torch.float64: (48.0, 1e-16, 1e-9)}
+# By dtype of the scores: the share of the total by which rows beyond the window may change the count, and the last
+# step of Newton's, in temperatures, whose error is squared.
+_PRECISION = {torch.float32: (1e-7, 1e-4), torch.float64: (1e-16, 1e-9)}
+# Places tried to measure offsets from, and how far from it, in temperatures, an offset keeps its digits.
+_ANCHORS, _CLOSE = 4, 1e6
+# A count with so much of the lesser side's weight in its slope sets the root well enough for float32.
+_STEEP = 1e-3
 
 
 def margin_over_threshold(
@@ -154,27 +158,19 @@ def _solved(scores: Tensor, counted: Tensor, share: float, temperature: float) -
     nowhere = _Solved(0.0, 0.0, torch.empty(0, dtype=torch.int64), scores.new_empty(0))
     if total == 0:
         return nowhere
-    reach, allowed, last_step = _PRECISION[scores.dtype]
-    low, high = _bracket(scores, counted, share)
-    near = _gather(scores, counted, share, total, low - reach * temperature, high + reach * temperature)
-    quantile = _quantile(near, share, total, low, high)
-    if quantile is None:
-        near = _gather(scores, counted, share, total, -math.inf, math.inf)
-        quantile = _quantile(near, share, total, -math.inf, math.inf)
-    if quantile is None or not math.isfinite(quantile.score):
-        return nowhere._replace(start=math.nan)
-    start = quantile.score
-    root = 0.0
-    edge = _next_below(quantile, scores, counted) if quantile.surplus == 0 else start
-    in_gap = math.isfinite(edge) and start - edge > temperature
-    if in_gap:
-        # The share falls between two rows far apart: the root lies in the gap between them.
-        if edge - reach * temperature < near.low:
-            low, high = edge - reach * temperature, start + reach * temperature
-            near = _gather(scores, counted, share, total, low, high)
-        root = _between_tails(near, start, edge - start, temperature)
+    allowed, _ = _PRECISION[scores.dtype]
+    # Enough where the slope is of the lesser side's size, as it is in most pools.
+    reach = temperature * (3.0 - math.log(allowed) - math.log(min(share, 1 - share)))
+    low, middle, high = _bracket(scores, counted, share)
     for window in range(_WINDOWS + 1):
-        root = _root(near, quantile, total, root, temperature, last_step, in_gap)
+        near = _gather(scores, counted, share, total, low - reach, high + reach)
+        found = _root(near, share, total, middle, temperature, scores.dtype)
+        reach = math.inf
+        if found is None:
+            continue
+        start, root = found
+        if not math.isfinite(start):
+            return nowhere._replace(start=math.nan)
         pull, log_slope = _pulls(near, start, total, root, temperature, scores.dtype)
         # What is far changes the count by its weight times exp(-reach / t) at most.
         up, down = (
@@ -183,28 +179,29 @@ def _solved(scores: Tensor, counted: Tensor, share: float, temperature: float) -
         )
         if near.high - start - root >= up and root + start - near.low >= down:
             break
-        reach = 1.1 * max(up, down, 0.0) if window + 1 < _WINDOWS else math.inf
-        near = _gather(scores, counted, share, total, start + min(root, 0.0) - reach, start + max(root, 0.0) + reach)
+        if window + 1 < _WINDOWS:
+            reach = 1.1 * max(up, down, 0.0)
+        low, middle, high = start + min(root, 0.0), start + root, start + max(root, 0.0)
     return _Solved(start, root, near.rows, pull)
 
 
-def _bracket(scores: Tensor, counted: Tensor, share: float) -> tuple[float, float]:
-    # Two scores that the quantile almost surely lies between: quantiles of a sample, five standard errors either way.
-    if len(scores) < _FEW:
-        return -math.inf, math.inf
-    stride = int(len(scores) ** (1 / 3))
+def _bracket(scores: Tensor, counted: Tensor, share: float) -> tuple[float, float, float]:
+    # The quantile of a sample, between two scores that the quantile almost surely lies between: those of the sample
+    # five standard errors either way; infinite where the sample is all rows, or nothing.
+    stride = int(len(scores) ** (1 / 3)) if len(scores) >= _FEW else 1
     ordered, order = scores[::stride].sort(descending=True)
-    weight = counted[::stride].double().index_select(0, order)
+    weight = counted[::stride].index_select(0, order).double()
     cumulated = weight.cumsum(0)
-    whole, squares = cumulated[-1].item(), torch.dot(weight, weight).item()
-    if whole == 0:
-        return -math.inf, math.inf
-    error = 5 * math.sqrt(share * (1 - share) * squares) + 2 * squares / whole
-    edges = torch.tensor([share * whole - error, share * whole + error], dtype=torch.float64)
-    first, last = torch.searchsorted(cumulated, edges).tolist()
+    whole = cumulated[-1].item()
+    error = math.inf
+    if stride > 1 and whole > 0:
+        squares = torch.dot(weight, weight).item()
+        error = 5 * math.sqrt(share * (1 - share) * squares) + 2 * squares / whole
+    edges = torch.tensor([share * whole - error, share * whole, share * whole + error], dtype=torch.float64)
+    first, at, last = torch.searchsorted(cumulated, edges).tolist()
     high = ordered[first].item() if first > 0 else math.inf
     low = ordered[last].item() if last < len(ordered) else -math.inf
-    return low, high
+    return low, ordered[min(at, len(ordered) - 1)].item(), high
 
 
 def _gather(scores: Tensor, counted: Tensor, share: float, total: float, low: float, high: float) -> _Near:
@@ -220,7 +217,7 @@ def _gather(scores: Tensor, counted: Tensor, share: float, total: float, low: fl
     rows = picked.nonzero()[:, 0]
     score, weight = scores.index_select(0, rows), counted.index_select(0, rows).double()
     rest = total - weight.sum().item()
-    if len(rows) <= _FEW:
+    if len(rows) <= _NEAR_ENOUGH:
         sides = (0.0, rest, low, math.inf) if from_above else (rest, 0.0, -math.inf, high)
         return _Near(rows, score.double(), weight, *sides)
     far = score > high if from_above else score < low
@@ -233,57 +230,109 @@ def _gather(scores: Tensor, counted: Tensor, share: float, total: float, low: fl
     return _Near(rows.index_select(0, kept), score, weight, above, below, low, high)
 
 
-class _Quantile(NamedTuple):
-    # A score, the weight wanted above the threshold, what the rows from the score upwards weigh more than that, and
-    # the next score of some weight (-inf: not looked at).
-    score: float
-    target: float
-    surplus: float
-    below: float
+def _root(
+    near: _Near, share: float, total: float, start: float, temperature: float, dtype: torch.dtype
+) -> tuple[float, float] | None:
+    # A score near the threshold and the threshold's offset from it, NaN if scores are not finite; None if the score
+    # next to the threshold may be far.
+    target, rest = share * total, total - share * total
+    low, high = near.low, near.high
+    # At the lowest score less t logit(q) every row is above with at least q; at the highest, with at most q.
+    shift = temperature * math.log(target / rest)
+    if low == -math.inf and len(near.scores):
+        low = near.scores.amin().item() - shift - temperature
+    if high == math.inf and len(near.scores):
+        high = near.scores.amax().item() - shift + temperature
+    if not (math.isfinite(low) and math.isfinite(high) and math.isfinite(start)):
+        return math.nan, 0.0
+    # The many rows of a float32 pool are counted in float32.
+    many = near.rows is None and len(near.scores) > _GATHERED and dtype == torch.float32
+    noise = 1e-7 * min(target, rest) if many else _ROUNDING * total
+    step = _PRECISION[dtype][1]
 
+    def softly(root: float) -> tuple[float, float]:
+        count, slope = _soft_count(near, start, root, temperature, dtype if many else torch.float64)
+        return count - target, slope
 
-def _quantile(near: _Near, share: float, total: float, low: float, high: float) -> _Quantile | None:
-    # The hard quantile, sorting the rows between two scores alone; None if it does not lie there.
-    scores, weight, above = near.scores, near.weight, near.above
-    if len(scores) > _FEW:
-        inside = ((scores > low) & (scores < high)).nonzero()[:, 0]
-        # Rows tied with the ends may be many, and need no sorting.
-        ends, parts = [0.0, 0.0], zip(scores.split(_CHUNK), weight.split(_CHUNK), strict=True)
-        for score, part in parts:
-            above += _weight_where(score > high, part)
-            ends[0] += _weight_where(score == high, part)
-            ends[1] += _weight_where(score == low, part) if low < high else 0.0
-        scores = torch.cat((scores.index_select(0, inside), scores.new_tensor([high, low])))
-        weight = torch.cat((weight.index_select(0, inside).double(), torch.tensor(ends, dtype=torch.float64)))
-    level, order = scores.sort(descending=True)
-    cumulated = weight.double().index_select(0, order).cumsum(0).add_(above)
-    target = share * total
-    at = int(torch.searchsorted(cumulated, target))
-    # The sum that the share misses by rounding, one of two beside it.
-    for place, reached in enumerate(cumulated[max(at - 1, 0) : at + 1].tolist(), max(at - 1, 0)):
-        if abs(reached - target) <= _ROUNDING * total:
-            at, target = place, reached
+    root = 0.0
+    for _ in range(_ANCHORS):
+        bounds = low - start, high - start
+        root, slope = _newton(softly, root, *bounds, target, rest, temperature, max(step, 1e-4), noise)
+        if slope > _STEEP * min(target, rest) and dtype == torch.float32 and abs(root) < _CLOSE * temperature:
+            return start, root
+        place = start + root
+        above, below = _around(near, place)
+        if (above == math.inf and near.above > 0) or (below == -math.inf and near.below > 0):
+            return None
+        moved = above if above < math.inf else below
+        close = abs(moved - start) < _CLOSE * temperature
+        start, root = moved, place - moved
+        if close:
             break
-    if target <= above + _ROUNDING * total * (above > 0) or at == len(level):
-        return None
-    last = int((level >= level[at]).count_nonzero()) - 1
-    reached = cumulated[last].item()
-    surplus = reached - target
-    below = -math.inf
-    if surplus == 0 and (after := int(torch.searchsorted(cumulated, reached, right=True))) < len(level):
-        below = level[after].item()
-    return _Quantile(level[at].item(), target, surplus, below)
+    edge = below if start == above else -math.inf
+    # Now what lies above is counted as a difference from what lies from the start upwards, and the tails apart: the
+    # sign stays right in gaps, where tails are tiny.
+    surplus = near.above + _weight_from(near, start) - target
+    if abs(surplus) <= _ROUNDING * total:
+        surplus, target, rest = 0.0, target + surplus, rest - surplus
+        # The share falls between two rows: if far apart, the root lies where their tails are equal.
+        if math.isfinite(edge) and start - edge > temperature:
+            root = _between_tails(near, start, edge - start, temperature)
+    at_start = _count(near, start, 0.0, temperature)[0]
+
+    def exactly(root: float) -> tuple[float, float]:
+        whole, tails, slope = _count(near, start, root, temperature)
+        return surplus + (whole - at_start) + tails, slope
+
+    root, _ = _newton(exactly, root, low - start, high - start, target, rest, temperature, step, 0.0)
+    return start, root
 
 
-def _weight_where(condition: Tensor, weight: Tensor) -> float:
-    return torch.where(condition, weight, 0.0).sum(dtype=torch.float64).item()
+def _newton(
+    excess_at: Callable[[float], tuple[float, float]],
+    root: float,
+    low: float,
+    high: float,
+    target: float,
+    rest: float,
+    temperature: float,
+    last_step: float,
+    noise: float,
+) -> tuple[float, float]:
+    # Newton's steps for the log-odds of the share above: exact for equal scores, few for others; or bisection. With
+    # the slope there, in units of 1 / t.
+    slope = 0.0
+    for step in range(_MOST_STEPS):
+        excess, slope = excess_at(root)
+        if not abs(excess) > noise:
+            break
+        low, high = (root, high) if excess > 0 else (low, root)
+        newton = math.nan
+        if slope > 0 and -target < excess < rest:
+            odds = math.log1p(excess / target) - math.log1p(-excess / rest)
+            newton = root + temperature * odds * (target + excess) / (target + rest) * (rest - excess) / slope
+        if abs(newton - root) <= last_step * temperature + 4e-16 * abs(root):
+            return min(max(newton, low), high), slope
+        if high - low <= 1e-9 * temperature + 4e-16 * abs(root):
+            break
+        trusted = low < newton < high and (step < _NEWTON_STEPS or step % 2 == 0)
+        root = newton if trusted else _middle_of(low, high, temperature)
+    return root, slope
 
 
-def _next_below(quantile: _Quantile, scores: Tensor, counted: Tensor) -> float:
-    # The next score of some weight below the quantile.
-    if quantile.below > -math.inf:
-        return quantile.below
-    return torch.where((scores < quantile.score) & (counted > 0), scores, -torch.inf).amax().item()
+def _around(near: _Near, place: float) -> tuple[float, float]:
+    # The nearest scores of some weight: at or above the place, and below.
+    some, above = near.weight > 0, near.scores >= place
+    upper = torch.where(some & above, near.scores, torch.inf).amin()
+    lower = torch.where(some & ~above, near.scores, -torch.inf).amax()
+    return upper.item(), lower.item()
+
+
+def _weight_from(near: _Near, score: float) -> float:
+    return sum(
+        torch.where(scores >= score, weight, 0.0).sum(dtype=torch.float64).item()
+        for scores, weight in zip(near.scores.split(_CHUNK), near.weight.split(_CHUNK), strict=True)
+    )
 
 
 def _between_tails(near: _Near, start: float, edge: float, temperature: float) -> float:
@@ -294,53 +343,6 @@ def _between_tails(near: _Near, start: float, edge: float, temperature: float) -
         beyond = torch.where(distance <= edge, (distance - edge) / temperature, -torch.inf)
         lower += torch.dot(weight, beyond.exp()).item()
     return (edge + temperature * math.log(lower / upper)) / 2
-
-
-def _root(
-    near: _Near,
-    quantile: _Quantile,
-    total: float,
-    root: float,
-    temperature: float,
-    last_step: float,
-    in_gap: bool,
-) -> float:
-    # Newton's steps for the log-odds of the share above: exact for equal scores, few for others; or bisection.
-    start, target = quantile.score, quantile.target
-    rest = total - target
-    low, high = near.low - start, near.high - start
-    # At the lowest score less t logit(q) every row is above with at least q; at the highest, with at most q.
-    shift = temperature * math.log(target / rest)
-    if low == -math.inf:
-        low = near.scores.amin().item() - start - shift - temperature
-    if high == math.inf:
-        high = near.scores.amax().item() - start - shift + temperature
-    # The many rows of a float32 pool are counted in float32, but not in a gap.
-    exact = in_gap or near.scores.dtype == torch.float64 or len(near.scores) <= _GATHERED
-    at_start = _count(near, start, 0.0, temperature) if exact else (0.0, 0.0, 0.0)
-    for step in range(_MOST_STEPS):
-        # What lies above is counted as a difference and the tails apart: the sign stays right in gaps, where tails
-        # are tiny.
-        if exact:
-            whole, tails, slope = _count(near, start, root, temperature) if root else at_start
-            excess = quantile.surplus + (whole - at_start[0]) + tails
-        else:
-            soft, slope = _soft_count(near, start, root, temperature)
-            excess = soft - target
-        if not abs(excess) > 0:
-            break
-        low, high = (root, high) if excess > 0 else (low, root)
-        newton = math.nan
-        if slope > 0 and -target < excess < rest:
-            odds = math.log1p(excess / target) - math.log1p(-excess / rest)
-            newton = root + temperature * odds * (target + excess) / total * (rest - excess) / slope
-        if abs(newton - root) <= last_step * temperature + 4e-16 * abs(root):
-            return min(max(newton, low), high)
-        if high - low <= 1e-9 * temperature + 4e-16 * abs(root):
-            break
-        trusted = low < newton < high and (step < _NEWTON_STEPS or step % 2 == 0)
-        root = newton if trusted else _middle_of(low, high, temperature)
-    return root
 
 
 def _count(near: _Near, start: float, root: float, temperature: float) -> tuple[float, float, float]:
@@ -358,10 +360,10 @@ def _count(near: _Near, start: float, root: float, temperature: float) -> tuple[
     return whole, tails, slope
 
 
-def _soft_count(near: _Near, start: float, root: float, temperature: float) -> tuple[float, float]:
-    # The soft weight above the root and the slope in units of 1 / t, in the dtype of the scores.
-    count = slope = 0.0
-    for distance, weight in near.chunks(start, near.scores.dtype):
+def _soft_count(near: _Near, start: float, root: float, temperature: float, dtype: torch.dtype) -> tuple[float, float]:
+    # The soft weight above the root and the slope in units of 1 / t.
+    count, slope = near.above, 0.0
+    for distance, weight in near.chunks(start, dtype):
         above = distance.sub_(root).mul_(1 / temperature).sigmoid_()
         weighted = weight * above
         part = weighted.sum().item()
