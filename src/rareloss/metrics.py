@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rareloss import checks
-from rareloss.ranking.pool import PerClass, Pool, chosen, make_pool, per_class, safe_ratio
+from rareloss.ranking.pool import PerClass, Pool, make_pool, per_class, picked, safe_ratio
 from rareloss.ranking.selection import hard_count, top
 
 __all__ = ["PerClass", "average_precision", "partial_auc", "recall_at_fpr", "recall_at_quantile"]
@@ -41,13 +41,14 @@ def average_precision(scores: Tensor, positive: Tensor, weight: Tensor | None = 
         tensor(0.8333, dtype=torch.float64)
     """
     pool = make_pool(scores, positive, weight)
-    level, hits = chosen(pool.scores, pool.positive)
+    places, hits = pool.positive()
+    level = picked(pool.scores, places)
     (rank_among_positives,) = hard_count(level, hits, level, with_ties=(True,))
     (rank_among_all,) = hard_count(pool.scores, pool.weight, level, with_ties=(True,))
     precision = safe_ratio(rank_among_positives, rank_among_all)
     whole = hits.sum(1, dtype=torch.float64)
     value = safe_ratio((hits * precision).sum(1), whole)
-    return per_class(value, whole, pool.negative.sum(1), pool.scores).like(scores)
+    return per_class(pool, value, whole).like(scores)
 
 
 @torch.no_grad()
@@ -94,7 +95,8 @@ def recall_at_quantile(
     counted = threshold_weight(pool, among)
     # Less by rounding, so that a share which ends with a group finds this one, not the next.
     at = top(pool.scores, counted, quantile * (1 - 1e-12))
-    level, hits = chosen(pool.scores, pool.positive)
+    places, hits = pool.positive()
+    level = picked(pool.scores, places)
     taken = at.part(level)
     # Then the threshold lies in the gap below, and rows in there (positives among negatives, rows that are not iid) are
     # above it or not.
@@ -104,7 +106,7 @@ def recall_at_quantile(
     taken = torch.where(in_gap, 0.5 * (level > halfway) + 0.5 * (level >= halfway), taken)
     whole = hits.sum(1, dtype=torch.float64)
     value = safe_ratio((hits * taken).sum(1), whole)
-    return per_class(value, whole, pool.iid_negative.sum(1), pool.scores).like(scores)
+    return per_class(pool, value, whole).like(scores)
 
 
 def recall_at_fpr(
@@ -179,19 +181,20 @@ def partial_auc(
     """
     checks.between(alpha, beta)
     pool = make_pool(scores, positive, weight, iid_mask)
-    negative = pool.iid_negative
+    negative = pool.negative
     total = negative.sum(1, keepdim=True, dtype=torch.float64)
     low, high = alpha * total, beta * total
-    level, hits = chosen(pool.scores, pool.positive)
+    places, hits = pool.positive()
+    level = picked(pool.scores, places)
     before, until = hard_count(pool.scores, negative, level)
     enter, leave = before.clamp(low, high), until.clamp(low, high)
     # A positive is found by no budget before its tied group, by all after it, and by a growing part within.
     rising = (leave - enter) * safe_ratio((enter + leave) / 2 - before, until - before)
     area = (hits * (rising + high - leave)).sum(1)
     whole = hits.sum(1, dtype=torch.float64)
-    return per_class(safe_ratio(area, whole * (high - low)[:, 0]), whole, total[:, 0], pool.scores).like(scores)
+    return per_class(pool, safe_ratio(area, whole * (high - low)[:, 0]), whole).like(scores)
 
 
 def threshold_weight(pool: Pool, among: str) -> Tensor:
     """Choose the weights ``[C, M]`` that set a recall threshold: the iid rows, or the iid negatives."""
-    return pool.weight * pool.iid if among == "all" else pool.iid_negative
+    return pool.counted if among == "all" else pool.negative

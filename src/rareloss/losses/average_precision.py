@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rareloss import checks, metrics
-from rareloss.ranking.pool import PerClass, Pool, chosen, make_pool, per_class, safe_ratio
+from rareloss.ranking.pool import PerClass, Pool, make_pool, per_class, picked, safe_ratio
 from rareloss.ranking.ranking_loss import RankingLoss
 from rareloss.ranking.soft_count import count_above
 
@@ -52,12 +52,13 @@ def smooth_average_precision(
 
 
 def _average_precision(pool: Pool, temperature: float) -> PerClass:
-    at, own = chosen(pool.scores, pool.positive)
+    places, own = pool.positive()
+    at = picked(pool.scores, places)
     among_positives = count_above(at, own[:, None], at, temperature=temperature, where=own > 0)[:, 0]
     among_all = count_above(pool.scores, pool.weight[:, None], at, temperature=temperature, where=own > 0)[:, 0]
     precision = safe_ratio(among_positives + own / 2, among_all + own / 2)
     whole = torch.sum(own, 1)
-    return per_class(safe_ratio((own * precision).sum(1), whole), whole, pool.negative.sum(1), pool.scores)
+    return per_class(pool, safe_ratio((own * precision).sum(1), whole), whole)
 
 
 class SmoothAPLoss(RankingLoss):

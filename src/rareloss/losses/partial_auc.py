@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rareloss import checks, metrics
-from rareloss.ranking.pool import PerClass, Pool, chosen, make_pool, per_class, safe_ratio
+from rareloss.ranking.pool import PerClass, Pool, chosen, make_pool, per_class, picked, safe_ratio
 from rareloss.ranking.ranking_loss import PoolOptions, RankingLoss, Support
 from rareloss.ranking.selection import top
 from rareloss.ranking.soft_count import count_above
@@ -69,19 +69,22 @@ def soft_partial_auc(
 
 def _partial_auc(pool: Pool, alpha: float, beta: float, temperature: float) -> PerClass:
     negatives, band = band_rows(pool, alpha, beta)
-    positives, hits = chosen(pool.scores, pool.positive)
+    places, hits = pool.positive()
+    positives = picked(pool.scores, places)
     above = count_above(positives, hits[:, None], negatives, temperature=temperature, where=band > 0)[:, 0]
     width, whole = band.sum(1), hits.sum(1)
-    return per_class(safe_ratio((band * above).sum(1), width * whole), whole, pool.iid_negative.sum(1), pool.scores)
+    return per_class(pool, safe_ratio((band * above).sum(1), width * whole), whole)
 
 
 def band_rows(pool: Pool, alpha: float, beta: float) -> tuple[Tensor, Tensor]:
     """Choose rows that hold the band: their scores, and the part of each weight that lies in it, both ``[C, n]``."""
-    low = top(pool.scores, pool.iid_negative, beta)
+    low = top(pool.scores, pool.negative, beta)
     part = low.part(low.scores)
     if alpha > 0:
-        part = part - top(pool.scores, pool.iid_negative, alpha).part(low.scores)
-    return chosen(low.scores, low.weight * part.to(low.weight.dtype))
+        part = part - top(pool.scores, pool.negative, alpha).part(low.scores)
+    band = low.weight * part.to(low.weight.dtype)
+    places, inside = chosen(band, band > 0)
+    return picked(low.scores, places), inside
 
 
 class PAUCAtBudgetLoss(RankingLoss):
@@ -123,7 +126,9 @@ class PAUCAtBudgetLoss(RankingLoss):
 
     def hard(self, pool: Pool) -> PerClass:
         """Compute the partial AUC of a pool."""
-        return metrics.partial_auc(*pool.by_row(), alpha=self.alpha, beta=self.beta, iid_mask=pool.iid.mT)
+        return metrics.partial_auc(
+            *pool.by_row(), alpha=self.alpha, beta=self.beta, iid_mask=None if pool.iid is None else pool.iid.mT
+        )
 
     def threshold(self, pool: Pool, temperature: float) -> Tensor:
         """Compute the lowest score ``[C]`` of the band, in units of the pool's scores."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rareloss import checks, metrics
-from rareloss.ranking.pool import PerClass, Pool, chosen, make_pool, per_class, safe_ratio
+from rareloss.ranking.pool import PerClass, Pool, make_pool, per_class, safe_ratio
 from rareloss.ranking.ranking_loss import PoolOptions, RankingLoss, Support
 from rareloss.ranking.threshold import margin_over_threshold
 
@@ -63,10 +63,10 @@ def soft_recall_at_quantile(
 
 
 def _recall(pool: Pool, quantile: float, among: str, temperature: float) -> PerClass:
-    at, hits = chosen(pool.scores, pool.positive)
-    margin, _ = margin_over_threshold(pool.scores, metrics.threshold_weight(pool, among), quantile, temperature, at)
+    places, hits = pool.positive()
+    margin, _ = margin_over_threshold(pool.scores, metrics.threshold_weight(pool, among), quantile, temperature, places)
     found, whole = (hits * torch.sigmoid(margin).to(hits.dtype)).sum(1), hits.sum(1)
-    return per_class(safe_ratio(found, whole), whole, pool.iid_negative.sum(1), pool.scores)
+    return per_class(pool, safe_ratio(found, whole), whole)
 
 
 class RecallAtQuantileLoss(RankingLoss):
@@ -111,7 +111,7 @@ class RecallAtQuantileLoss(RankingLoss):
     def hard(self, pool: Pool) -> PerClass:
         """Compute the recall of a pool."""
         return metrics.recall_at_quantile(
-            *pool.by_row(), quantile=self.quantile, among=self.among, iid_mask=pool.iid.mT
+            *pool.by_row(), quantile=self.quantile, among=self.among, iid_mask=None if pool.iid is None else pool.iid.mT
         )
 
     def threshold(self, pool: Pool, temperature: float) -> Tensor:
@@ -124,7 +124,7 @@ class RecallAtQuantileLoss(RankingLoss):
         if self.among == "negatives":
             return torch.ones_like(pool.scores[:, 0])
         capacity = self.quantile * metrics.threshold_weight(pool, self.among).sum(1)
-        return safe_ratio(capacity, pool.positive.sum(1)).clamp(max=1.0)
+        return safe_ratio(capacity, pool.positive()[1].sum(1)).clamp(max=1.0)
 
     def support(self, rows: Tensor, negatives: Tensor) -> Support:
         """Compute how many rows of the pool lie above the threshold."""

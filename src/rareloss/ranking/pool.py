@@ -16,6 +16,7 @@ __all__ = [
     "lay_out",
     "make_pool",
     "per_class",
+    "picked",
     "safe_ratio",
     "standardise",
     "where_absent",
@@ -45,32 +46,31 @@ class Pool(NamedTuple):
         scores: ``[C, M]`` in float32 at least, finite where absent.
         is_positive: ``[C, M]``, bool.
         weight: ``[C, M]``, of all rows, without gradient; one number seen everywhere where none was given.
-        iid: ``[C, M]``, bool: rows drawn like deployment data.
+        iid: ``[C, M]``, bool: rows drawn like deployment data; None if all are.
     """
 
     scores: Tensor
     is_positive: Tensor
     weight: Tensor
-    iid: Tensor
+    iid: Tensor | None
 
     def by_row(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return scores, positives and weights as ``[M, C]``."""
         return self.scores.mT, self.is_positive.mT, self.weight.mT
 
     @property
-    def positive(self) -> Tensor:
-        """The weight of positives, ``[C, M]``, 0 at negatives."""
-        return torch.where(self.is_positive, self.weight, 0.0)  # several times as fast as a product with a bool
+    def counted(self) -> Tensor:
+        """The weight of rows drawn like deployment data, ``[C, M]``, 0 at others."""
+        return self.weight if self.iid is None else torch.where(self.iid, self.weight, 0.0)
 
     @property
     def negative(self) -> Tensor:
-        """The weight of negatives, ``[C, M]``, 0 at positives."""
-        return torch.where(self.is_positive, 0.0, self.weight)
+        """The weight of negatives among them, ``[C, M]``, 0 at positives."""
+        return torch.where(self.is_positive, 0.0, self.counted)
 
-    @property
-    def iid_negative(self) -> Tensor:
-        """The weight of negatives drawn like deployment data, ``[C, M]``."""
-        return torch.where(self.is_positive | ~self.iid, 0.0, self.weight)
+    def positive(self) -> tuple[Tensor | None, Tensor]:
+        """Choose the positives: their places and their weights; see :func:`chosen`."""
+        return chosen(self.weight, self.is_positive)
 
 
 def make_pool(scores: Tensor, positive: Tensor, weight: Tensor | None = None, iid_mask: Tensor | None = None) -> Pool:
@@ -132,7 +132,7 @@ def lay_out(scores: Tensor, positive: Tensor, weight: Tensor | None, iid: Tensor
         by_class(scores),
         by_class(positive),
         scores.new_ones(1, 1).expand(classes, rows) if weight is None else by_class(weight),
-        positive.new_ones(1, 1).expand(classes, rows) if iid is None else by_class(iid),
+        None if iid is None else by_class(iid),
     )
 
 
@@ -146,25 +146,33 @@ def where_absent(weight: Tensor) -> Tensor | None:
     return weight <= 0
 
 
-def chosen(scores: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Choose the rows ``[C, M]`` of weight above 0, where that can be looked up for free; otherwise keep them all.
+def chosen(weight: Tensor, among: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Choose rows that hold all weight of the rows ``among[C, M]``, where they can be looked up for free.
 
     Returns:
-        their scores and weights, ``[C, n]``, with n the most rows that a class has; shorter classes are filled up with
-        rows of weight 0.
+        their places and their weights, ``[C, n]``, with n the most rows that a class has; shorter classes are filled up
+        with rows of weight 0. Where they cannot be looked up: None for all rows, and their weights.
     """
-    if not (checks.values_readable(scores) and checks.values_readable(weight)):
-        return scores, weight
-    if len(scores) == 1:
-        row = (weight[0] > 0).nonzero()[:, 0]
-        return scores.index_select(1, row), weight.index_select(1, row)
-    class_, row = (weight > 0).nonzero(as_tuple=True)
-    number = torch.bincount(class_, minlength=len(scores))
+    if not (checks.values_readable(among) and checks.values_readable(weight)):
+        return None, torch.where(among, weight, 0.0)
+    if len(among) == 1:
+        places = among[0].nonzero()[None, :, 0]
+        return places, weight.index_select(1, places[0])
+    absent = where_absent(weight)
+    class_, row = (among if absent is None else among & ~absent).nonzero(as_tuple=True)
+    number = torch.bincount(class_, minlength=len(among))
     most = max(number.tolist(), default=0)
     place = torch.arange(len(row)) - (number.cumsum(0) - number).index_select(0, class_)
-    rows = torch.zeros(len(scores), most, dtype=torch.int64).index_put((class_, place), row)
+    places = torch.zeros(len(among), most, dtype=torch.int64).index_put((class_, place), row)
     filled = torch.arange(most) < number[:, None]
-    return scores.gather(1, rows), weight.gather(1, rows) * filled
+    return places, weight.gather(1, places) * filled
+
+
+def picked(scores: Tensor, places: Tensor | None) -> Tensor:
+    """Pick the scores ``[C, n]`` at places that :func:`chosen` chose."""
+    if places is None:
+        return scores
+    return scores.index_select(1, places[0]) if len(scores) == 1 else scores.gather(1, places)
 
 
 def safe_ratio(part: Tensor, whole: Tensor) -> Tensor:
@@ -173,20 +181,22 @@ def safe_ratio(part: Tensor, whole: Tensor) -> Tensor:
     return (part / _or_one(whole)).masked_fill(empty, 0.0)
 
 
-def per_class(value: Tensor, positive: Tensor, negative: Tensor, scores: Tensor) -> PerClass:
-    """Say which values are defined: those of classes with positives and negatives.
+def per_class(pool: Pool, value: Tensor, positive: Tensor) -> PerClass:
+    """Say which values are defined: those of classes with positives, and negatives drawn like deployment data.
 
     Args:
+        pool: what was ranked.
         value: ``[C]``.
         positive: the weight of the positives, ``[C]``.
-        negative: the weight of the negatives that count, ``[C]``.
-        scores: ``[C, M]``, finite where absent.
 
     Returns:
         the values; NaN with gradient 0 where undefined; where a score is not finite, value and gradient are NaN.
     """
-    defined = (positive > 0) & (negative > 0)
-    nan_if_infinite = (scores.detach() * 0).sum(1)
+    absent = where_absent(pool.counted)
+    no_negative = pool.is_positive if absent is None else pool.is_positive | absent
+    defined = (positive > 0) & ~no_negative.all(1)
+    scores = pool.scores.detach()
+    nan_if_infinite = scores.amin(1) * 0 + scores.amax(1) * 0
     return PerClass((value * (1 + nan_if_infinite)).masked_fill(~defined, torch.nan), defined)
 
 

@@ -162,8 +162,8 @@ class RankingLoss(nn.Module):
         threshold = self.threshold(pool, self.temperature)
         present = pool.weight > 0
         positive, negative = pool.is_positive & present, present & ~pool.is_positive
-        counted = pool.iid if self.threshold_from_iid_rows else torch.ones_like(present)
-        support = self.support((present & counted).sum(1), (negative & counted).sum(1))
+        counted = pool.counted > 0 if self.threshold_from_iid_rows else present
+        support = self.support(counted.sum(1), (negative & counted).sum(1))
         has_threshold = ~torch.isnan(threshold)
         return {
             "soft": self.soft(pool, self.temperature).value,
@@ -222,7 +222,8 @@ class RankingLoss(nn.Module):
 
     def _ranked(self, rows: Rows) -> tuple[Pool, Tensor, Tensor]:
         # The pool in units of the temperature; what was subtracted from the scores, and what they were divided by.
-        pool = lay_out(rows.scores, rows.positive, rows.weight, rows.iid[:, None])
+        all_iid = checks.values_readable(rows.iid) and bool(rows.iid.all())
+        pool = lay_out(rows.scores, rows.positive, rows.weight, None if all_iid else rows.iid[:, None])
         if self.temperature_unit == "spread":
             return standardise(pool)
         return pool, pool.scores.new_zeros(self.num_classes), pool.scores.new_ones(self.num_classes)

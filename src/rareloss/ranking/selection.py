@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rareloss import checks
-from rareloss.ranking.pool import chosen, safe_ratio
+from rareloss.ranking.pool import chosen, picked, safe_ratio
 
 __all__ = ["Top", "hard_count", "top"]
 
@@ -67,12 +67,14 @@ def top(scores: Tensor, weight: Tensor, share: float) -> Top:
     fixed = scores.detach()
     if scores.shape[1] > _SORTED_ROWS and checks.values_readable(scores) and checks.values_readable(weight):
         low, high = _bracket(fixed, weight, share)
-        rows, heavy = chosen(scores, torch.where(fixed >= low, weight, 0.0))
+        places, heavy = chosen(weight, fixed >= low)
+        rows = picked(scores, places)
         inside, already = (rows.detach(), heavy), torch.zeros_like(total)
         if rows.shape[1] > _SORTED_ROWS:
             beyond = rows.detach() > high
             already = _sum(torch.where(beyond, heavy, 0.0))
-            inside = chosen(rows.detach(), torch.where(beyond, 0.0, heavy))
+            places, rest = chosen(heavy, ~beyond)
+            inside = picked(rows.detach(), places), rest
         sure = (already < target) & ((_sum(heavy) >= target) | (low == -torch.inf)) | (total == 0)
         if bool(sure.all()):
             return Top(rows, heavy, *_edge(*inside, target, already), target)

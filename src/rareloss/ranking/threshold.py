@@ -23,6 +23,7 @@ from torch.nn.functional import logsigmoid
 
 from rareloss import checks
 from rareloss.kernels.batching import fold_into_batch
+from rareloss.ranking.pool import picked
 
 __all__ = ["margin_over_threshold"]
 
@@ -49,29 +50,34 @@ _STEEP = 1e-3
 
 
 def margin_over_threshold(
-    scores: Tensor, counted: Tensor, share: float, temperature: float, at: Tensor | None = None
+    scores: Tensor,
+    counted: Tensor,
+    share: float,
+    temperature: float,
+    places: Tensor | None = None,
+    at: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    r"""Compute :math:`(a - \theta) / t` at each point a with the gradient through both.
+    r"""Compute :math:`(a - \theta) / t` at points a with the gradient through both.
 
     Args:
         scores: ``[C, M]``, float32 or float64.
         counted: ``[C, M]``, the weights that set the threshold, without gradient.
         share: q in (0, 1): the share of the counted weight that is to lie above.
         temperature: in units of the scores.
-        at: the points, ``[C, A]``; the scores themselves by default.
+        places: of the rows whose scores are the points, ``[C, A]``; all rows by default.
+        at: other points, ``[C, A]``.
 
     Returns:
         the margins, ``[C, A]``, and :math:`\theta` without gradient, ``[C]`` (0 where nothing is counted), in float64.
     """
-    at = scores if at is None else at
-    if _one_by_one(scores) and checks.values_readable(scores) and checks.values_readable(counted):
+    if at is None and _one_by_one(scores) and checks.values_readable(scores) and checks.values_readable(counted):
         margin: Tensor
         theta: Tensor
-        margin, theta = _Margin.apply(at, scores, counted, share, temperature)  # type: ignore[no-untyped-call]
+        margin, theta = _Margin.apply(scores, counted, places, share, temperature)  # type: ignore[no-untyped-call]
         return margin, theta
     start, offset = _traced_threshold(scores, counted, share, temperature)
     # Measured from a score near the root: what is left is small, and float64 keeps it exactly.
-    from_start = at.double() - start[:, None]
+    from_start = (picked(scores, places) if at is None else at).double() - start[:, None]
     return (from_start - offset[:, None]) / temperature, start + offset.detach()
 
 
@@ -93,22 +99,22 @@ class _Margin(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, at: Tensor, scores: Tensor, counted: Tensor, share: float, temperature: float
+        ctx: Any, scores: Tensor, counted: Tensor, places: Tensor | None, share: float, temperature: float
     ) -> tuple[Tensor, Tensor]:
         found = [_solved(*row, share, temperature) for row in zip(scores, counted, strict=True)]
         ctx.shape, ctx.dtype, ctx.temperature = scores.shape, scores.dtype, temperature
-        ctx.save_for_backward(*(tensor for one in found for tensor in (one.rows, one.pull)))
+        ctx.save_for_backward(places, *(tensor for one in found for tensor in (one.rows, one.pull)))
         start, offset = _stacked(found)
         theta = start + offset
         ctx.mark_non_differentiable(theta)
-        margin = at.double().sub(start[:, None]).sub_(offset[:, None]).mul_(1 / temperature)
+        margin = picked(scores, places).double().sub(start[:, None]).sub_(offset[:, None]).mul_(1 / temperature)
         return margin, theta
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, arriving: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         arriving = arriving * (1 / ctx.temperature)
-        saved = ctx.saved_tensors
+        places, *saved = ctx.saved_tensors
         gradient = torch.zeros(ctx.shape, dtype=ctx.dtype)
         for row, one, rows, pull in zip(gradient, arriving.sum(1).tolist(), saved[::2], saved[1::2], strict=True):
             if rows is None:
@@ -117,7 +123,9 @@ class _Margin(torch.autograd.Function):
                 row.index_copy_(0, rows, pull * -one)
             if not math.isfinite(one):
                 row.fill_(one)
-        return arriving.to(ctx.dtype), gradient, None, None, None
+        arriving = arriving.to(ctx.dtype)
+        gradient = gradient.add_(arriving) if places is None else gradient.scatter_add_(1, places, arriving)
+        return gradient, None, None, None, None
 
 
 class _Near(NamedTuple):
