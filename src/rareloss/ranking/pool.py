@@ -155,11 +155,12 @@ def chosen(weight: Tensor, among: Tensor) -> tuple[Tensor | None, Tensor]:
     """
     if not (checks.values_readable(among) and checks.values_readable(weight)):
         return None, torch.where(among, weight, 0.0)
+    absent = where_absent(weight)
+    among = among if absent is None else among & ~absent
     if len(among) == 1:
         places = among[0].nonzero()[None, :, 0]
         return places, weight.index_select(1, places[0])
-    absent = where_absent(weight)
-    class_, row = (among if absent is None else among & ~absent).nonzero(as_tuple=True)
+    class_, row = among.nonzero(as_tuple=True)
     number = torch.bincount(class_, minlength=len(among))
     most = max(number.tolist(), default=0)
     place = torch.arange(len(row)) - (number.cumsum(0) - number).index_select(0, class_)
