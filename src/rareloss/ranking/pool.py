@@ -23,6 +23,10 @@ __all__ = [
 ]
 
 
+# Numbers worked on at once where there are many classes.
+_IN_CACHE = 2**17
+
+
 class PerClass(NamedTuple):
     """A value per class, and whether the class has what the value needs.
 
@@ -214,26 +218,11 @@ def standardise(pool: Pool) -> tuple[Pool, Tensor, Tensor]:
 
 
 class _Standardise(torch.autograd.Function):
-    # With z the standardised scores, w their shares of the weight and g what arrives, the gradient of s is
-    # (g - w (sum(g) + z sum(g z))) / spread: the mean and the spread move with the scores.
     generate_vmap_rule = True
 
     @staticmethod
     def forward(scores: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        # The largest comes out first, so that nothing overflows; then a present row, so that equal scores are all 0.
-        largest = scores.abs().amax(1, keepdim=True)
-        largest = largest.masked_fill(largest < torch.finfo(largest.dtype).tiny, 1.0)
-        scaled, absent = scores / largest, where_absent(weight)
-        anchor = scaled[:, :1] if absent is None else scaled.gather(1, weight.argmax(1, keepdim=True))
-        share = weight / _or_one(weight.sum(1, keepdim=True))
-        from_anchor = scaled - anchor
-        mean = (share * from_anchor).sum(1, keepdim=True)
-        centred = from_anchor - mean
-        variance = (share * centred * centred).sum(1, keepdim=True)
-        spread = torch.where(variance == 0, 1.0 / largest, variance.sqrt())
-        standard = centred / spread
-        standard = standard if absent is None else standard.masked_fill(absent, 0.0)
-        return standard, ((mean + anchor) * largest)[:, 0], (spread * largest)[:, 0]
+        return _some_classes_at_once(_standardised, scores, weight)  # type: ignore[return-value]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -243,14 +232,46 @@ class _Standardise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        weight, standard, spread = ctx.saved_tensors
-        arriving = gradients[0]
-        share = weight / _or_one(weight.sum(1, keepdim=True))
-        moved = arriving.sum(1, keepdim=True) + standard * (arriving * standard).sum(1, keepdim=True)
-        return (arriving - share * moved) / spread[:, None], None
+        (gradient,) = _some_classes_at_once(_standardised_backwards, gradients[0], *ctx.saved_tensors)
+        return gradient, None
 
 
 _EagerStandardise = eager_twin(_Standardise)
+
+
+def _standardised(scores: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    # The largest comes out first, so that nothing overflows; then a present row, so that equal scores are all 0.
+    largest = scores.abs().amax(1, keepdim=True)
+    largest = largest.masked_fill(largest < torch.finfo(largest.dtype).tiny, 1.0)
+    scaled, absent = scores / largest, where_absent(weight)
+    anchor = scaled[:, :1] if absent is None else scaled.gather(1, weight.argmax(1, keepdim=True))
+    share = weight / _or_one(weight.sum(1, keepdim=True))
+    from_anchor = scaled - anchor
+    mean = (share * from_anchor).sum(1, keepdim=True)
+    centred = from_anchor - mean
+    variance = (share * centred * centred).sum(1, keepdim=True)
+    spread = torch.where(variance == 0, 1.0 / largest, variance.sqrt())
+    standard = centred / spread
+    standard = standard if absent is None else standard.masked_fill(absent, 0.0)
+    return standard, ((mean + anchor) * largest)[:, 0], (spread * largest)[:, 0]
+
+
+def _standardised_backwards(arriving: Tensor, weight: Tensor, standard: Tensor, spread: Tensor) -> tuple[Tensor]:
+    # With z the standardised scores, w their shares of the weight and g what arrives, the gradient of s is
+    # (g - w (sum(g) + z sum(g z))) / spread: the mean and the spread move with the scores.
+    share = weight / _or_one(weight.sum(1, keepdim=True))
+    moved = arriving.sum(1, keepdim=True) + standard * (arriving * standard).sum(1, keepdim=True)
+    return ((arriving - share * moved) / spread[:, None],)
+
+
+def _some_classes_at_once(function: Callable[..., tuple[Tensor, ...]], *by_class: Tensor) -> tuple[Tensor, ...]:
+    # So many classes that what is derived from them stays in a core's cache.
+    classes, rows = by_class[0].shape
+    together = max(1, _IN_CACHE // rows)
+    if classes <= together or not is_plain(*by_class):
+        return function(*by_class)
+    parts = zip(*(tensor.split(together) for tensor in by_class), strict=True)
+    return tuple(torch.cat(part) for part in zip(*(function(*part) for part in parts), strict=True))
 
 
 def _or_one(total: Tensor) -> Tensor:
