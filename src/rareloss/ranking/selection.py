@@ -135,10 +135,12 @@ def hard_count(
     at, place = at.sort(dim=1, descending=True)
     counts = [torch.zeros_like(at, dtype=torch.float64) for _ in with_ties]
     size = -(-rows // parts)
+    alike = weight.stride(1) == 0  # one number seen everywhere: the rows are counted
     for some, heavy in zip(scores.split(size, 1), weight.split(size, 1), strict=True):
         ordered, order = some.sort(dim=1, descending=True)
-        until = pad(heavy.gather(1, order).cumsum(1, dtype=torch.float64), (1, 0))
+        until = None if alike else pad(heavy.gather(1, order).cumsum(1, dtype=torch.float64), (1, 0))
         upwards = ordered.neg_()
         for count, ties in zip(counts, with_ties, strict=True):
-            count += until.gather(1, torch.searchsorted(upwards, -at, right=ties))
+            reached = torch.searchsorted(upwards, -at, right=ties)
+            count += reached * heavy[:, :1].double() if until is None else until.gather(1, reached)
     return tuple(torch.empty_like(count).scatter_(1, place, count) for count in counts)
