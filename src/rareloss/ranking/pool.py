@@ -142,10 +142,10 @@ def lay_out(scores: Tensor, positive: Tensor, weight: Tensor | None, iid: Tensor
 
 def where_absent(weight: Tensor) -> Tensor | None:
     """Find where ``weight`` is 0, in a shape that broadcasts to its own; None where a free look says nowhere."""
-    for dim in range(weight.ndim):
-        if weight.shape[dim] and weight.stride(dim) == 0:  # one number seen everywhere
+    for dim, size in enumerate(weight.shape):
+        if size > 1 and weight.stride(dim) == 0:  # one number seen everywhere
             weight = weight.narrow(dim, 0, 1)
-    if checks.values_readable(weight) and weight.numel() and bool(weight.amin() > 0):
+    if checks.values_readable(weight) and weight.numel() and weight.amin().item() > 0:
         return None
     return weight <= 0
 

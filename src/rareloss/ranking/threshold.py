@@ -13,6 +13,7 @@ neglected beyond it, at most :math:`w_\text{far} e^{-\text{reach} / t}`, moves t
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -42,7 +43,7 @@ _FEW, _NEAR_ENOUGH, _GATHERED = 2**11, 2**13, 2**16
 _WINDOWS = 4
 # By dtype of the scores: the share of the total by which rows beyond the window may change the count, and the last
 # step of Newton's, in temperatures, whose error is squared.
-_PRECISION = {torch.float32: (1e-7, 1e-4), torch.float64: (1e-16, 1e-9)}
+_PRECISION = {torch.float32: (1e-7, 5e-4), torch.float64: (1e-16, 1e-9)}
 # Places tried to measure offsets from, and how far from it, in temperatures, an offset keeps its digits.
 _ANCHORS, _CLOSE = 4, 1e6
 # A count with so much of the lesser side's weight in its slope sets the root well enough for float32.
@@ -156,7 +157,7 @@ class _Solved(NamedTuple):
 
 
 def _stacked(found: list[_Solved]) -> tuple[Tensor, Tensor]:
-    starts, offsets = ([one.start for one in found], [one.offset for one in found])
+    starts, offsets = [one.start for one in found], [one.offset for one in found]
     return torch.tensor(starts, dtype=torch.float64), torch.tensor(offsets, dtype=torch.float64)
 
 
@@ -199,14 +200,13 @@ def _bracket(scores: Tensor, counted: Tensor, share: float) -> tuple[float, floa
     stride = int(len(scores) ** (1 / 3)) if len(scores) >= _FEW else 1
     ordered, order = scores[::stride].sort(descending=True)
     weight = counted[::stride].index_select(0, order).double()
-    cumulated = weight.cumsum(0)
-    whole = cumulated[-1].item()
+    until = weight.cumsum(0).tolist()
+    whole = until[-1]
     error = math.inf
     if stride > 1 and whole > 0:
         squares = torch.dot(weight, weight).item()
         error = 5 * math.sqrt(share * (1 - share) * squares) + 2 * squares / whole
-    edges = torch.tensor([share * whole - error, share * whole, share * whole + error], dtype=torch.float64)
-    first, at, last = torch.searchsorted(cumulated, edges).tolist()
+    first, at, last = (bisect_left(until, share * whole + apart) for apart in (-error, 0.0, error))
     high = ordered[first].item() if first > 0 else math.inf
     low = ordered[last].item() if last < len(ordered) else -math.inf
     return low, ordered[min(at, len(ordered) - 1)].item(), high
@@ -265,7 +265,7 @@ def _root(
     root = 0.0
     for _ in range(_ANCHORS):
         bounds = low - start, high - start
-        root, slope = _newton(softly, root, *bounds, target, rest, temperature, max(step, 1e-4), noise)
+        root, slope = _newton(softly, root, *bounds, target, rest, temperature, max(step, 5e-4), noise)
         if slope > _STEEP * min(target, rest) and dtype == torch.float32 and abs(root) < _CLOSE * temperature:
             return start, root
         place = start + root
