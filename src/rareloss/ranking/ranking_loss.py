@@ -84,7 +84,7 @@ class RankingLoss(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes = checks.integer("num_classes", num_classes, least=1)
-        self.temperature = checks.positive_number("temperature", temperature)
+        self.temperature: float | Tensor = checks.positive_number("temperature", temperature)
         self.temperature_unit = checks.choice("temperature_unit", temperature_unit, ("spread", "logit"))
         self.reduction = checks.choice("reduction", reduction, ("mean", "sum", "none"))
         self.ignore_index = ignore_index
@@ -132,7 +132,8 @@ class RankingLoss(nn.Module):
         live = self._live(logits, targets, sample_weight, iid_mask)
         self._warn_if_unsupported(live)
         rows = self._with_remembered(live)
-        loss, defined = self.soft(self._ranked(rows)[0], self.temperature)
+        pool, _, _, temperature = self._ranked(rows)
+        loss, defined = self.soft(pool, temperature)
         loss = 1 - loss
         if rows is not live:
             share = safe_ratio(live.weight.sum(0), rows.weight.sum(0))
@@ -158,23 +159,23 @@ class RankingLoss(nn.Module):
         """
         live = self._live(logits, targets, sample_weight, iid_mask)
         rows = self._with_remembered(live)
-        pool, mean, spread = self._ranked(rows)
-        threshold = self.threshold(pool, self.temperature)
+        pool, mean, spread, temperature = self._ranked(rows)
+        threshold = self.threshold(pool, temperature)
         present = pool.weight > 0
         positive, negative = pool.is_positive & present, present & ~pool.is_positive
         counted = pool.counted > 0 if self.threshold_from_iid_rows else present
         support = self.support(counted.sum(1), (negative & counted).sum(1))
         has_threshold = ~torch.isnan(threshold)
         return {
-            "soft": self.soft(pool, self.temperature).value,
+            "soft": self.soft(pool, temperature).value,
             "hard": self.hard(pool).value,
             "positives_live": (live.positive & (live.weight > 0)).sum(0),
             "positives_pool": positive.sum(1),
             "rows_pool": present.sum(1),
             "live_share": safe_ratio(live.weight.sum(0), rows.weight.sum(0)),
             "threshold": threshold * spread + mean,
-            "temperature": self.temperature * spread,
-            "saturated": _saturated(pool.scores, positive, negative, threshold, self.temperature),
+            "temperature": temperature * spread,
+            "saturated": _saturated(pool.scores, positive, negative, threshold, temperature),
             "rows_above": torch.where(has_threshold, (present & (pool.scores > threshold[:, None])).sum(1), torch.nan),
             "cap": self.cap(pool),
             "support": support.rows,
@@ -220,13 +221,20 @@ class RankingLoss(nn.Module):
             scores, torch.cat([live.positive, remembered.positive]), weight, torch.cat([live.iid, remembered.iid])
         )
 
-    def _ranked(self, rows: Rows) -> tuple[Pool, Tensor, Tensor]:
-        # The pool in units of the temperature; what was subtracted from the scores, and what they were divided by.
+    def _ranked(self, rows: Rows) -> tuple[Pool, Tensor, Tensor, float]:
+        # The pool in units of the temperature; what was subtracted from its scores, and what they were divided by; and
+        # the temperature.
         all_iid = checks.values_readable(rows.iid) and bool(rows.iid.all())
         pool = lay_out(rows.scores, rows.positive, rows.weight, None if all_iid else rows.iid[:, None])
         if self.temperature_unit == "spread":
-            return standardise(pool)
-        return pool, pool.scores.new_zeros(self.num_classes), pool.scores.new_ones(self.num_classes)
+            pool, mean, spread = standardise(pool)
+        else:
+            mean, spread = pool.scores.new_zeros(self.num_classes), pool.scores.new_ones(self.num_classes)
+        if not isinstance(self.temperature, Tensor):
+            return pool, mean, spread, self.temperature
+        # A temperature that changes within one graph goes into the scores.
+        temperature = self.temperature.to(pool.scores)
+        return pool._replace(scores=pool.scores / temperature), mean, spread * temperature, 1.0
 
     def _reduced(self, loss: Tensor, defined: Tensor, live: Rows) -> Tensor:
         if self.reduction == "none":

@@ -1,6 +1,9 @@
 """Warm up on one loss, blend, then train on another: a ranking loss has no information to give at a cold start."""
 
 import inspect
+import itertools
+import weakref
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +87,11 @@ class LossWarmupWrapper(nn.Module):
             )
         self.temp_start = None if temp_start is None else checks.positive_number("temp_start", temp_start)
         self.temp_end = None if temp_end is None else checks.positive_number("temp_end", temp_end)
-        self._step = 0
+        # Where a graph can read and count it, whatever device the losses are moved to.
+        with torch.inference_mode(False):  # a tensor made in that mode could never be written outside of it
+            self._count = torch.zeros((), dtype=torch.int64, device="cpu")
+        self._register()
+        self.step = 0
 
     @property
     def step(self) -> int:
@@ -94,6 +101,10 @@ class LossWarmupWrapper(nn.Module):
     @step.setter
     def step(self, value: int) -> None:
         self._step = checks.integer("step", value, least=0)
+        self._count.fill_(value)
+        self._phase = "warm-up" if self.in_warmup else "blend" if self.in_blend else "after"
+        if self.temp_start is not None:  # set here, so that a resumed main_loss is right before its next call too
+            self.main_loss.temperature = self.temperature  # type: ignore[assignment]
 
     @property
     def main_weight(self) -> float:
@@ -155,19 +166,23 @@ class LossWarmupWrapper(nn.Module):
             )
             return result
 
-        if self.training and self._step == self.warmup_steps and isinstance(self.main_loss, RankingLoss):
-            self.main_loss.reset_queue()
-        if self.temp_start is not None:
-            self.main_loss.temperature = self.temperature  # type: ignore[assignment]
-        weight = self.main_weight
-        if weight == 0.0:
-            loss = called(self.warmup_loss)
-        elif weight == 1.0:
-            loss = called(self.main_loss)
+        weight: float | Tensor
+        if torch.compiler.is_compiling():
+            weight = self._trace_schedule()
         else:
-            loss = (1.0 - weight) * called(self.warmup_loss) + weight * called(self.main_loss)
-        if self.training:
-            self._step += 1
+            if self.training and self._step == self.warmup_steps:
+                self._forget_warmup()
+            weight = self.main_weight
+        if not isinstance(weight, Tensor) and weight in (0.0, 1.0):
+            loss = called(self.main_loss if weight else self.warmup_loss)
+        else:
+            first, last = called(self.warmup_loss), called(self.main_loss)
+            weight = weight.to(last.dtype) if isinstance(weight, Tensor) else weight
+            loss = (1.0 - weight) * first + weight * last
+        if self.training and torch.compiler.is_compiling():
+            _count_call(self._count, self._number)
+        elif self.training:
+            self.step += 1
         return loss
 
     def get_extra_state(self) -> Tensor:
@@ -178,12 +193,37 @@ class LossWarmupWrapper(nn.Module):
         """Take the number of training calls from a ``state_dict``."""
         self.step = int(state)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the attributes of a copy, which counts for itself."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._register()
+
     def extra_repr(self) -> str:
         """Show the schedule."""
         return (
             f"step={self._step}, warmup_steps={self.warmup_steps}, blend_steps={self.blend_steps}, "
             f"final_main_weight={self.final_main_weight}"
         )
+
+    def _register(self) -> None:
+        self._number = next(_NUMBERS)
+        _WRAPPERS[self._number] = self
+
+    def _forget_warmup(self) -> None:
+        if isinstance(self.main_loss, RankingLoss):
+            self.main_loss.reset_queue()
+
+    def _trace_schedule(self) -> float | Tensor:
+        # Weight and temperature as tensors of the step, so that a graph holds for a whole phase: it is chosen by
+        # Python's values alone, and step is none that it looks at.
+        done = (self._count - self.warmup_steps).double()
+        if self.temp_start is not None and self.temp_end is not None:
+            decayed = (done.clamp(min=0) / self.temp_decay_steps).clamp(max=1.0)
+            temperature = self.temp_start * (self.temp_end / self.temp_start) ** decayed
+            self.main_loss.temperature = temperature
+        if self._phase != "blend":
+            return 0.0 if self._phase == "warm-up" else self.final_main_weight
+        return self.final_main_weight * (done + 1) / (self.blend_steps + 1)
 
     def _torch_loss(self, loss: nn.Module, logits: Tensor, targets: Tensor) -> Tensor:
         ignore_index = getattr(self.main_loss, "ignore_index", -100)
@@ -196,6 +236,26 @@ class LossWarmupWrapper(nn.Module):
 
         gathering = self.training and getattr(self.main_loss, "gather_distributed", None) is not False
         return distributed.mean_over_ranks(sums, getattr(self.main_loss, "process_group", None), among_ranks=gathering)
+
+
+# By number, so that an op of a compiled graph finds the wrapper whose call it counts.
+_NUMBERS = itertools.count()
+_WRAPPERS: "weakref.WeakValueDictionary[int, LossWarmupWrapper]" = weakref.WeakValueDictionary()
+
+
+@torch.library.custom_op("rareloss::count_call", mutates_args={"count"})
+def _count_call(count: Tensor, number: int) -> None:
+    # Counts for the graphs to come in the tensor, and for Python, which chooses among graphs, in the wrapper.
+    wrapper = _WRAPPERS[number]
+    wrapper.step += 1
+    count.fill_(wrapper.step)
+    if wrapper.step == wrapper.warmup_steps:
+        wrapper._forget_warmup()
+
+
+@_count_call.register_fake
+def _(count: Tensor, number: int) -> None:
+    return None
 
 
 def _takes(loss: nn.Module, name: str) -> bool:
