@@ -16,6 +16,7 @@ __all__ = [
     "boolean",
     "choice",
     "class_indices",
+    "class_weights",
     "finite_weights",
     "floating",
     "gathered_shape",
@@ -183,6 +184,19 @@ def finite_weights(name: str, tensor: Tensor, check_values: bool | None = None) 
         raise ValueError(
             f"{name} must be finite and not negative, got {wrong}; give a row that is to be left out weight 0"
         )
+
+
+def class_weights(name: str, weights: Sequence[float] | Tensor, most: float = float("inf")) -> Tensor:
+    """Return a copy of the weights that a module keeps for its classes, each from 0 to ``most``."""
+    if not isinstance(weights, Tensor):
+        # Under torch.device("meta") a tensor made of numbers would hold none.
+        weights = torch.tensor(weights, device="cpu" if torch.get_default_device().type == "meta" else None)
+    if weights.is_meta:
+        raise ValueError(f"{name} is on the meta device and holds no numbers; make it with device='cpu'")
+    finite_weights(name, weights)
+    if bool((weights > most).any()):
+        raise ValueError(f"{name} must lie in [0, {most}], got {weights.max().item()}")
+    return weights.detach().clone()
 
 
 def gathered_shape(name: str, widths: Sequence[tuple[int, ...]]) -> None:

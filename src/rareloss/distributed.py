@@ -1,9 +1,22 @@
 r"""Rows gathered from every rank with the exact gradient, and sums over ranks.
 
-The rule of scale stands here alone. A loss :math:`L(x_1, \dots, x_R)` of the rows of all ``R`` ranks is computed,
-equal, on each of them. DistributedDataParallel *averages* the parameters' gradients over ranks, so each rank hands back
-:math:`R \, \partial L / \partial x_r`; the mean over ranks is then the gradient that one process would compute on the
-whole batch. Who *sums* the ranks' gradients divides the loss by ``R``.
+The rule of scale stands here alone. A loss :math:`L(x_1, \dots, x_R)` of the rows of all ``R`` ranks is computed on
+each of them, and each rank hands back :math:`R \, \partial L / \partial x_r`. So the *mean* over ranks of the
+parameters' gradients is the gradient that one process would compute on the whole batch, and their *sum* is ``R`` times
+that:
+
+==========================================================  =========================  ==================
+how the ranks' gradients are joined                         the gradient is that of    call ``backward`` on
+==========================================================  =========================  ==================
+``DistributedDataParallel``                                 their mean                 ``loss``
+FSDP2, ``fully_shard``                                      their mean                 ``loss``
+FSDP2 after ``set_gradient_divide_factor(1.0)``             their sum                  ``loss / R``
+``all_reduce`` by hand, then divided by ``R``               their mean                 ``loss``
+``all_reduce`` by hand                                      their sum                  ``loss / R``
+==========================================================  =========================  ==================
+
+``R`` is :func:`world_size` of the group. A backward pass exchanges nothing, so gradients may be accumulated over any
+number of calls (``no_sync``) before they are joined.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,10 +35,20 @@ _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.in
 
 
 def world_size(group: ProcessGroup | None = None) -> int:
-    """Return the number of ranks, 1 where no process group exists; asked anew at each call."""
+    """Return the number of ranks, 1 where no process group exists; asked anew at each call.
+
+    Raises:
+        ValueError: this process is no rank of ``group``.
+    """
     if not (dist.is_available() and dist.is_initialized()):
         return 1
-    return dist.get_world_size(group)
+    ranks = dist.get_world_size(group)
+    if ranks < 1:
+        raise ValueError(
+            f"rank {dist.get_rank()} is not in the process_group that the loss was made with; give each rank the group "
+            "that it belongs to"
+        )
+    return ranks
 
 
 def agree(rows: Tensor | None, group: ProcessGroup | None = None, error: Exception | None = None) -> list[int]:
@@ -131,7 +154,7 @@ def mean_over_ranks(
         0-d; a divisor of 0 counts as 1.
 
     Raises:
-        TypeError, ValueError: what ``sums`` raises, here; ValueError on the other ranks.
+        Exception: what ``sums`` raises, here; ValueError on the other ranks.
     """
     ranks = world_size(group) if among_ranks else 1
     if ranks == 1:
@@ -139,7 +162,7 @@ def mean_over_ranks(
     else:
         try:
             total, divisor = sums()
-        except (TypeError, ValueError) as error:
+        except Exception as error:
             sum_over_ranks(None, group, error)
             raise
         whole = sum_over_ranks(torch.zeros_like(total) if divisor is None else divisor, group)

@@ -12,6 +12,7 @@ from torch.nn.functional import logsigmoid
 
 from rareloss import checks, distributed
 from rareloss.kernels.focal import Terms, fused, sigmoid_pass, sigmoid_slope, softmax_pass, softmax_slope
+from rareloss.ranking.buffers import keeping_numbers
 
 __all__ = ["SigmoidFocalLoss", "SoftmaxFocalLoss", "sigmoid_focal_loss", "softmax_focal_loss"]
 
@@ -260,6 +261,9 @@ class _FocalLoss(nn.Module):
     def extra_repr(self) -> str:
         return f"gamma={self.gamma}, reduction={self.reduction!r}, ignore_index={self.ignore_index}"
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_FocalLoss":
+        return super()._apply(keeping_numbers(fn), recurse)  # type: ignore[no-untyped-call, no-any-return]
+
     def _over_ranks(self, terms: Callable[[bool], Terms]) -> Tensor:
         return _reduced(terms, self.reduction, self.process_group, among_ranks=self.training)
 
@@ -299,10 +303,7 @@ class SigmoidFocalLoss(_FocalLoss):
     ) -> None:
         super().__init__(gamma, reduction, ignore_index, process_group)
         if isinstance(alpha, Tensor):
-            checks.finite_weights("alpha", alpha)
-            if bool((alpha > 1).any()):
-                raise ValueError(f"alpha must lie in [0, 1], got {alpha.max().item()}")
-            self.register_buffer("alpha", alpha.detach().clone(), persistent=False)
+            self.register_buffer("alpha", checks.class_weights("alpha", alpha, most=1), persistent=False)
         else:
             self.alpha = None if alpha is None else checks.probability("alpha", alpha)
 
@@ -361,12 +362,8 @@ class SoftmaxFocalLoss(_FocalLoss):
         self.background_class = background_class
         if isinstance(alpha, (int, float)):
             raise TypeError(f"alpha must hold a weight per class, got {alpha}; give a sequence or a tensor [C]")
-        if alpha is None:
-            self.alpha = None
-        else:
-            weights = torch.as_tensor(alpha).detach().clone()
-            checks.finite_weights("alpha", weights)
-            self.register_buffer("alpha", weights, persistent=False)
+        weights = None if alpha is None else checks.class_weights("alpha", alpha)
+        self.register_buffer("alpha", weights, persistent=False)
 
     def forward(self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
         """Compute the loss of logits ``[N, C, ...]`` and class indices ``[N, ...]``."""

@@ -11,9 +11,9 @@ __all__ = ["keeping_numbers"]
 def keeping_numbers(move: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """Return ``move``, what ``Module.to``, ``half`` or ``to_empty`` does to a buffer, without loss of a digit.
 
-    A move to less than float32 is none, and integers stay integers. ``to_empty`` by itself leaves whatever the memory held:
-    here the numbers go along, and a buffer of the meta device, which has none, becomes 0. A buffer moved in inference
-    mode can be written outside of it.
+    A move to less than float32 is none, and integers stay integers. ``to_empty`` by itself leaves whatever the memory
+    held: here the numbers go along, and a buffer of the meta device, which has none, becomes 0. A buffer moved in
+    inference mode can be written outside of it.
 
     Args:
         move: takes a buffer to another device or dtype.
