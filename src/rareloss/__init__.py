@@ -6,6 +6,7 @@ from rareloss.losses.focal import SigmoidFocalLoss, SoftmaxFocalLoss
 from rareloss.losses.partial_auc import PAUCAtBudgetLoss
 from rareloss.losses.recall import RecallAtQuantileLoss
 from rareloss.objective import Objective
+from rareloss.training.large_batch import large_batch
 from rareloss.training.warmup import LossWarmupWrapper
 
 __version__ = "0.1.0"
@@ -20,5 +21,6 @@ __all__ = [
     "SoftmaxFocalLoss",
     "distributed",
     "functional",
+    "large_batch",
     "metrics",
 ]
