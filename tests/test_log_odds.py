@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.func import grad, vmap
 
 from rareloss.functional import log_odds
 
@@ -65,3 +66,47 @@ def test_order_within_a_class_differs_from_the_raw_logits() -> None:
     ranked = log_odds(logits)[:, 0]
     assert ranked[0] > ranked[1]
     assert ranked.argsort().tolist() == torch.softmax(logits, dim=1)[:, 0].argsort().tolist()
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 30.0])
+def test_gradient_equals_that_of_logsumexp(classes: int, scale: float) -> None:
+    logits = (scale * torch.randn(40, classes, dtype=torch.float64)).requires_grad_()
+    without_own = logits[:, None].expand(-1, classes, -1).masked_fill(torch.eye(classes, dtype=torch.bool), -torch.inf)
+    arriving = torch.randn(40, classes, dtype=torch.float64)
+    (expected,) = torch.autograd.grad(logits - without_own.logsumexp(-1), logits, arriving)
+    (got,) = torch.autograd.grad(log_odds(logits), logits, arriving)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12)
+    single = logits.detach().float().requires_grad_()
+    (got,) = torch.autograd.grad(log_odds(single), single, arriving.float())
+    assert (got.double() - expected).norm() <= 1e-5 * expected.norm()
+
+
+def test_second_derivative() -> None:
+    logits = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(log_odds, logits)
+
+
+def test_function_transforms() -> None:
+    logits, arriving = torch.randn(3, 5, 4), torch.randn(5, 4)
+    leaf = logits.clone().requires_grad_()
+    (log_odds(leaf) * arriving).sum().backward()
+    got = vmap(grad(lambda z: (log_odds(z) * arriving).sum()))(logits)
+    torch.testing.assert_close(got, leaf.grad)
+    torch.testing.assert_close(vmap(log_odds)(logits), log_odds(logits))
+
+
+def test_rows_beyond_a_chunk_and_leading_dimensions() -> None:
+    logits = torch.randn(2, 50_000, 3, dtype=torch.float64, requires_grad=True)
+    got = log_odds(logits)
+    torch.testing.assert_close(got[1, 49_990:], log_odds(logits[1, 49_990:]))
+    got[1, 49_999, 0].backward()
+    assert logits.grad is not None
+    assert logits.grad.count_nonzero() == 3
+
+
+def test_no_rows() -> None:
+    logits = torch.zeros(0, 3, requires_grad=True)
+    log_odds(logits).sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.shape == (0, 3)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import reference
 from pools import Pool, pools
 from rareloss.functional import soft_count
+from rareloss.kernels.ranks import soft_ranks
 
 
 def sigmoid(x: float) -> float:
@@ -103,3 +104,54 @@ def test_half_precision_counts_in_float32(dtype: torch.dtype) -> None:
 def test_no_rows_count_zero() -> None:
     assert soft_count(torch.zeros(0), torch.zeros(0), at=torch.zeros(2), temperature=1.0).tolist() == [0.0, 0.0]
     assert soft_count(torch.zeros(0), torch.zeros(0), temperature=1.0).shape == (0,)
+
+
+def pools_to_rank(classes: int, rows: int, dtype: torch.dtype, law: str) -> tuple[torch.Tensor, ...]:
+    """Draw scores, weights (one for all classes of a row), and a different number of ranked rows in each class."""
+    scores = torch.randn(classes, rows, dtype=dtype)
+    if law == "outliers":
+        scores[:, ::7] = 1e30
+        scores[:, 1::7] = -1e4
+    weight = (0.1 + torch.rand(rows, dtype=dtype)).expand(classes, rows)
+    number = rows // 4 - torch.arange(classes)
+    ranked = torch.stack([torch.randperm(rows)[: rows // 4] for _ in range(classes)])
+    own = weight.gather(1, ranked) * (torch.arange(rows // 4) < number[:, None])
+    return scores, weight, ranked, own
+
+
+@pytest.mark.parametrize("law", ["normal", "outliers"])
+@pytest.mark.parametrize(("classes", "rows"), [(1, 40), (1, 1500), (3, 600), (40, 60)])
+@pytest.mark.parametrize("alike", [True, False])
+def test_ranks_of_rows_equal_two_counts(classes: int, rows: int, alike: bool, law: str) -> None:
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 2e-6)):
+        scores, weight, ranked, own = pools_to_rank(classes, rows, dtype, law)
+        weight = weight if alike else weight.contiguous()
+        leaf, exact = scores.clone().requires_grad_(), scores.double().requires_grad_()
+        found = soft_ranks(leaf, weight, ranked, own, 0.05)
+        at = exact.gather(1, ranked)
+        halves = own.double() / 2
+        among_all = torch.sigmoid((exact[:, None] - at[..., None]) / 0.05) @ weight.double()[..., None]
+        among_own = torch.sigmoid((at[:, None] - at[..., None]) / 0.05) @ own.double()[..., None]
+        expected = [halves + counts[..., 0] for counts in (among_own, among_all)]
+        arriving = [torch.where(own > 0, torch.rand_like(rank) / rank.detach(), 0.0) for rank in expected]
+        for got, rank in zip(found, expected, strict=True):
+            assert ((got.double() - rank).abs() <= tolerance * rank)[own > 0].all()
+        (slope,) = torch.autograd.grad(found, leaf, [one.to(dtype) for one in arriving])
+        (exact_slope,) = torch.autograd.grad(expected, exact, arriving)
+        assert (slope.double() - exact_slope).norm() <= 5 * tolerance * exact_slope.norm()
+
+
+def test_ranks_have_no_second_derivative() -> None:
+    scores = torch.randn(1, 9, requires_grad=True)
+    weight = torch.ones(1, 9)
+    _, among_all = soft_ranks(scores, weight, None, weight, 0.5)
+    (slope,) = torch.autograd.grad(among_all.sum(), scores, create_graph=True)
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        slope.square().sum().backward()
+
+
+def test_one_kind_of_rank_alone_has_a_gradient() -> None:
+    scores, weight, ranked, own = pools_to_rank(2, 30, torch.float64, "normal")
+    leaf = scores.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda s: soft_ranks(s, weight, ranked, own, 0.5)[0] * own, leaf)
+    assert torch.autograd.gradcheck(lambda s: soft_ranks(s, weight, ranked, own, 0.5)[1] * own, leaf)

@@ -1,6 +1,6 @@
 """Replay the pools of a real training run: does a step get slow as scores grow and their tails get heavy?
 
-A ``rareloss compare`` is run, its Smooth-AP arms seen by a recorder around ``smooth_average_precision``; then every
+A ``rareloss compare`` is run, its Smooth-AP arms seen by a recorder around ``SmoothAPLoss.soft``; then every
 recorded pool is ranked again, in interleaved rounds, and its time set against the median of the pools of its size.
 """
 
@@ -11,10 +11,8 @@ from unittest.mock import patch
 import torch
 from benchmarks.speed.machine import now
 from benchmarks.speed.measure import quartiles, time_of
-from torch import Tensor
 
-from rareloss import functional
-from rareloss.losses import average_precision
+from rareloss import SmoothAPLoss, functional
 
 __all__ = ["load_or_record", "record", "replay"]
 
@@ -36,19 +34,19 @@ def record(data: str, *, every: int = 10, trials: int = 2, networks: tuple[str, 
     from rareloss.study import compare
 
     kept: list[Pool] = []
-    original, steps = functional.smooth_average_precision, 0
+    original, steps = SmoothAPLoss.soft, 0
 
-    def recorder(scores: Tensor, positive: Tensor, weight: Tensor | None = None, *, temperature: float = 0.01) -> Any:
+    def recorder(loss: SmoothAPLoss, pool: Any, temperature: float) -> Any:
         nonlocal steps
-        if scores.requires_grad:
+        if pool.scores.requires_grad:
             if steps % every == 0:
-                rows = {"scores": scores.detach().clone(), "positive": positive.clone()}
-                kept.append({**rows, "weight": None if weight is None else weight.clone(), "temperature": temperature})
+                scores, positive, weight = (rows.detach().clone() for rows in pool.by_row())
+                kept.append({"scores": scores, "positive": positive, "weight": weight, "temperature": temperature})
             steps += 1
-        return original(scores, positive, weight, temperature=temperature)
+        return original(loss, pool, temperature)
 
     arms = ["smooth_ap_stage", "smooth_ap_warmup"]
-    with patch.object(average_precision, "smooth_average_precision", recorder):
+    with patch.object(SmoothAPLoss, "soft", recorder):
         compare(data, objective="ap", seeds=1, trials=trials, network=networks, arms=arms, workers=1)
     return kept
 

@@ -190,8 +190,10 @@ def draw_choice() -> Figure:
         grid.NANOSECONDS
         + grid.NANOSECONDS_PER_ROW * (rows + points)
         + grid.NANOSECONDS_PER_NODE * (CELLS_PER_TEMPERATURE * width + 5)
+    ).masked_fill(CELLS_PER_TEMPERATURE * width > grid.MOST_CELLS, math.inf)
+    by_exponentials = (exponentials.NANOSECONDS + exponentials.NANOSECONDS_PER_ROW * (rows + points)).expand(
+        len(width), -1
     )
-    by_exponentials = (exponentials.NANOSECONDS_PER_ROW * (rows + points)).expand(len(width), -1)
     cheapest = torch.stack([pairs, by_grid, by_exponentials]).argmin(0)
     axes.pcolormesh(
         rows, width[:, 0], cheapest, cmap=ListedColormap(("#dfe3e8", "#bcd7ec", "#f1d2bd")), rasterized=True

@@ -10,6 +10,7 @@ a score gets :math:`\sum_k w_{bkm} S^*_{bk}(s_{bm})`, where :math:`S^*` takes th
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from rareloss.kernels.dense import dense_count, dense_pairs
 from rareloss.kernels.exponentials import exponential_count, order_together, swapped
 from rareloss.kernels.grid import grid_count, grid_nodes
 
-__all__ = ["soft_count_at"]
+__all__ = ["cheapest", "count_now", "count_pairs", "everywhere", "soft_count_at", "without_autocast"]
 
 
 @torch.library.custom_op("rareloss::soft_count", mutates_args=())
@@ -36,11 +37,11 @@ def _count(
     value: bool,
     slope: bool,
 ) -> tuple[Tensor, Tensor]:
-    counts, slopes, _ = _count_now(scores, weights, at, present, wanted, temperature, value, slope)
+    counts, slopes, _ = count_now(scores, weights, at, present, wanted, temperature, value, slope)
     return counts, slopes
 
 
-def _count_now(
+def count_now(
     scores: Tensor,
     weights: Tensor,
     at: Tensor,
@@ -51,9 +52,13 @@ def _count_now(
     slope: bool,
     order: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    # Counts and slopes [B, K, A] at the points wanted (elsewhere: anything finite), empty where not asked for; and the
-    # order of scores and points if it had to be found.
-    with torch.autocast(scores.device.type, enabled=False):
+    """Count now, with no graph.
+
+    Returns:
+        counts and slopes ``[B, K, A]`` at the points wanted (elsewhere: anything finite), empty where not asked for;
+        and the order of scores and points if it had to be found.
+    """
+    with without_autocast(scores):
         (counts, slopes), order = _by_cheapest(scores, weights, at, present, wanted, temperature, value, slope, order)
     return weights.new_empty(0) if counts is None else counts, weights.new_empty(0) if slopes is None else slopes, order
 
@@ -76,23 +81,36 @@ def _by_cheapest(
     if not pools * sets * rows * points:
         nothing = weights.new_zeros(pools, sets, points)
         return (nothing, nothing.clone()), None
-    # Predicted nanoseconds, alike from both sides: forward and backward must take the same engine, or what a row does
-    # to itself, as a score and as a point, would not cancel. The grid is left out where its error would show (float64).
-    # Off the CPU nothing is asked of the data, which the device would have to wait for: neither the range of the scores
-    # nor, of many pools, how many pairs are wanted.
-    on_cpu = scores.device.type == "cpu"
-    by_pairs = NANOSECONDS_PER_PAIR * dense_pairs(present, wanted) if on_cpu or pools == 1 else math.inf
-    by_exponentials = exponentials.NANOSECONDS_PER_ROW * sets * pools * (rows + points)
-    if by_pairs > grid.NANOSECONDS and weights.dtype == torch.float32 and on_cpu:
-        low, nodes = grid_nodes(scores, at, temperature)
-        each = grid.NANOSECONDS_PER_ROW * (rows + points) + grid.NANOSECONDS_PER_NODE * nodes
-        by_grid = grid.NANOSECONDS + sets * pools * each
-        if by_grid < min(by_pairs, by_exponentials):
-            return grid_count(scores, weights, at, temperature, value, slope, low, int(nodes)), None
-    if by_pairs <= by_exponentials:
+    # Off the CPU it is not asked how many pairs of many pools are wanted, which the device would have to wait for.
+    known = scores.device.type == "cpu" or pools == 1
+    by_pairs = NANOSECONDS_PER_PAIR * dense_pairs(present, wanted) if known else math.inf
+    engine, low, nodes = cheapest(scores, at, temperature, by_pairs, sets)
+    if engine == "grid":
+        return grid_count(scores, weights, at, temperature, value, slope, low, nodes), None
+    if engine == "pairs":
         return dense_count(scores, weights, at, present, wanted, temperature, value, slope), None
     order = order_together(scores, at) if order is None else order
     return exponential_count(scores, weights, at, temperature, value, slope, order), order
+
+
+def cheapest(scores: Tensor, at: Tensor, temperature: float, by_pairs: float, sets: int = 1) -> tuple[str, Tensor, int]:
+    """Choose the engine for scores ``[B, M]`` and points ``[B, A]``, given what the pairs are predicted to take.
+
+    The prediction, in nanoseconds, is alike from both sides: forward and backward must take the same engine, or what a
+    row does to itself, as a score and as a point, would not cancel. The grid is left out where its error would show
+    (float64), and off the CPU, where the device would have to wait for the range of the scores.
+
+    Returns:
+        ``"pairs"``, ``"grid"`` or ``"exponentials"``, and for a grid the lowest of each pool and how many nodes it has.
+    """
+    (pools, rows), points = scores.shape, at.shape[1]
+    by_exponentials = exponentials.NANOSECONDS + exponentials.NANOSECONDS_PER_ROW * sets * pools * (rows + points)
+    if by_pairs > grid.NANOSECONDS and scores.dtype == torch.float32 and scores.device.type == "cpu":
+        low, nodes = grid_nodes(scores, at, temperature)
+        each = grid.NANOSECONDS_PER_ROW * (rows + points) + grid.NANOSECONDS_PER_NODE * nodes
+        if grid.NANOSECONDS + sets * pools * each < min(by_pairs, by_exponentials):
+            return "grid", low, int(nodes)
+    return "pairs" if by_pairs <= by_exponentials else "exponentials", scores, 0
 
 
 @_count.register_fake
@@ -121,9 +139,9 @@ class _SoftCount(torch.autograd.Function):
     def forward(
         scores: Tensor, weights: Tensor, at: Tensor, wanted: Tensor, temperature: float, with_slope: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        asked = (scores, weights, at, _everywhere(scores), wanted, temperature, True, with_slope)
+        asked = (scores, weights, at, everywhere(scores), wanted, temperature, True, with_slope)
         if is_plain(scores, weights, at, wanted):
-            return _count_now(*asked)
+            return count_now(*asked)
         return (*_count(*asked), None)
 
     @staticmethod
@@ -160,9 +178,9 @@ def _pull(
 ) -> tuple[Tensor, Tensor, Tensor]:
     # The gradient arriving at the counts, carried back to scores, weights and points.
     arriving = arriving.masked_fill(~wanted[:, None], 0.0)
-    asked = (at, arriving, scores, wanted, _everywhere(scores), temperature, to_weights, to_scores)
+    asked = (at, arriving, scores, wanted, everywhere(scores), temperature, to_weights, to_scores)
     if is_plain(at, arriving, scores, wanted):
-        counts, pulls, _ = _count_now(*asked, None if order is None else swapped(order, scores.shape[1]))
+        counts, pulls, _ = count_now(*asked, None if order is None else swapped(order, scores.shape[1]))
     else:
         counts, pulls = _count(*asked)
     scores_gradient = (pulls * weights).sum(1) if to_scores else torch.zeros_like(scores)
@@ -172,7 +190,27 @@ def _pull(
     return scores_gradient, weights_gradient, at_gradient
 
 
-def _everywhere(scores: Tensor) -> Tensor:
+def count_pairs(scores: Tensor, weights: Tensor, at: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Count one small pool by pairs, whatever is marked as absent.
+
+    Returns:
+        counts ``[1, K, A]``, and what each pair adds to the slopes, for a weight and temperature of 1, ``[A, M]``.
+    """
+    slopes, everything = scores.new_empty(at.shape[1], scores.shape[1]), everywhere(scores[:, :1])
+    counts, _ = dense_count(scores, weights, at, everything, everything, temperature, True, False, slopes)
+    assert counts is not None
+    return counts, slopes
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Keep the arithmetic in the dtype that comes in."""
+    device = tensor.device.type
+    # To enter and leave takes longer than the work on a small pool.
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+def everywhere(scores: Tensor) -> Tensor:
+    """Mark every place of ``scores[B, M]``."""
     return torch.ones((1, 1), dtype=torch.bool, device=scores.device).expand(scores.shape)
 
 

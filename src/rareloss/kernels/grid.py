@@ -17,9 +17,19 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-__all__ = ["NANOSECONDS", "NANOSECONDS_PER_NODE", "NANOSECONDS_PER_ROW", "grid_count", "grid_nodes"]
+__all__ = [
+    "MOST_CELLS",
+    "NANOSECONDS",
+    "NANOSECONDS_PER_NODE",
+    "NANOSECONDS_PER_ROW",
+    "chunks",
+    "grid_count",
+    "grid_nodes",
+]
 
 _CELLS_PER_TEMPERATURE = 16
+# What is longer leaves the caches, where a node takes several times as long.
+MOST_CELLS = 2**22
 # Rows worked on at once: 256 KiB of float64.
 _CHUNK = 2**15
 # The nodes of a cell: one before, its two ends, one after.
@@ -38,12 +48,12 @@ def grid_nodes(scores: Tensor, at: Tensor, temperature: float) -> tuple[Tensor, 
 
     Returns:
         the lowest of each pool's scores and points, ``[B]``, and how many nodes a grid over the widest pool has,
-        infinite where it has no end.
+        infinite where it has no end or is too long to be quick.
     """
     low = torch.minimum(scores.amin(1), at.amin(1)).double()
     high = torch.maximum(scores.amax(1), at.amax(1)).double()
     cells = ((high - low).amax() * (_CELLS_PER_TEMPERATURE / temperature)).item()
-    return low, cells + _BEFORE + _AFTER + 2 if math.isfinite(cells) else math.inf
+    return low, cells + _BEFORE + _AFTER + 2 if cells <= MOST_CELLS else math.inf
 
 
 def grid_count(
@@ -60,7 +70,7 @@ def grid_count(
     pools, sets, rows = weights.shape
     scale = _CELLS_PER_TEMPERATURE / temperature
     moments = torch.zeros(sets, 4, pools * length, dtype=torch.float64, device=scores.device)
-    for pool, row in _chunks(pools, rows):
+    for pool, row in chunks(pools, rows):
         cell, offset = _place(scores[pool, row], low[pool], scale, length, pool.start)
         for k in range(sets):
             term = weights[pool, k, row].double().flatten()
@@ -106,7 +116,7 @@ def _interpolate(
     around = torch.stack([padded[..., node : node + length] for node in range(4)], 1)  # [K, node, B, length]
     by_power = torch.matmul(lagrange.mT, around.flatten(2)).to(dtype)
     result = torch.empty(pools, sets, at.shape[1], dtype=dtype, device=at.device)
-    for pool, point in _chunks(pools, at.shape[1]):
+    for pool, point in chunks(pools, at.shape[1]):
         cell, offset = _place(at[pool, point], low[pool], scale, length, pool.start)
         offset = offset.to(dtype)
         for k in range(sets):
@@ -117,11 +127,12 @@ def _interpolate(
     return result
 
 
-def _chunks(pools: int, rows: int) -> Iterator[tuple[slice, slice]]:
-    together = max(1, _CHUNK // max(rows, 1))
+def chunks(pools: int, rows: int, size: int = _CHUNK) -> Iterator[tuple[slice, slice]]:
+    """Cut ``[pools, rows]`` into blocks of ``size`` entries at most, of whole pools or of some rows of one pool."""
+    together = max(1, size // max(rows, 1))
     for first in range(0, pools, together):
-        for start in range(0, rows, _CHUNK):
-            yield slice(first, min(first + together, pools)), slice(start, min(start + _CHUNK, rows))
+        for start in range(0, rows, size):
+            yield slice(first, min(first + together, pools)), slice(start, min(start + size, rows))
 
 
 def _place(scores: Tensor, low: Tensor, scale: float, length: int, first: int) -> tuple[Tensor, Tensor]:

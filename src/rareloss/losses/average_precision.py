@@ -4,13 +4,12 @@ Reference: Brown, Xie, Kalogeiton and Zisserman, "Smooth-AP: Smoothing the Path 
 ECCV 2020, equations 4 to 8.
 """
 
-import torch
 from torch import Tensor
 
 from rareloss import checks, metrics
-from rareloss.ranking.pool import PerClass, Pool, make_pool, per_class, picked, safe_ratio
+from rareloss.kernels.ranks import soft_ranks
+from rareloss.ranking.pool import PerClass, Pool, make_pool, per_class, safe_ratio
 from rareloss.ranking.ranking_loss import RankingLoss
-from rareloss.ranking.soft_count import count_above
 
 __all__ = ["SmoothAPLoss", "smooth_average_precision"]
 
@@ -53,12 +52,10 @@ def smooth_average_precision(
 
 def _average_precision(pool: Pool, temperature: float) -> PerClass:
     places, own = pool.positive()
-    at = picked(pool.scores, places)
-    among_positives = count_above(at, own[:, None], at, temperature=temperature, where=own > 0)[:, 0]
-    among_all = count_above(pool.scores, pool.weight[:, None], at, temperature=temperature, where=own > 0)[:, 0]
-    precision = safe_ratio(among_positives + own / 2, among_all + own / 2)
-    whole = torch.sum(own, 1)
-    return per_class(pool, safe_ratio((own * precision).sum(1), whole), whole)
+    rank_among_positives, rank_among_all = soft_ranks(pool.scores, pool.weight, places, own, temperature)
+    whole = own.sum(1)
+    share = safe_ratio(own, whole[:, None])
+    return per_class(pool, (share * rank_among_positives / rank_among_all).sum(1), whole)
 
 
 class SmoothAPLoss(RankingLoss):

@@ -1,11 +1,19 @@
 """One-vs-rest log-odds: the score by which class indices are ranked."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from rareloss import checks
+from rareloss.kernels.batching import eager_twin, is_plain
 
 __all__ = ["log_odds"]
+
+# Numbers worked on at once: a chunk of float32 (512 KiB) and what is derived from it stay near the core.
+_CHUNK = 2**17
 
 
 def log_odds(logits: Tensor) -> Tensor:
@@ -33,10 +41,74 @@ def log_odds(logits: Tensor) -> Tensor:
     if logits.ndim < 1 or logits.shape[-1] < 2:
         raise ValueError(f"logits must have shape [..., C] with C of at least 2, got {tuple(logits.shape)}")
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    log_p = logits.log_softmax(-1)
-    # For all but the top class p is at most 1/2 and log(1 - p) is exact; for the top class 1 - p may round to 0, so the
-    # others are summed.
-    top = torch.zeros_like(log_p, dtype=torch.bool).scatter_(-1, logits.argmax(-1, keepdim=True), True)
-    others = log_p.masked_fill(top, -torch.inf).logsumexp(-1, keepdim=True)
-    log_rest = torch.where(top, others, torch.log1p(-log_p.masked_fill(top, -1.0).exp()))
-    return log_p - log_rest
+    odds: Tensor = (_EagerLogOdds if is_plain(logits) else _LogOdds).apply(logits)[0]
+    return odds
+
+
+def _forward(logits: Tensor) -> tuple[Tensor, Tensor]:
+    # Also returns which class is the top one. What it competes with is summed without it: there 1 - p rounds to 0.
+    top, place = logits.max(-1, keepdim=True)
+    others = logits.scatter(-1, place, -torch.inf)
+    second = others.amax(-1, keepdim=True)
+    others.sub_(second).exp_()
+    total, lead = others.sum(-1, keepdim=True), top - second
+    # For class c of the others: z_c - log(e^top + sum of the rest).
+    rest = others.neg_().add_(total).mul_(lead.neg().exp_()).log1p_()
+    return (logits - top).sub_(rest).scatter(-1, place, lead - total.log()), place
+
+
+def _backward(log_odds: Tensor, place: Tensor, arriving: Tensor) -> Tensor:
+    # d o_c / d z_c = 1 and d o_c / d z_k = -p_k / (1 - p_c), with p / (1 - p) the odds x. So with r_c = g_c (1 + x_c)
+    # class k gets r_k - p_k sum(r); and of the top class, whose odds may overflow, g_top p_k / (1 - p_top): a share.
+    top, of_top = log_odds.gather(-1, place), arriving.gather(-1, place)
+    rest = torch.sigmoid(-top)
+    share = (log_odds - F.logsigmoid(-top)).clamp(max=1.0).exp().scatter(-1, place, 0.0)
+    plus_one = share * rest + 1
+    r = (arriving * plus_one).scatter(-1, place, 0.0)
+    total = r.sum(-1, keepdim=True)
+    found = r - share * (rest * total + of_top) / plus_one
+    return found.scatter(-1, place, of_top - torch.sigmoid(top) * total)
+
+
+def _forward_in_cache(logits: Tensor) -> tuple[Tensor, Tensor]:
+    # Many passes over rows that stay in cache cost less than each of them over all rows.
+    found, place = torch.empty_like(logits), torch.empty_like(logits[..., :1], dtype=torch.int64)
+    for chunk in _chunks(logits):
+        found[chunk], place[chunk] = _forward(logits[chunk])
+    return found, place
+
+
+def _backward_in_cache(log_odds: Tensor, place: Tensor, arriving: Tensor) -> Tensor:
+    found = torch.empty_like(log_odds)
+    arriving = arriving.contiguous()  # laid out by class it is read against the grain, row by row
+    for chunk in _chunks(log_odds):
+        found[chunk] = _backward(log_odds[chunk], place[chunk], arriving[chunk])
+    return found
+
+
+def _chunks(logits: Tensor) -> Iterator[slice]:
+    rows, size = len(logits), max(1, _CHUNK * len(logits) // max(1, logits.numel()))
+    return (slice(start, start + size) for start in range(0, rows, size))
+
+
+class _LogOdds(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits: Tensor) -> tuple[Tensor, Tensor]:
+        in_cache = is_plain(logits) and logits.ndim > 1
+        return _forward_in_cache(logits) if in_cache else _forward(logits)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        log_odds, place = ctx.saved_tensors
+        in_cache = is_plain(log_odds, gradients[0]) and log_odds.ndim > 1 and not torch.is_grad_enabled()
+        return (_backward_in_cache if in_cache else _backward)(log_odds, place, gradients[0])
+
+
+_EagerLogOdds = eager_twin(_LogOdds)

@@ -129,7 +129,9 @@ def lay_out(scores: Tensor, positive: Tensor, weight: Tensor | None, iid: Tensor
         return lay_out(torch.cat([scores, one]), one > 0, one, None)
 
     def by_class(tensor: Tensor) -> Tensor:
-        return tensor.mT.contiguous() if tensor.shape[1] == classes else tensor.expand(rows, classes).mT
+        # One number for all classes of a row stays one.
+        alike = tensor.shape[1] != classes or (classes > 1 and tensor.stride(1) == 0)
+        return tensor[:, :1].expand(rows, classes).mT if alike else tensor.mT.contiguous()
 
     # One number seen everywhere costs no memory.
     return Pool(

@@ -1,0 +1,224 @@
+r"""Soft ranks of chosen rows, among themselves and among all rows of their pool, with one gradient for both.
+
+.. math:: Q_i = \frac{w_i}{2} + \sum_{j \text{ chosen}} w_j \, \sigma\big((s_j - s_i) / t\big), \qquad
+          R_i = \frac{w_i}{2} + \sum_j w_j \, \sigma\big((s_j - s_i) / t\big)
+
+These are two counts of :mod:`rareloss.kernels.count`, at points that are rows themselves. So both ends of a pair are in
+one gradient, and one pass over the pairs makes it.
+"""
+
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from rareloss.kernels import grid
+from rareloss.kernels.batching import eager_twin, fold_into_batch, is_plain
+from rareloss.kernels.count import cheapest, count_now, count_pairs, everywhere, without_autocast
+from rareloss.kernels.dense import NANOSECONDS_PER_RANKED_PAIR, RankedPairs
+from rareloss.kernels.exponentials import swapped
+
+__all__ = ["soft_ranks"]
+
+# What a forward pass leaves for the backward pass. Of a small pool: the slopes of its pairs [A, M], and the weights of
+# the rows chosen and of all [2, M]; else, unless pairs find theirs again, slopes [B, 2, A] and the orders of both.
+_Left: TypeAlias = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+def soft_ranks(
+    scores: Tensor, weight: Tensor, rows: Tensor | None, own: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Rank the rows ``rows[b, a]`` wherever ``own[b, a] > 0``; elsewhere anything above 0, without gradient.
+
+    Args:
+        scores: ``[B, M]``, float32 or float64.
+        weight: ``[B, M]``, same dtype, taken as constant.
+        rows: ``[B, A]``, int64, no row chosen twice; None for all rows in their order.
+        own: the weights of those rows, ``[B, A]``, 0 for an entry that stands for none.
+        temperature: in units of the scores.
+
+    Returns:
+        the ranks among the rows chosen and among all, ``[B, A]`` each, with gradient to the scores.
+    """
+    if rows is None:
+        rows = torch.arange(scores.shape[1], device=scores.device).expand(scores.shape)
+    plain = is_plain(scores, weight, rows, own)
+    function: Any = _EagerSoftRanks if plain else _SoftRanks
+    with_slopes = not plain or (scores.requires_grad and torch.is_grad_enabled())
+    among_chosen, among_all, *_ = function.apply(scores, weight, rows, own, temperature, with_slopes)
+    return among_chosen, among_all
+
+
+def _rank(
+    scores: Tensor, weight: Tensor, rows: Tensor, own: Tensor, temperature: float, with_slopes: bool
+) -> tuple[Tensor, *_Left]:
+    with without_autocast(scores):
+        counts, slopes, first, second = _count(scores, weight, rows, own, temperature, with_slopes)
+        # Weights that are too light to be halved would leave a rank of 0, by which nobody can divide.
+        ranks = counts.add_(own[:, None] / 2).clamp_(min=torch.finfo(counts.dtype).tiny)
+    return ranks, slopes, first, second
+
+
+def _count(
+    scores: Tensor, weight: Tensor, rows: Tensor, own: Tensor, temperature: float, with_slopes: bool
+) -> tuple[Tensor, *_Left]:
+    if _is_small(scores, rows):
+        return _count_small(scores, weight, rows, own, temperature)
+    at, wanted = scores.gather(1, rows), own > 0
+    if (pairs := _pairs_if_cheapest(scores, weight, rows, own, at, temperature)) is not None:
+        return torch.stack([one.counts() for one in pairs], 1), None, None, None
+    asked = (wanted, temperature, True, with_slopes)
+    chosen, slopes_chosen, order_chosen = count_now(at, own[:, None], at, everywhere(at), *asked)
+    every, slopes_every, order_every = count_now(scores, weight[:, None], at, everywhere(scores), *asked)
+    slopes = torch.cat([slopes_chosen, slopes_every], 1) if with_slopes else None
+    return torch.cat([chosen, every], 1), slopes, order_chosen, order_every
+
+
+def _count_small(
+    scores: Tensor, weight: Tensor, rows: Tensor, own: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor, None]:
+    both = torch.stack([torch.zeros_like(weight).index_add_(1, rows[0], own), weight], 1)
+    counts, slopes = count_pairs(scores, both, scores.index_select(1, rows[0]), temperature)
+    # A row's pair with itself pulls it both ways alike, and is left out.
+    return counts, slopes.scatter_(1, rows.mT, 0.0), both[0], None
+
+
+def _pull(
+    arriving: Tensor,
+    scores: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    own: Tensor,
+    slopes: Tensor | None,
+    first: Tensor | None,
+    second: Tensor | None,
+    temperature: float,
+) -> Tensor:
+    # The gradient arriving at the ranks, carried back to the scores. A chosen row is pulled as row and as point.
+    with without_autocast(scores):
+        if _is_small(scores, rows):
+            assert slopes is not None
+            assert first is not None
+            arriving = arriving[0] * min(1 / temperature, torch.finfo(scores.dtype).max)
+            found = (arriving @ slopes).mul_(first).sum(0, keepdim=True)
+            return found.index_add_(1, rows[0], (first @ slopes.mT).mul_(arriving).sum(0, keepdim=True), alpha=-1)
+        at, wanted = scores.gather(1, rows), own > 0
+        arriving = arriving.masked_fill(~wanted[:, None], 0.0)
+        if (pairs := _pairs_if_cheapest(scores, weight, rows, own, at, temperature)) is not None:
+            (to_chosen, at_chosen), (to_every, at_every) = (one.pulls(arriving[:, k]) for k, one in enumerate(pairs))
+            return to_every.scatter_add_(1, rows, to_chosen + at_chosen + at_every)
+        pulls = []
+        for k, (among, order) in enumerate(((at, first), (scores, second))):
+            back = None if order is None else swapped(order, among.shape[1])
+            found = count_now(
+                at, arriving[:, k, None], among, wanted, everywhere(among), temperature, False, True, back
+            )[1]
+            pulls.append(found[:, 0])
+        assert slopes is not None
+        return (weight * pulls[1]).scatter_add_(1, rows, own * pulls[0] - (arriving * slopes).sum(1))
+
+
+def _is_small(scores: Tensor, rows: Tensor) -> bool:
+    # What pairs do in the time of any grid is done by pairs, all at once.
+    return len(scores) == 1 and NANOSECONDS_PER_RANKED_PAIR * scores.numel() * rows.numel() <= grid.NANOSECONDS
+
+
+def _pairs_if_cheapest(
+    scores: Tensor, weight: Tensor, rows: Tensor, own: Tensor, at: Tensor, temperature: float
+) -> tuple[RankedPairs, RankedPairs] | None:
+    pools, points = rows.shape
+    if scores.device.type != "cpu" and pools > 1:
+        return None  # which rows are chosen would have to be waited for
+    among_every = RankedPairs(scores, weight, rows, own > 0, temperature)
+    if cheapest(scores, at, temperature, among_every.nanoseconds)[0] != "pairs":
+        return None
+    numbers = torch.arange(points, device=rows.device).expand(pools, points)
+    return RankedPairs(at, own, numbers, own > 0, temperature), among_every
+
+
+@torch.library.custom_op("rareloss::soft_ranks", mutates_args=())
+def _rank_op(scores: Tensor, weight: Tensor, rows: Tensor, own: Tensor, temperature: float) -> Tensor:
+    return _rank(scores, weight, rows, own, temperature, False)[0]
+
+
+@_rank_op.register_fake
+def _(scores: Tensor, weight: Tensor, rows: Tensor, own: Tensor, temperature: float) -> Tensor:
+    return scores.new_empty(rows.shape[0], 2, rows.shape[1])
+
+
+@torch.library.custom_op("rareloss::soft_ranks_pull", mutates_args=())
+def _pull_op(arriving: Tensor, scores: Tensor, weight: Tensor, rows: Tensor, own: Tensor, temperature: float) -> Tensor:
+    # What the forward pass may leave has a shape that depends on the engine, which a graph cannot hold.
+    left = _rank(scores, weight, rows, own, temperature, True)[1:]
+    return _pull(arriving, scores, weight, rows, own, *left, temperature)
+
+
+@_pull_op.register_fake
+def _(arriving: Tensor, scores: Tensor, weight: Tensor, rows: Tensor, own: Tensor, temperature: float) -> Tensor:
+    return torch.empty_like(scores)
+
+
+fold_into_batch(_rank_op)
+fold_into_batch(_pull_op)
+
+
+class _SoftRanks(torch.autograd.Function):
+    # A function around the op, not a formula registered on it: torch.func transforms see through the former alone.
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        scores: Tensor, weight: Tensor, rows: Tensor, own: Tensor, temperature: float, with_slopes: bool
+    ) -> tuple[Tensor | None, ...]:
+        if is_plain(scores, weight, rows, own):
+            ranks, *left = _rank(scores, weight, rows, own, temperature, with_slopes)
+        else:
+            ranks, left = _rank_op(scores, weight, rows, own, temperature), [None, None, None]
+        among_chosen, among_all = ranks.unbind(1)
+        return among_chosen, among_all, *left
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor | None, ...]) -> None:
+        *tensors, ctx.temperature, _ = inputs
+        left = output[2:]
+        ctx.mark_non_differentiable(*(tensor for tensor in left if tensor is not None))
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, *left)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        given = [gradient for gradient in gradients[:2] if gradient is not None]
+        if not given:
+            return (None,) * 6
+        arriving = torch.stack([torch.zeros_like(given[0]) if one is None else one for one in gradients[:2]], 1)
+        # A function of its own only where a graph of this backward is asked for: it refuses the second derivative.
+        pull: Any = _SoftRanksBackward.apply if torch.is_grad_enabled() else _carry_back
+        return (pull(arriving, *ctx.saved_tensors, ctx.temperature), None, None, None, None, None)
+
+
+def _carry_back(
+    arriving: Tensor, scores: Tensor, weight: Tensor, rows: Tensor, own: Tensor, *left_and_temperature: Any
+) -> Tensor:
+    if is_plain(arriving, scores, weight, rows, own):
+        return _pull(arriving, scores, weight, rows, own, *left_and_temperature)
+    pulled: Tensor = _pull_op(arriving, scores, weight, rows, own, left_and_temperature[-1])
+    return pulled
+
+
+class _SoftRanksBackward(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*inputs: Any) -> Tensor:
+        return _carry_back(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        raise RuntimeError("soft ranks have no second derivative here; call backward without create_graph=True")
+
+
+_EagerSoftRanks = eager_twin(_SoftRanks)
