@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rareloss import checks
 from rareloss.ranking.log_odds import log_odds
-from rareloss.ranking.pool import where_absent
+from rareloss.ranking.pool import constant_weight, where_absent
 
 __all__ = ["Rows", "encode"]
 
@@ -88,13 +88,14 @@ def encode(
     weight = kept.to(scores.dtype).expand_as(scores)
     if sample_weight is not None:
         per_row = sample_weight.shape == torch.Size(rows_shape)
-        weight = weight * sample_weight.detach().to(scores.dtype).reshape(-1, 1 if per_row else num_classes)
+        weight = weight * constant_weight(sample_weight, scores.dtype).reshape(-1, 1 if per_row else num_classes)
     # What is absent goes out at once: a NaN there would have a NaN gradient.
     absent = where_absent(weight)
     scores = scores if absent is None else scores.masked_fill(absent, 0.0)
     if indices:
         scores = log_odds(scores)
-        positive = flat == torch.arange(num_classes, device=flat.device)
+        # Class by class in memory, as a pool is laid out.
+        positive = (flat.mT == torch.arange(num_classes, device=flat.device)[:, None]).mT
     else:
         positive = flat == 1
     if iid_mask is None:

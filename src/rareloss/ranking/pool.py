@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import threshold
 
 from rareloss import checks
 from rareloss.kernels.batching import eager_twin, is_plain
@@ -13,8 +14,10 @@ __all__ = [
     "PerClass",
     "Pool",
     "chosen",
+    "constant_weight",
     "lay_out",
     "make_pool",
+    "one_or_nan",
     "per_class",
     "picked",
     "safe_ratio",
@@ -106,7 +109,7 @@ def make_pool(scores: Tensor, positive: Tensor, weight: Tensor | None = None, ii
     pool = lay_out(
         column(scores.to(dtype)),
         column(positive),
-        None if weight is None else column(weight.detach().to(dtype)),
+        None if weight is None else column(constant_weight(weight, dtype)),
         None if iid_mask is None else column(iid_mask),
     )
     absent = None if weight is None else where_absent(pool.weight)
@@ -140,6 +143,11 @@ def lay_out(scores: Tensor, positive: Tensor, weight: Tensor | None, iid: Tensor
         scores.new_ones(1, 1).expand(classes, rows) if weight is None else by_class(weight),
         None if iid is None else by_class(iid),
     )
+
+
+def constant_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return weights without gradient in ``dtype``; 0 for those too light to be divided by."""
+    return threshold(weight.detach().to(dtype), checks.LIGHTEST, 0.0)
 
 
 def where_absent(weight: Tensor) -> Tensor | None:
@@ -201,10 +209,14 @@ def per_class(pool: Pool, value: Tensor, positive: Tensor) -> PerClass:
     """
     absent = where_absent(pool.counted)
     no_negative = pool.is_positive if absent is None else pool.is_positive | absent
-    defined = (positive > 0) & ~no_negative.all(1)
-    scores = pool.scores.detach()
-    nan_if_infinite = scores.amin(1) * 0 + scores.amax(1) * 0
-    return PerClass((value * (1 + nan_if_infinite)).masked_fill(~defined, torch.nan), defined)
+    undefined = (positive <= 0) | no_negative.all(1)
+    return PerClass((value * one_or_nan(pool.scores)).masked_fill(undefined, torch.nan), ~undefined)
+
+
+def one_or_nan(scores: Tensor) -> Tensor:
+    """Return 1 for each class of ``scores[C, M]`` that are finite, else NaN, without gradient."""
+    scores = scores.detach()
+    return torch.addcmul(scores.amin(1) * 0.0 + 1.0, scores.amax(1), scores.new_zeros(()))
 
 
 def standardise(pool: Pool) -> tuple[Pool, Tensor, Tensor]:
@@ -224,7 +236,8 @@ class _Standardise(torch.autograd.Function):
 
     @staticmethod
     def forward(scores: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return _some_classes_at_once(_standardised, scores, weight)  # type: ignore[return-value]
+        standard, mean, spread = _some_classes_at_once(_standardised, scores, weight)
+        return standard, mean, spread
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -234,14 +247,13 @@ class _Standardise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = _some_classes_at_once(_standardised_backwards, gradients[0], *ctx.saved_tensors)
-        return gradient, None
+        return _some_classes_at_once(_standardised_backwards, gradients[0], *ctx.saved_tensors)[0], None
 
 
 _EagerStandardise = eager_twin(_Standardise)
 
 
-def _standardised(scores: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _standardised(scores: Tensor, weight: Tensor, *, out: Tensor | None) -> tuple[Tensor, ...]:
     # The largest comes out first, so that nothing overflows; then a present row, so that equal scores are all 0.
     largest = scores.abs().amax(1, keepdim=True)
     largest = largest.masked_fill(largest < torch.finfo(largest.dtype).tiny, 1.0)
@@ -253,27 +265,31 @@ def _standardised(scores: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tenso
     centred = from_anchor - mean
     variance = (share * centred * centred).sum(1, keepdim=True)
     spread = torch.where(variance == 0, 1.0 / largest, variance.sqrt())
-    standard = centred / spread
-    standard = standard if absent is None else standard.masked_fill(absent, 0.0)
+    standard = torch.div(centred, spread, out=out)
+    standard = standard if absent is None else standard.masked_fill_(absent, 0.0)
     return standard, ((mean + anchor) * largest)[:, 0], (spread * largest)[:, 0]
 
 
-def _standardised_backwards(arriving: Tensor, weight: Tensor, standard: Tensor, spread: Tensor) -> tuple[Tensor]:
+def _standardised_backwards(
+    arriving: Tensor, weight: Tensor, standard: Tensor, spread: Tensor, *, out: Tensor | None
+) -> tuple[Tensor, ...]:
     # With z the standardised scores, w their shares of the weight and g what arrives, the gradient of s is
     # (g - w (sum(g) + z sum(g z))) / spread: the mean and the spread move with the scores.
     share = weight / _or_one(weight.sum(1, keepdim=True))
     moved = arriving.sum(1, keepdim=True) + standard * (arriving * standard).sum(1, keepdim=True)
-    return ((arriving - share * moved) / spread[:, None],)
+    return (torch.div(arriving - share * moved, spread[:, None], out=out),)
 
 
 def _some_classes_at_once(function: Callable[..., tuple[Tensor, ...]], *by_class: Tensor) -> tuple[Tensor, ...]:
-    # So many classes that what is derived from them stays in a core's cache.
+    # So many classes that what is derived from them stays in a core's cache; the first result goes where it belongs.
     classes, rows = by_class[0].shape
     together = max(1, _IN_CACHE // rows)
     if classes <= together or not is_plain(*by_class):
-        return function(*by_class)
-    parts = zip(*(tensor.split(together) for tensor in by_class), strict=True)
-    return tuple(torch.cat(part) for part in zip(*(function(*part) for part in parts), strict=True))
+        return function(*by_class, out=None)
+    whole = torch.empty_like(by_class[0], memory_format=torch.contiguous_format)
+    parts = zip(*(tensor.split(together) for tensor in (*by_class, whole)), strict=True)
+    found = [function(*part, out=out) for *part, out in parts]
+    return whole, *(torch.cat(rest) for rest in list(zip(*found, strict=True))[1:])
 
 
 def _or_one(total: Tensor) -> Tensor:

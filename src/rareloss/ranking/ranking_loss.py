@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from rareloss import checks, distributed
 from rareloss.ranking.encode import Rows, encode
-from rareloss.ranking.pool import PerClass, Pool, lay_out, safe_ratio, standardise
+from rareloss.ranking.pool import PerClass, Pool, lay_out, one_or_nan, safe_ratio, standardise
 from rareloss.ranking.queue import MemoryQueue
 
 __all__ = ["PoolOptions", "RankingLoss", "Support"]
@@ -141,7 +141,7 @@ class RankingLoss(nn.Module):
             loss = loss.detach() + (loss - loss.detach()) * safe_ratio(torch.ones_like(share), share)
         if self._uses_queue():
             self.queue.remember(live)
-        return self._reduced(loss, defined, live)
+        return self._reduced(loss, defined, pool)
 
     @torch.no_grad()
     def describe(
@@ -236,14 +236,14 @@ class RankingLoss(nn.Module):
         temperature = self.temperature.to(pool.scores)
         return pool._replace(scores=pool.scores / temperature), mean, spread * temperature, 1.0
 
-    def _reduced(self, loss: Tensor, defined: Tensor, live: Rows) -> Tensor:
+    def _reduced(self, loss: Tensor, defined: Tensor, pool: Pool) -> Tensor:
         if self.reduction == "none":
             return loss
         total = torch.where(defined, loss, 0.0).sum()
         if self.reduction == "mean":
             total = total / defined.sum().clamp(min=1)
         # A logit that is not finite shows, also in a class that is not defined, so that an AMP scaler skips the step.
-        total = total * (1 + (live.scores.detach() * 0).sum())
+        total = total * one_or_nan(pool.scores).amin()
         return total if self.training else torch.where(defined.any(), total, torch.nan)
 
     def _warn_if_unsupported(self, live: Rows) -> None:
