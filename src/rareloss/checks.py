@@ -12,6 +12,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 __all__ = [
+    "HEAVIEST",
+    "LIGHTEST",
     "between",
     "boolean",
     "choice",
@@ -29,6 +31,9 @@ __all__ = [
     "same_shape",
     "values_readable",
 ]
+
+# Weights that float32 can sum up by the million, and divide by; what is lighter counts as 0.
+LIGHTEST, HEAVIEST = 1e-32, 1e32
 
 
 def values_readable(tensor: Tensor, check_values: bool | None = None) -> bool:
@@ -173,16 +178,18 @@ def class_indices(name: str, tensor: Tensor, classes: int, ignore_index: int, ch
 
 
 def finite_weights(name: str, tensor: Tensor, check_values: bool | None = None) -> None:
-    """Refuse weights that are negative, infinite or NaN."""
+    """Refuse weights that are negative, NaN, infinite, or heavier than float32 can sum up."""
     if tensor.is_complex():
         raise TypeError(f"{name} must be real numbers, got dtype {tensor.dtype}")
     if tensor.dtype == torch.bool or not values_readable(tensor, check_values):
         return
-    fits = torch.isfinite(tensor) & (tensor >= 0)
+    most = min(HEAVIEST, torch.finfo(tensor.dtype).max) if tensor.is_floating_point() else HEAVIEST
+    fits = (tensor >= 0) & (tensor <= most)
     if not bool(fits.all()):
         wrong = tensor[~fits][0].item()
         raise ValueError(
-            f"{name} must be finite and not negative, got {wrong}; give a row that is to be left out weight 0"
+            f"{name} must be finite (at most {HEAVIEST:g}) and not negative, got {wrong}; give a row that is to be "
+            "left out weight 0; one factor on all weights changes nothing"
         )
 
 

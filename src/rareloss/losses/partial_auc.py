@@ -8,6 +8,7 @@ from typing import Unpack
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from rareloss import checks, metrics
 from rareloss.ranking.pool import PerClass, Pool, chosen, make_pool, per_class, picked, safe_ratio
@@ -70,10 +71,10 @@ def soft_partial_auc(
 def _partial_auc(pool: Pool, alpha: float, beta: float, temperature: float) -> PerClass:
     negatives, band = band_rows(pool, alpha, beta)
     places, hits = pool.positive()
-    positives = picked(pool.scores, places)
-    above = count_above(positives, hits[:, None], negatives, temperature=temperature, where=band > 0)[:, 0]
-    width, whole = band.sum(1), hits.sum(1)
-    return per_class(pool, safe_ratio((band * above).sum(1), width * whole), whole)
+    positives, whole = picked(pool.scores, places), hits.sum(1)
+    share, part = safe_ratio(hits, whole[:, None]), safe_ratio(band, band.sum(1, keepdim=True))
+    above = count_above(positives, share[:, None], negatives, temperature=temperature, where=part > 0)[:, 0]
+    return per_class(pool, (part * above).sum(1), whole)
 
 
 def band_rows(pool: Pool, alpha: float, beta: float) -> tuple[Tensor, Tensor]:
@@ -133,7 +134,7 @@ class PAUCAtBudgetLoss(RankingLoss):
     def threshold(self, pool: Pool, temperature: float) -> Tensor:
         """Compute the lowest score ``[C]`` of the band, in units of the pool's scores."""
         negatives, band = band_rows(pool, self.alpha, self.beta)
-        return torch.where(band > 0, negatives, torch.inf).amin(1)
+        return pad(torch.where(band > 0, negatives, torch.inf), (0, 1), value=torch.inf).amin(1)
 
     def support(self, rows: Tensor, negatives: Tensor) -> Support:
         """Compute how many negatives of the pool lie above the smallest edge of the band."""

@@ -109,7 +109,7 @@ def _binary_rows(logits: Tensor, targets: Tensor) -> tuple[int, ...]:
     shape, other = tuple(logits.shape), tuple(targets.shape)
     if shape == (*other, 1):
         return other
-    if other == (*shape, 1) or (shape == other and shape[-1:] != (1,)):
+    if other == (*shape, 1) or (shape == other and (len(shape) == 1 or shape[-1:] != (1,))):
         return shape
     if shape == other:
         return shape[:-1]

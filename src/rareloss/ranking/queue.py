@@ -16,9 +16,9 @@ __all__ = ["MemoryQueue"]
 class MemoryQueue(nn.Module):
     """Remember the last ``size`` valid rows; an empty slot is a row of weight 0.
 
-    A row is valid if it has weight in some class and its scores are finite wherever it has weight, so padding does not
-    flush the queue and a NaN does not poison it. Rows and pointer are buffers: they are saved, loaded and moved with
-    the module. Scores stay in float32 at least, also after ``.half()``.
+    A row is valid if it has weight in some class and its scores are finite, in float32, wherever it has weight, so
+    padding does not flush the queue and a NaN does not poison it. Rows and pointer are buffers: they are saved, loaded
+    and moved with the module. Scores stay in float32 at least, also after ``.half()``.
 
     Args:
         size: rows remembered, 0 for none.
@@ -55,8 +55,9 @@ class MemoryQueue(nn.Module):
     @torch.no_grad()
     def remember(self, live: Rows) -> None:
         """Put the valid rows of ``live`` over the oldest slots, in order."""
-        present = live.weight > 0
-        valid = present.any(1) & (live.scores * 0 == 0).logical_or_(~present).all(1)
+        # What float32 does not hold would be infinite in a later batch, and poison it.
+        finite = live.scores.float() * 0 + live.weight.float() * 0 == 0
+        valid = (live.weight > 0).any(1) & finite.logical_or_(live.weight <= 0).all(1)
         rows, size = len(live.scores), self.size
         if rows <= size and checks.values_readable(live.scores) and bool(valid.all()):
             # As below, by slices: up to the end of the buffers, and on from their start.

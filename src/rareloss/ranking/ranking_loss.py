@@ -137,7 +137,9 @@ class RankingLoss(nn.Module):
         loss = 1 - loss
         if rows is not live:
             share = safe_ratio(live.weight.sum(0), rows.weight.sum(0))
-            # The value stays; of the gradient, an average over the pool, only the live share arrived.
+            # The value stays; of the gradient, an average over the pool, only the live share arrived. So small a share
+            # is none: what arrived of it is rounding.
+            share = share.masked_fill(share < 1e-12, 0.0)
             loss = loss.detach() + (loss - loss.detach()) * safe_ratio(torch.ones_like(share), share)
         if self._uses_queue():
             self.queue.remember(live)
