@@ -293,6 +293,19 @@ def test_cross_entropy_keeps_ignore_index(ignore_index: int) -> None:
 
 
 @pytest.mark.parametrize("plain", [nn.BCEWithLogitsLoss(), nn.CrossEntropyLoss()])
+def test_ignored_row_that_holds_nan_has_no_gradient(plain: nn.Module) -> None:
+    classes = 1 if isinstance(plain, nn.BCEWithLogitsLoss) else 3
+    loss = LossWarmupWrapper(plain, SmoothAPLoss(classes), warmup_steps=5)
+    logits, targets = torch.randn(6, classes), torch.tensor([0, 1, 0, 0, 1, -100])
+    logits[5] = torch.nan
+    logits.requires_grad_()
+    value = loss(logits, targets)
+    value.backward()
+    assert torch.isfinite(value)
+    assert torch.equal(logits.grad[5], torch.zeros(classes))
+
+
+@pytest.mark.parametrize("plain", [nn.BCEWithLogitsLoss(), nn.CrossEntropyLoss()])
 def test_nothing_to_count_is_zero_with_gradient_zero(plain: nn.Module) -> None:
     classes = 1 if isinstance(plain, nn.BCEWithLogitsLoss) else 3
     loss = LossWarmupWrapper(plain, SmoothAPLoss(classes), warmup_steps=5)

@@ -51,15 +51,18 @@ def count_now(
     value: bool,
     slope: bool,
     order: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Count now, with no graph.
 
     Returns:
-        counts and slopes ``[B, K, A]`` at the points wanted (elsewhere: anything finite), empty where not asked for;
-        and the order of scores and points if it had to be found.
+        counts and slopes ``[B, K, A]`` at the points wanted (elsewhere: anything finite), empty where not asked for, in
+        ``dtype`` where they were summed up in it, else in that of the weights; and the order of scores and points if it
+        had to be found.
     """
     with without_autocast(scores):
-        (counts, slopes), order = _by_cheapest(scores, weights, at, present, wanted, temperature, value, slope, order)
+        asked = (scores, weights, at, present, wanted, temperature, value, slope, order, dtype or weights.dtype)
+        (counts, slopes), order = _by_cheapest(*asked)
     return weights.new_empty(0) if counts is None else counts, weights.new_empty(0) if slopes is None else slopes, order
 
 
@@ -73,6 +76,7 @@ def _by_cheapest(
     value: bool,
     slope: bool,
     order: Tensor | None,
+    dtype: torch.dtype,
 ) -> tuple[tuple[Tensor | None, Tensor | None], Tensor | None]:
     pools, sets, rows = weights.shape
     points = at.shape[1]
@@ -90,7 +94,7 @@ def _by_cheapest(
     if engine == "pairs":
         return dense_count(scores, weights, at, present, wanted, temperature, value, slope), None
     order = order_together(scores, at) if order is None else order
-    return exponential_count(scores, weights, at, temperature, value, slope, order), order
+    return exponential_count(scores, weights, at, temperature, value, slope, order, dtype), order
 
 
 def cheapest(scores: Tensor, at: Tensor, temperature: float, by_pairs: float, sets: int = 1) -> tuple[str, Tensor, int]:

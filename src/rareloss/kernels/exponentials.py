@@ -88,9 +88,19 @@ def _number_below(places: Tensor, others: Tensor) -> Tensor:
 
 
 def exponential_count(
-    scores: Tensor, weights: Tensor, at: Tensor, temperature: float, value: bool, slope: bool, order: Tensor
+    scores: Tensor,
+    weights: Tensor,
+    at: Tensor,
+    temperature: float,
+    value: bool,
+    slope: bool,
+    order: Tensor,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Count as :mod:`rareloss.kernels.count` says; ``order`` comes from :func:`order_together`."""
+    """Count as :mod:`rareloss.kernels.count` says, into ``dtype``, the weights' by default.
+
+    ``order`` comes from :func:`order_together`.
+    """
     terms = _TERMS[weights.dtype]
     asked = ([_value_terms(terms)] if value else []) + ([_slope_terms(terms)] if slope else [])
     below = torch.stack(asked).to(scores.device)
@@ -102,7 +112,7 @@ def exponential_count(
     found = count(scores, weights, at, temperature, value, below, above, order)
     if slope:
         found[-1].div_(temperature)
-    found = [one.to(weights.dtype) for one in found]
+    found = [one.to(dtype or weights.dtype) for one in found]
     return found[0] if value else None, found[-1] if slope else None
 
 

@@ -55,7 +55,7 @@ def _rank(
     with without_autocast(scores):
         counts, slopes, first, second = _count(scores, weight, rows, own, temperature, with_slopes)
         # Weights that are too light to be halved would leave a rank of 0, by which nobody can divide.
-        ranks = counts.add_(own[:, None] / 2).clamp_(min=torch.finfo(counts.dtype).tiny)
+        ranks = counts.to(scores.dtype).add_(own[:, None] / 2).clamp_(min=torch.finfo(scores.dtype).tiny)
     return ranks, slopes, first, second
 
 
@@ -68,8 +68,10 @@ def _count(
     if (pairs := _pairs_if_cheapest(scores, weight, rows, own, at, temperature)) is not None:
         return torch.stack([one.counts() for one in pairs], 1), None, None, None
     asked = (wanted, temperature, True, with_slopes)
-    chosen, slopes_chosen, order_chosen = count_now(at, own[:, None], at, everywhere(at), *asked)
-    every, slopes_every, order_every = count_now(scores, weight[:, None], at, everywhere(scores), *asked)
+    # A row's pair with itself is in two sums of slopes, which cancel in float64 where they were summed up in it.
+    fine = (None, torch.float64)
+    chosen, slopes_chosen, order_chosen = count_now(at, own[:, None], at, everywhere(at), *asked, *fine)
+    every, slopes_every, order_every = count_now(scores, weight[:, None], at, everywhere(scores), *asked, *fine)
     slopes = torch.cat([slopes_chosen, slopes_every], 1) if with_slopes else None
     return torch.cat([chosen, every], 1), slopes, order_chosen, order_every
 
@@ -110,12 +112,11 @@ def _pull(
         pulls = []
         for k, (among, order) in enumerate(((at, first), (scores, second))):
             back = None if order is None else swapped(order, among.shape[1])
-            found = count_now(
-                at, arriving[:, k, None], among, wanted, everywhere(among), temperature, False, True, back
-            )[1]
-            pulls.append(found[:, 0])
+            asked = (wanted, everywhere(among), temperature, False, True, back, torch.float64)
+            pulls.append(count_now(at, arriving[:, k, None], among, *asked)[1][:, 0])
         assert slopes is not None
-        return (weight * pulls[1]).scatter_add_(1, rows, own * pulls[0] - (arriving * slopes).sum(1))
+        at_rows = own * pulls[0] - (arriving * slopes).sum(1)
+        return (weight * pulls[1]).scatter_add_(1, rows, at_rows.to(pulls[1].dtype)).to(scores.dtype)
 
 
 def _is_small(scores: Tensor, rows: Tensor) -> bool:

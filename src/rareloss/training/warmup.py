@@ -271,20 +271,22 @@ def _torch_terms(loss: nn.Module, logits: Tensor, targets: Tensor, ignore_index:
     """Compute one of torch's two cross-entropies, unreduced, on what a ranking loss takes; and the terms' weights."""
     checks.floating("logits", logits)
     checks.is_tensor("targets", targets)
+    # An ignored logit is taken out before the loss, so that a NaN there leaves no gradient.
     kept = targets != ignore_index
     if isinstance(loss, nn.CrossEntropyLoss):
         checks.same_shape("targets", targets, logits.shape[:-1])
         checks.class_indices("targets", targets, logits.shape[-1], ignore_index)
         flat = torch.where(kept, targets, loss.ignore_index).reshape(-1).long()
+        kept = (flat != loss.ignore_index)[:, None]
         terms = F.cross_entropy(
-            logits.reshape(-1, logits.shape[-1]),
+            torch.where(kept, logits.reshape(-1, logits.shape[-1]), 0.0),
             flat,
             weight=loss.weight,
             ignore_index=loss.ignore_index,
             label_smoothing=loss.label_smoothing,
             reduction="none",
         )
-        counted = (flat != loss.ignore_index).to(terms.dtype)
+        counted = kept[:, 0].to(terms.dtype)
         if loss.weight is not None:
             counted = counted * loss.weight[torch.where(flat == loss.ignore_index, 0, flat)]
         return terms, counted
@@ -294,7 +296,6 @@ def _torch_terms(loss: nn.Module, logits: Tensor, targets: Tensor, ignore_index:
     )
     checks.labels("targets", targets, ignore_index)
     kept = kept.reshape(logits.shape)
-    # An ignored logit is taken out before the loss, so that a NaN there leaves no gradient.
     terms = F.binary_cross_entropy_with_logits(
         torch.where(kept, logits, 0.0),
         torch.where(kept, targets.reshape(logits.shape), 0).to(logits.dtype),
