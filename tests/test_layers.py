@@ -20,11 +20,12 @@ LAYERS = (
     "losses",
     "objective",
     "training",
+    "verify",
     "integrations",
     "study",
     "cli",
 )
-CORE = LAYERS[: LAYERS.index("training") + 1]
+CORE = LAYERS[: LAYERS.index("verify") + 1]
 # These show a user the public names, so they import everything of the core, and the core nothing of them.
 FACADES = ("", "functional")
 PACKAGE = Path(rareloss.__file__).parent

@@ -8,10 +8,12 @@ from rareloss.losses.recall import RecallAtQuantileLoss
 from rareloss.objective import Objective
 from rareloss.training.large_batch import large_batch
 from rareloss.training.warmup import LossWarmupWrapper
+from rareloss.verify import Certificate, verify
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Certificate",
     "LossWarmupWrapper",
     "Objective",
     "PAUCAtBudgetLoss",
@@ -23,4 +25,5 @@ __all__ = [
     "functional",
     "large_batch",
     "metrics",
+    "verify",
 ]

@@ -4,6 +4,7 @@ Reference: Brown, Xie, Kalogeiton and Zisserman, "Smooth-AP: Smoothing the Path 
 ECCV 2020, equations 4 to 8.
 """
 
+import torch
 from torch import Tensor
 
 from rareloss import checks, metrics
@@ -53,7 +54,7 @@ def smooth_average_precision(
 def _average_precision(pool: Pool, temperature: float) -> PerClass:
     places, own = pool.positive()
     rank_among_positives, rank_among_all = soft_ranks(pool.scores, pool.weight, places, own, temperature)
-    whole = own.sum(1)
+    whole = torch.sum(own, 1)
     share = safe_ratio(own, whole[:, None])
     return per_class(pool, (share * rank_among_positives / rank_among_all).sum(1), whole)
 
