@@ -90,7 +90,9 @@ def encode(
         per_row = sample_weight.shape == torch.Size(rows_shape)
         weight = weight * constant_weight(sample_weight, scores.dtype).reshape(-1, 1 if per_row else num_classes)
     # What is absent goes out at once: a NaN there would have a NaN gradient.
+    # Not so a class of a row that is present in others: their log-odds are against it too.
     absent = where_absent(weight)
+    absent = absent.all(1, keepdim=True) if indices and absent is not None else absent
     scores = scores if absent is None else scores.masked_fill(absent, 0.0)
     if indices:
         scores = log_odds(scores)
