@@ -65,7 +65,8 @@ class MemoryQueue(nn.Module):
             first = min(rows, size - start)
             for slots, values in zip(self._slots(), live, strict=True):
                 slots[start : start + first] = values[:first]
-                slots[: rows - first] = values[first:]
+                if first < rows:
+                    slots[: rows - first] = values[first:]
             self.pointer.fill_((start + rows) % max(size, 1))
             return
         place = valid.cumsum(0)
