@@ -210,3 +210,14 @@ def test_second_derivative_is_refused() -> None:
     (slope,) = torch.autograd.grad(value, scores, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiat"):
         slope.square().sum().backward()
+
+
+@pytest.mark.parametrize("rows", [2, 17, 3000])
+@pytest.mark.parametrize("quantile", [0.005, 0.6])
+def test_scores_near_the_end_of_float64_have_a_gradient(rows: int, quantile: float) -> None:
+    scores = (
+        torch.randn(rows, dtype=torch.float64).sign() * torch.rand(rows, dtype=torch.float64) * 2e307
+    ).requires_grad_()
+    value, _ = soft_recall_at_quantile(scores, torch.arange(rows) % 2 == 0, quantile=quantile, temperature=1e-3)
+    (gradient,) = torch.autograd.grad(value, scores)
+    assert torch.isfinite(gradient).all()

@@ -402,10 +402,12 @@ def _slopes(
     # The rows' weighted slopes and their sum, in units of W exp(-nearest) / t.
     found, slope_of_all = [], 0.0
     for distance, weight in near.chunks(start, dtype):
-        apart = distance.sub_(root).abs_().mul_(-1 / temperature)
+        # Infinite for scores near the end of their dtype, of which the nearest could not be taken away.
+        furthest = torch.finfo(distance.dtype).max / 2
+        apart = distance.sub_(root).abs_().mul_(-1 / temperature).clamp_(min=-furthest)
         tail = apart.sigmoid()
         if nearest:
-            slope = apart.add_(nearest).clamp_(max=0.0).exp_().mul_((1 - tail).square_())
+            slope = apart.add_(min(nearest, furthest)).clamp_(max=0.0).exp_().mul_((1 - tail).square_())
         else:
             slope = torch.addcmul(tail, tail, tail, value=-1)
         slope.mul_(weight).mul_(1 / total)
@@ -416,7 +418,16 @@ def _slopes(
 
 def _middle_of(low: float, high: float, temperature: float) -> float:
     # Halfway on a scale that is linear within a temperature and logarithmic beyond: 1e38 is 90 temperatures away.
-    return temperature * math.sinh((math.asinh(low / temperature) + math.asinh(high / temperature)) / 2)
+    middle = (_on_scale(low, temperature) + _on_scale(high, temperature)) / 2
+    if abs(middle) < 300:
+        return temperature * math.sinh(middle)
+    return math.copysign(math.exp(abs(middle) - math.log(2) + math.log(temperature)), middle)
+
+
+def _on_scale(place: float, temperature: float) -> float:
+    if math.isfinite(place / temperature):
+        return math.asinh(place / temperature)
+    return math.copysign(math.log(abs(place)) - math.log(temperature) + math.log(2), place)
 
 
 def _traced_threshold(scores: Tensor, counted: Tensor, share: float, temperature: float) -> tuple[Tensor, Tensor]:
