@@ -362,9 +362,11 @@ class LifeOfALoss(RuleBasedStateMachine):
             # Beside a heavy row the gradients of light ones are what its rounding leaves.
             heavy = {weight for row in rows for weight in row.weight if weight > 0}
             alike = not heavy or max(heavy) <= 1e6 * min(heavy)
-            if alike and not remembered and gradient.dtype in (torch.float32, torch.float64):
+            if alike and rows and not remembered and gradient.dtype in (torch.float32, torch.float64):
                 # What cancels in each row's gradient has the size of 1 / t, in spreads where that is the unit.
-                spread = max(batch.logits.detach().double().reshape(-1, classes).std(0, correction=0).amin().item(), 1e-300)
+                spread = max(
+                    batch.logits.detach().double().reshape(-1, classes).std(0, correction=0).amin().item(), 1e-300
+                )
                 scale = 1 / self.loss.temperature / (spread if self.loss.temperature_unit == "spread" else 1.0)
                 assert per_class.sum().abs() <= 1e-4 * per_class.abs().sum() + 1e-5 * scale
 

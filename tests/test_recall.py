@@ -215,9 +215,17 @@ def test_second_derivative_is_refused() -> None:
 @pytest.mark.parametrize("rows", [2, 17, 3000])
 @pytest.mark.parametrize("quantile", [0.005, 0.6])
 def test_scores_near_the_end_of_float64_have_a_gradient(rows: int, quantile: float) -> None:
+    positive = torch.arange(rows) % 2 == 0
     scores = (
         torch.randn(rows, dtype=torch.float64).sign() * torch.rand(rows, dtype=torch.float64) * 2e307
     ).requires_grad_()
-    value, _ = soft_recall_at_quantile(scores, torch.arange(rows) % 2 == 0, quantile=quantile, temperature=1e-3)
+    value, _ = soft_recall_at_quantile(scores, positive, quantile=quantile, temperature=1e-3)
     (gradient,) = torch.autograd.grad(value, scores)
     assert torch.isfinite(gradient).all()
+    by_class = scores.detach()[:, None].expand(rows, 2).clone().requires_grad_()  # small classes go another way
+    values, _ = soft_recall_at_quantile(
+        by_class, positive[:, None].expand(rows, 2), quantile=quantile, temperature=1e-3
+    )
+    (gradients,) = torch.autograd.grad(values.sum(), by_class)
+    assert values[0].item() == pytest.approx(value.item(), abs=1e-9)
+    assert torch.isfinite(gradients).all()

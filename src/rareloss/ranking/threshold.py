@@ -244,13 +244,13 @@ def _root(
     # A score near the threshold and the threshold's offset from it, NaN if scores are not finite; None if the score
     # next to the threshold may be far.
     target, rest = share * total, total - share * total
-    low, high = near.low, near.high
+    low, high, less, more = near.low, near.high, 0.0, 0.0
     # At the lowest score less t logit(q) every row is above with at least q; at the highest, with at most q.
     shift = temperature * math.log(target / rest)
     if low == -math.inf and len(near.scores):
-        low = near.scores.amin().item() - shift - temperature
+        low, less = near.scores.amin().item(), -shift - temperature
     if high == math.inf and len(near.scores):
-        high = near.scores.amax().item() - shift + temperature
+        high, more = near.scores.amax().item(), temperature - shift
     if not (math.isfinite(low) and math.isfinite(high) and math.isfinite(start)):
         return math.nan, 0.0
     # The many rows of a float32 pool are counted in float32.
@@ -264,17 +264,16 @@ def _root(
 
     root = 0.0
     for _ in range(_ANCHORS):
-        bounds = low - start, high - start
+        bounds = low - start + less, high - start + more
         root, slope = _newton(softly, root, *bounds, target, rest, temperature, max(step, 5e-4), noise)
         if slope > _STEEP * min(target, rest) and dtype == torch.float32 and abs(root) < _CLOSE * temperature:
             return start, root
-        place = start + root
-        above, below = _around(near, place)
+        above, below = _around(near, start + root)
         if (above == math.inf and near.above > 0) or (below == -math.inf and near.below > 0):
             return None
         moved = above if above < math.inf else below
         close = abs(moved - start) < _CLOSE * temperature
-        start, root = moved, place - moved
+        start, root = moved, root + (start - moved)  # their sum may have no room for the root's digits
         if close:
             break
     edge = below if start == above else -math.inf
@@ -292,7 +291,7 @@ def _root(
         whole, tails, slope = _count(near, start, root, temperature)
         return surplus + (whole - at_start) + tails, slope
 
-    root, _ = _newton(exactly, root, low - start, high - start, target, rest, temperature, step, 0.0)
+    root, _ = _newton(exactly, root, low - start + less, high - start + more, target, rest, temperature, step, 0.0)
     return start, root
 
 
@@ -434,7 +433,9 @@ def _traced_threshold(scores: Tensor, counted: Tensor, share: float, temperature
     # The same as operations on all rows, without a look at any number.
     start, offset = _threshold(scores.detach(), counted, share, temperature)
     from_start = scores.double() - start[:, None]
-    distance = (from_start.detach() - offset[:, None]) / temperature
+    # Kept finite for scores near the end of their dtype.
+    furthest = torch.finfo(torch.float64).max / 4
+    distance = ((from_start.detach() - offset[:, None]) / temperature).clamp(-furthest, furthest)
     log_slope = logsigmoid(distance) + logsigmoid(-distance)
     # A softmax of logs, since in a gap of the scores every slope underflows while their ratios stay.
     any_counted = (counted > 0).any(1, keepdim=True)
@@ -493,7 +494,11 @@ def _threshold(scores: Tensor, counted: Tensor, share: float, temperature: float
 
 def _middle(low: Tensor, high: Tensor, temperature: float) -> Tensor:
     # Halfway on a scale that is linear within a temperature and logarithmic beyond: 1e38 is 90 temperatures away.
-    return temperature * torch.sinh((torch.asinh(low / temperature) + torch.asinh(high / temperature)) / 2)
+    ends = torch.stack([low, high])
+    beyond = ends.sign() * (ends.abs().log() - math.log(temperature) + math.log(2))
+    middle = torch.where((ends / temperature).isfinite(), (ends / temperature).asinh(), beyond).mean(0)
+    far = middle.sign() * (middle.abs() - math.log(2) + math.log(temperature)).exp()
+    return torch.where(middle.abs() < 300, temperature * middle.sinh(), far)
 
 
 @_threshold.register_fake
