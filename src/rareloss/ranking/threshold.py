@@ -218,11 +218,11 @@ def _gather(scores: Tensor, counted: Tensor, share: float, total: float, low: fl
     if not (low > -math.inf or high < math.inf):
         return every
     from_above = low > -math.inf and (share < 0.5 or high == math.inf)
-    picked = scores >= low if from_above else scores <= high
+    on_side = scores >= low if from_above else scores <= high
     bound = max(_GATHERED, len(scores) // 8)
-    if len(scores) > _GATHERED and int(picked.count_nonzero()) > bound + min(share, 1 - share) * len(scores):
+    if len(scores) > _GATHERED and int(on_side.count_nonzero()) > bound + min(share, 1 - share) * len(scores):
         return every
-    rows = picked.nonzero()[:, 0]
+    rows = on_side.nonzero()[:, 0]
     score, weight = scores.index_select(0, rows), counted.index_select(0, rows).double()
     rest = total - weight.sum().item()
     if len(rows) <= _NEAR_ENOUGH:
