@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._library.custom_ops import CustomOpDef
 
-__all__ = ["eager_twin", "fold_into_batch", "is_plain"]
+__all__ = ["eager_twin", "fold_into_batch", "is_plain", "without_second_derivative"]
 
 
 def fold_into_batch(op: CustomOpDef) -> None:
@@ -52,3 +52,28 @@ def eager_twin(function: Any) -> Any:
 
     twin = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
     return type(function.__name__, (torch.autograd.Function,), twin)
+
+
+def without_second_derivative(pull: Callable[..., Any], what: str) -> Callable[..., Any]:
+    """Make ``pull``, which computes a gradient, refuse to be differentiated itself.
+
+    Args:
+        pull: takes and returns tensors.
+        what: of which it is the gradient, as a sentence begins.
+    """
+
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise RuntimeError(f"{what} no second derivative here; call backward without create_graph=True")
+
+    refusing: Any = type(
+        pull.__name__,
+        (torch.autograd.Function,),
+        {
+            "generate_vmap_rule": True,
+            "forward": staticmethod(lambda *inputs: pull(*inputs)),
+            "setup_context": staticmethod(lambda ctx, inputs, output: None),
+            "backward": staticmethod(backward),
+        },
+    )
+    # Only where a graph of the gradient is asked for is there something to refuse.
+    return lambda *inputs: (refusing.apply if torch.is_grad_enabled() else pull)(*inputs)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rareloss.kernels import exponentials, grid
-from rareloss.kernels.batching import eager_twin, fold_into_batch, is_plain
+from rareloss.kernels.batching import eager_twin, fold_into_batch, is_plain, without_second_derivative
 from rareloss.kernels.dense import NANOSECONDS as NANOSECONDS_PER_PAIR
 from rareloss.kernels.dense import dense_count, dense_pairs
 from rareloss.kernels.exponentials import exponential_count, order_together, swapped
@@ -161,9 +161,7 @@ class _SoftCount(torch.autograd.Function):
         if gradients[0] is None:
             return (None,) * 6
         needs = ctx.needs_input_grad[:3]
-        # A function of its own only where a graph of this backward is asked for: it refuses the second derivative.
-        pull: Any = _SoftCountBackward.apply if torch.is_grad_enabled() else _pull
-        found = pull(gradients[0], *ctx.saved_tensors, ctx.temperature, *needs)
+        found = _pull_once(gradients[0], *ctx.saved_tensors, ctx.temperature, *needs)
         return (*(one if needed else None for one, needed in zip(found, needs, strict=True)), None, None, None)
 
 
@@ -218,22 +216,7 @@ def everywhere(scores: Tensor) -> Tensor:
     return torch.ones((1, 1), dtype=torch.bool, device=scores.device).expand(scores.shape)
 
 
-class _SoftCountBackward(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        return _pull(*inputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        raise RuntimeError("the soft count has no second derivative here; call backward without create_graph=True")
-
-
+_pull_once = without_second_derivative(_pull, "the soft count has")
 _EagerSoftCount = eager_twin(_SoftCount)
 
 

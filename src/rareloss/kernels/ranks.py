@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rareloss.kernels import grid
-from rareloss.kernels.batching import eager_twin, fold_into_batch, is_plain
+from rareloss.kernels.batching import eager_twin, fold_into_batch, is_plain, without_second_derivative
 from rareloss.kernels.count import cheapest, count_now, count_pairs, everywhere, without_autocast
 from rareloss.kernels.dense import NANOSECONDS_PER_RANKED_PAIR, RankedPairs
 from rareloss.kernels.exponentials import swapped
@@ -192,9 +192,7 @@ class _SoftRanks(torch.autograd.Function):
         if not given:
             return (None,) * 6
         arriving = torch.stack([torch.zeros_like(given[0]) if one is None else one for one in gradients[:2]], 1)
-        # A function of its own only where a graph of this backward is asked for: it refuses the second derivative.
-        pull: Any = _SoftRanksBackward.apply if torch.is_grad_enabled() else _carry_back
-        return (pull(arriving, *ctx.saved_tensors, ctx.temperature), None, None, None, None, None)
+        return (_carry_back_once(arriving, *ctx.saved_tensors, ctx.temperature), None, None, None, None, None)
 
 
 def _carry_back(
@@ -206,20 +204,5 @@ def _carry_back(
     return pulled
 
 
-class _SoftRanksBackward(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(*inputs: Any) -> Tensor:
-        return _carry_back(*inputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        raise RuntimeError("soft ranks have no second derivative here; call backward without create_graph=True")
-
-
+_carry_back_once = without_second_derivative(_carry_back, "soft ranks have")
 _EagerSoftRanks = eager_twin(_SoftRanks)
