@@ -1,0 +1,179 @@
+"""Steps of gradient descent, of which the one that validation prefers is kept."""
+
+import contextlib
+import copy
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+__all__ = ["Batch", "Descent", "Look", "arguments", "descend", "keeping_modes", "pools"]
+
+
+class Batch(NamedTuple):
+    """What a step is taken on.
+
+    Args:
+        inputs: the model's argument; a tuple holds several.
+        targets: as the loss takes them.
+        weight: of the rows, ``[n]``, or None.
+    """
+
+    inputs: Any
+    targets: Tensor
+    weight: Tensor | None = None
+
+
+class Look(NamedTuple):
+    """One look at validation.
+
+    Args:
+        step: steps taken so far.
+        loss: of the last one; NaN before the first.
+        validation: what was judged; more is better.
+    """
+
+    step: int
+    loss: float
+    validation: float
+
+
+class Descent(NamedTuple):
+    """Which step was kept, and what was seen.
+
+    Args:
+        kept: the look that validation preferred; its parameters are in the model. Step 0 is the start.
+        looks: all of them, in order.
+    """
+
+    kept: Look
+    looks: list[Look]
+
+
+def descend(
+    model: nn.Module,
+    loss: nn.Module,
+    batches: Iterable[Any],
+    judge: Callable[[], float],
+    *,
+    steps: int,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    warm_up: int = 0,
+    every: int = 10,
+    scores_of: Callable[..., Tensor] | None = None,
+) -> Descent:
+    """Take AdamW steps with cosine decay, and keep the parameters that are best on validation, the start included.
+
+    Statistics of batch norm stay what they are: a pool is not what they were collected from. A loss that is not finite
+    ends the descent; what was kept until then stays.
+
+    Args:
+        model: where to start; it is changed.
+        loss: called with scores and targets, and with ``sample_weight`` where a batch has weights.
+        batches: inputs, targets and perhaps weights, one a step, see :class:`Batch`; gone through again when they end.
+        judge: computes what validation thinks of the model; more is better, NaN is worst.
+        steps: how many.
+        learning_rate: at its peak.
+        weight_decay: decoupled.
+        warm_up: steps of a linear rise to the peak.
+        every: steps between looks at validation; the last step is always looked at.
+        scores_of: computes the scores of a batch with their graph; the model itself by default.
+    """
+    optimiser = torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=learning_rate,
+        weight_decay=weight_decay,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(_share_of_rate, steps=steps, warm_up=warm_up))
+    score = model if scores_of is None else scores_of
+    best = Look(0, math.nan, judge())
+    kept, looks = copy.deepcopy(model.state_dict()), [best]
+    with keeping_modes(model):
+        for step, batch in enumerate(itertools.islice(_for_ever(batches), steps), 1):
+            model.train()
+            for module in model.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+            given = {} if batch.weight is None else {"sample_weight": batch.weight}
+            value = loss(score(*arguments(batch.inputs)), batch.targets, **given)
+            if not math.isfinite(value.item()):
+                break
+            optimiser.zero_grad(set_to_none=True)
+            value.backward()
+            optimiser.step()
+            schedule.step()
+            if step % every == 0 or step == steps:
+                looks.append(Look(step, value.item(), judge()))
+                if looks[-1].validation > best.validation or math.isnan(best.validation):
+                    best, kept = looks[-1], copy.deepcopy(model.state_dict())
+    model.load_state_dict(kept)
+    return Descent(best, looks)
+
+
+def pools(targets: Tensor, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """Draw rows for a ranking loss for ever: rare classes whole, common ones sampled and weighted to stand for all.
+
+    Args:
+        targets: class indices ``[N]``, or labels ``[N, C]``, whose rows are drawn alike.
+        size: rows of a pool, fewer than N.
+        generator: draws them.
+
+    Returns:
+        places ``[size]`` and weights ``[size]``, 1 on average, again and again.
+    """
+    if targets.ndim > 1:
+        while True:
+            yield torch.randperm(len(targets), generator=generator)[:size], torch.ones(size)
+    strata = [(targets == value).nonzero()[:, 0] for value in targets.unique()]
+    # Common classes are cut to one level, such that all of them together are ``size`` rows.
+    taken, left = [0] * len(strata), size
+    for done, place in enumerate(sorted(range(len(strata)), key=lambda place: len(strata[place]))):
+        taken[place] = max(1, min(len(strata[place]), left // (len(strata) - done)))
+        left -= taken[place]
+    weight = torch.tensor([len(rows) / many for rows, many in zip(strata, taken, strict=True)])
+    weight = weight.repeat_interleave(torch.tensor(taken))
+    weight = weight / weight.mean()
+    while True:
+        drawn = [
+            rows[torch.randperm(len(rows), generator=generator)[:many]]
+            for rows, many in zip(strata, taken, strict=True)
+        ]
+        yield torch.cat(drawn), weight
+
+
+@contextlib.contextmanager
+def keeping_modes(model: nn.Module) -> Iterator[None]:
+    """Put training and eval mode of every part of a model back at the end."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _for_ever(batches: Iterable[Any]) -> Iterator[Batch]:
+    while True:
+        given = 0
+        for batch in batches:
+            given += 1
+            yield Batch(*batch)
+        if not given:
+            raise ValueError("there is no batch to step on; give at least one, and an iterable that starts anew")
+
+
+def arguments(inputs: Any) -> tuple[Any, ...]:
+    """Return what a model is called with."""
+    return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+
+
+def _share_of_rate(step: int, *, steps: int, warm_up: int) -> float:
+    if step < warm_up:
+        return (step + 1) / (warm_up + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))

@@ -1,0 +1,265 @@
+"""A pure ranking stage from a trained model, kept only as far as validation prefers it."""
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from rareloss import checks, distributed
+from rareloss.objective import Objective
+from rareloss.training.descent import Batch, Look, arguments, descend, keeping_modes, pools
+from rareloss.training.large_batch import large_batch
+
+__all__ = ["RankStage", "rank_stage", "ranking_losses"]
+
+# In spreads of the scores. A network ranks finely already, and follows a wider one.
+_TEMPERATURES = {
+    "ap": {"linear": (0.03, 0.1), "network": (0.1, 0.3)},
+    "recall@top": {"linear": (0.03, 0.1), "network": (0.03, 0.1)},
+    "recall@fpr": {"linear": (0.03, 0.1), "network": (0.03, 0.1)},
+    "pauc@fpr": {"linear": (0.3, 1.0), "network": (0.3, 1.0)},
+}
+_LEARNING_RATES = {"linear": 3e-2, "network": 3e-4}
+
+
+@dataclass(frozen=True)
+class RankStage:
+    """What a stage found.
+
+    Args:
+        model: the best on validation; a copy, the given model is as it was.
+        objective: what validation judged by.
+        before: the objective of the model as it was given, on validation.
+        after: that of ``model``.
+        step: after how many steps; 0 if nothing was better than the start.
+        loss: the loss that led there; None if nothing was better.
+        looks: of each loss in turn, what validation saw.
+    """
+
+    model: nn.Module
+    objective: Objective
+    before: float
+    after: float
+    step: int
+    loss: nn.Module | None
+    looks: list[list[Look]]
+
+    @property
+    def changed(self) -> bool:
+        """Whether ``model`` is another than the given one."""
+        return self.step > 0
+
+    def __str__(self) -> str:
+        name = self.objective.name
+        if self.loss is None:
+            return f"nothing changed: {name} on validation stays {self.before:.4f}, no step was better"
+        temperature = getattr(self.loss, "temperature", None)
+        led = type(self.loss).__name__ + ("" if temperature is None else f", temperature {temperature:g}")
+        return f"{name} on validation from {self.before:.4f} to {self.after:.4f} ({led}, step {self.step})"
+
+
+def rank_stage(
+    model: nn.Module,
+    objective: Objective | str,
+    train: Any,
+    validation: Any,
+    *,
+    losses: Sequence[nn.Module] | None = None,
+    steps: int = 200,
+    learning_rate: float | None = None,
+    weight_decay: float = 0.0,
+    pool_size: int | None = None,
+    chunk_size: int = 65_536,
+    every: int = 10,
+    seed: int = 0,
+) -> RankStage:
+    r"""Rank from where cross-entropy has led to, and return what is best on validation, the start included.
+
+    From the given parameters, each loss takes AdamW steps with cosine decay, on nothing but that loss: a blend with
+    cross-entropy gives the gain away. Every ``every`` steps validation judges by the objective itself, and the best
+    parameters of all are returned. So the stage never ends below its start on validation, and says when it changed
+    nothing. It pays where the model cannot fit everything: scorecards, heads on frozen features, small networks.
+
+    * ``train`` and ``validation`` as ``(inputs, targets)`` or ``(inputs, targets, weight)``: a step ranks all rows, in
+      the memory of ``chunk_size`` rows (see :func:`rareloss.large_batch`), or a pool of ``pool_size`` rows: rare
+      classes whole, common ones sampled and weighted to stand for all.
+    * ``train`` as an iterable of such batches, for example a ``DataLoader``: a step ranks a batch and the remembered
+      rows of earlier ones.
+
+    Dropout is as in training; statistics of batch norm are kept. One process: on several ranks, write the loop.
+
+    Args:
+        model: any trained scorer; logits ``[n]`` or ``[n, 1]`` for binary, else ``[n, C]``. It is not changed.
+        objective: an operating point such as ``"ap"`` or ``"recall@top=0.5%"``.
+        train: what to learn from. Inputs are a tensor, or a tuple of tensors for a model of several arguments.
+        validation: what chooses; rows that ``train`` does not hold.
+        losses: what to try in turn; by default the objective's loss at two temperatures, see
+            :func:`ranking_losses`.
+        steps: AdamW steps of each loss.
+        learning_rate: at its peak; by default 3e-2 for a model of one weight matrix (for inputs of about unit spread),
+            3e-4 for a network.
+        weight_decay: decoupled.
+        pool_size: rows of a step; None for all.
+        chunk_size: rows that the model scores at once.
+        every: steps between looks at validation.
+        seed: draws the pools.
+
+    Returns:
+        the model, and what validation saw.
+
+    Raises:
+        TypeError: an argument of a wrong type.
+        ValueError: an argument out of range; rows, targets or weights that do not fit; validation on which the
+            objective is not defined, or the given model's scores are not finite; more than one rank.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> x = torch.randn(4_000, 2, generator=generator)
+        >>> y = (x[:, 0] + 2 * (x[:, 1] > 1)) > 2.5  # no straight line finds these
+        >>> model = nn.Linear(2, 1)
+        >>> fit = torch.optim.LBFGS(model.parameters(), max_iter=50)
+        >>> def cross_entropy():
+        ...     fit.zero_grad()
+        ...     value = nn.functional.binary_cross_entropy_with_logits(model(x[:2_000, :])[:, 0], y[:2_000].float())
+        ...     value.backward()
+        ...     return value
+        >>> _ = fit.step(cross_entropy)
+        >>> stage = rank_stage(model, "ap", (x[:2_000], y[:2_000]), (x[2_000:], y[2_000:]), steps=50)
+        >>> stage.after >= stage.before
+        True
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}; wrap a function in a module")
+    objective = Objective.parse(objective) if isinstance(objective, str) else objective
+    if not isinstance(objective, Objective):
+        raise TypeError(f"objective must be an Objective or a string, got {type(objective).__name__}")
+    if distributed.world_size(None) > 1:
+        raise ValueError("rank_stage runs in one process, got several ranks; train with objective.loss(...) there")
+    checks.integer("steps", steps, least=1)
+    checks.integer("every", every, least=1)
+    checks.integer("chunk_size", chunk_size, least=1)
+    checks.non_negative("weight_decay", weight_decay)
+    held_out = _batch("validation", validation)
+    whole = _batch("train", train) if _is_batch(train) else None
+    if pool_size is not None:
+        checks.integer("pool_size", pool_size, least=2)
+        if whole is None:
+            raise ValueError("pool_size draws rows from tensors, got an iterable of batches; leave it out")
+    kind = _kind(model)
+    rate = _LEARNING_RATES[kind] if learning_rate is None else learning_rate
+    checks.positive_number("learning_rate", rate)
+
+    def judged(scores: Tensor) -> float:
+        value, defined = objective.metric(scores, *held_out[1:])
+        return float(value[defined].mean())
+
+    start = _scores(model, held_out.inputs, chunk_size)
+    before = judged(start)
+    if not math.isfinite(before):
+        raise ValueError(
+            f"{objective.name} of the given model on validation is {before}; validation needs positives and negatives, "
+            "and the scores must be finite"
+        )
+    if losses is None:
+        outputs = 1 if start.ndim == 1 else start.shape[1]
+        losses = ranking_losses(objective, outputs, kind, queue_size=16_384 if whole is None else 0)
+    best = RankStage(copy.deepcopy(model), objective, before, before, 0, None, [])
+    for loss in losses:
+        tried = copy.deepcopy(model)
+        found = descend(
+            tried,
+            loss,
+            train if whole is None else _Pools(whole, pool_size, seed),
+            lambda tried=tried: judged(_scores(tried, held_out.inputs, chunk_size)),  # type: ignore[misc]
+            steps=steps,
+            learning_rate=rate,
+            weight_decay=weight_decay,
+            every=every,
+            scores_of=_in_chunks(tried, chunk_size),
+        )
+        best.looks.append(found.looks)
+        if found.kept.validation > best.after:
+            best = RankStage(tried, objective, before, found.kept.validation, found.kept.step, loss, best.looks)
+    return best
+
+
+def ranking_losses(objective: Objective, num_classes: int, kind: str, **options: Any) -> list[nn.Module]:
+    """Make the losses that a stage tries in turn: the objective's own at two temperatures.
+
+    Args:
+        objective: what is to be optimised.
+        num_classes: 1 for binary, else the number of classes or labels.
+        kind: ``"linear"`` for a model of one weight matrix, or ``"network"``.
+        options: as in :class:`~rareloss.ranking.ranking_loss.RankingLoss`.
+    """
+    temperatures = _TEMPERATURES[objective.kind][kind]
+    return [objective.loss(num_classes, temperature=temperature, **options) for temperature in temperatures]
+
+
+class _Pools:
+    # The rows of each step, drawn anew from the same seed whenever they are gone through.
+
+    def __init__(self, whole: Batch, size: int | None, seed: int) -> None:
+        self.whole, self.size, self.seed = whole, size, seed
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.size is None or self.size >= len(self.whole.targets):
+            yield self.whole
+            return
+        generator = torch.Generator().manual_seed(self.seed)
+        for rows, weight in pools(self.whole.targets, self.size, generator):
+            own = None if self.whole.weight is None else self.whole.weight[rows]
+            inputs = pytree.tree_map(lambda tensor, rows=rows: tensor[rows], self.whole.inputs)
+            yield Batch(inputs, self.whole.targets[rows], weight if own is None else own * weight)
+
+
+def _is_batch(given: Any) -> bool:
+    return isinstance(given, (tuple, list)) and len(given) in (2, 3) and isinstance(given[1], Tensor)
+
+
+def _batch(name: str, given: Any) -> Batch:
+    # What came, as one batch; the batches of an iterable end to end.
+    if not _is_batch(given):
+        if isinstance(given, (Tensor, str, bytes)) or not isinstance(given, Iterable):
+            raise TypeError(
+                f"{name} must be (inputs, targets) or (inputs, targets, weight), or an iterable of such batches, got "
+                f"{type(given).__name__}"
+            )
+        parts = [_batch(f"a batch of {name}", part) for part in given]
+        if not parts:
+            raise ValueError(f"{name} holds no batch")
+        if len({part.weight is None for part in parts}) > 1:
+            raise ValueError(f"some batches of {name} have weights and some have none; give all of them weights")
+        inputs = pytree.tree_map(lambda *tensors: torch.cat(tensors), *(part.inputs for part in parts))
+        weights = [part.weight for part in parts if part.weight is not None]
+        return Batch(inputs, torch.cat([part.targets for part in parts]), torch.cat(weights) if weights else None)
+    batch = Batch(*given)
+    rows = {len(tensor) for tensor in pytree.tree_leaves(tuple(batch)) if isinstance(tensor, Tensor) and tensor.ndim}
+    if len(rows) != 1:
+        raise ValueError(f"inputs, targets and weight of {name} must have the same rows, got {sorted(rows)}")
+    return batch
+
+
+def _kind(model: nn.Module) -> str:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        raise ValueError("the model has no parameter that requires a gradient; unfreeze what is to be trained")
+    return "linear" if sum(parameter.ndim > 1 for parameter in trained) <= 1 else "network"
+
+
+def _in_chunks(model: nn.Module, chunk_size: int) -> Callable[..., Tensor]:
+    chunked = large_batch(model, chunk_size=chunk_size)
+    return lambda *inputs: model(*inputs) if len(inputs[0]) <= chunk_size else chunked(*inputs)
+
+
+@torch.no_grad()
+def _scores(model: nn.Module, inputs: Any, chunk_size: int) -> Tensor:
+    with keeping_modes(model):
+        model.eval()
+        scores: Tensor = large_batch(model, chunk_size=chunk_size)(*arguments(inputs))
+    return scores
