@@ -294,3 +294,29 @@ def test_warmup_refuses_what_is_no_module() -> None:
         LossWarmupWrapper(torch.nn.functional.binary_cross_entropy_with_logits, SmoothAPLoss(1), warmup_steps=1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="temperature"):
         LossWarmupWrapper(nn.BCEWithLogitsLoss(), SigmoidFocalLoss(), warmup_steps=1, temp_start=0.5, temp_end=0.1)
+
+
+def test_ignore_index_that_the_targets_cannot_hold_ignores_no_class() -> None:
+    # As uint8, -100 is 156: a class like any other.
+    logits = torch.randn(200, 200)
+    targets = torch.arange(200)
+    losses: list[nn.Module] = [
+        SmoothAPLoss(200, queue_size=0, reduction="none"),
+        SoftmaxFocalLoss(reduction="none"),
+        SoftmaxFocalLoss(),
+        LossWarmupWrapper(nn.CrossEntropyLoss(), SmoothAPLoss(200, queue_size=0), warmup_steps=9),
+    ]
+    for loss in losses:
+        found, expected = loss(logits, targets.to(torch.uint8)), loss(logits, targets)
+        assert torch.equal(found.nan_to_num(9.0), expected.nan_to_num(9.0))
+    for kind in (torch.uint8, torch.int8):
+        with pytest.raises(ValueError, match="targets"):
+            SmoothAPLoss(3, ignore_index=511)(logits[:1, :3], torch.tensor([-1]).to(kind))
+
+
+def test_warmup_ignores_what_unsigned_targets_can_hold() -> None:
+    logits, targets = torch.randn(4, 200), torch.tensor([3, 255, 156, 7])
+    loss = LossWarmupWrapper(nn.CrossEntropyLoss(), SmoothAPLoss(200, ignore_index=255), warmup_steps=9)
+    assert loss(logits, targets.to(torch.uint8)) == loss(logits, targets)
+    kept = torch.tensor([0, 2, 3])
+    torch.testing.assert_close(loss(logits, targets), nn.functional.cross_entropy(logits[kept], targets[kept]))

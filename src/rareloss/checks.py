@@ -22,6 +22,7 @@ __all__ = [
     "finite_weights",
     "floating",
     "gathered_shape",
+    "ignored",
     "integer",
     "is_tensor",
     "labels",
@@ -138,6 +139,15 @@ def same_shape(name: str, tensor: Tensor, shape: Sequence[int], *others: Sequenc
     return tensor
 
 
+def ignored(targets: Tensor, ignore_index: int) -> Tensor:
+    """Find the targets that mean absent; none where their dtype has no such number."""
+    if not targets.is_floating_point() and targets.dtype != torch.bool:
+        held = torch.iinfo(targets.dtype)
+        if not held.min <= ignore_index <= held.max:  # torch would compare with what is left of it: -100 is 156
+            return torch.zeros_like(targets, dtype=torch.bool)
+    return targets == ignore_index
+
+
 def labels(name: str, tensor: Tensor, ignore_index: int | None, check_values: bool | None = None) -> bool:
     """Refuse labels other than 0, 1 and ``ignore_index``; return whether all are known to be 0 or 1."""
     if tensor.is_complex():
@@ -148,7 +158,7 @@ def labels(name: str, tensor: Tensor, ignore_index: int | None, check_values: bo
         return True
     fits = (tensor == 0) | (tensor == 1)
     if ignore_index is not None:
-        fits |= tensor == ignore_index
+        fits |= ignored(tensor, ignore_index)
     if not bool(fits.all()):
         wrong = tensor[~fits][0].item()
         kept = "" if ignore_index is None else f" (or {ignore_index}, ignored)"
@@ -166,7 +176,7 @@ def class_indices(name: str, tensor: Tensor, classes: int, ignore_index: int, ch
         return
     if _within(tensor, 0, classes - 1):
         return
-    fits = ((tensor >= 0) & (tensor < classes)) | (tensor == ignore_index)
+    fits = ((tensor >= 0) & (tensor < classes)) | ignored(tensor, ignore_index)
     if tensor.is_floating_point():
         fits &= tensor == tensor.round()
     if not bool(fits.all()):

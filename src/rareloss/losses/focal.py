@@ -171,7 +171,7 @@ def _softmax_terms(
 
     def plain(logits: Tensor, with_slope: bool) -> Terms:
         z, counted = _present(logits, targets, weight, ignore_index, classes_on)
-        y = torch.where(targets != ignore_index, targets, 0).long().unsqueeze(classes_on)
+        y = torch.where(checks.ignored(targets, ignore_index), 0, targets).long().unsqueeze(classes_on)
         positive = counted * (y.squeeze(classes_on) != background_class)
         a = counted if alpha is None else counted * alpha[y.squeeze(classes_on)]
         if with_slope:
@@ -203,7 +203,7 @@ def _present(
 ) -> tuple[Tensor, Tensor]:
     # The logits, upcast once and 0 where absent; the weights, 0 where absent.
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    counted = (targets != ignore_index).to(dtype)
+    counted = (~checks.ignored(targets, ignore_index)).to(dtype)
     if weight is not None:
         counted = counted * weight
     present = counted > 0 if classes_on is None else (counted > 0).unsqueeze(classes_on)

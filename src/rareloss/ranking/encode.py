@@ -84,7 +84,7 @@ def encode(
 
     scores = logits.to(torch.promote_types(logits.dtype, torch.float32)).reshape(-1, num_classes)
     flat = targets.reshape(-1, 1 if indices else num_classes)
-    kept = flat != ignore_index
+    kept = ~checks.ignored(flat, ignore_index)
     weight = kept.to(scores.dtype).expand_as(scores)
     if sample_weight is not None:
         per_row = sample_weight.shape == torch.Size(rows_shape)

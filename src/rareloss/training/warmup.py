@@ -272,11 +272,11 @@ def _torch_terms(loss: nn.Module, logits: Tensor, targets: Tensor, ignore_index:
     checks.floating("logits", logits)
     checks.is_tensor("targets", targets)
     # An ignored logit is taken out before the loss, so that a NaN there leaves no gradient.
-    kept = targets != ignore_index
+    kept = ~checks.ignored(targets, ignore_index)
     if isinstance(loss, nn.CrossEntropyLoss):
         checks.same_shape("targets", targets, logits.shape[:-1])
         checks.class_indices("targets", targets, logits.shape[-1], ignore_index)
-        flat = torch.where(kept, targets, loss.ignore_index).reshape(-1).long()
+        flat = torch.where(kept, targets.long(), loss.ignore_index).reshape(-1)
         kept = (flat != loss.ignore_index)[:, None]
         terms = F.cross_entropy(
             torch.where(kept, logits.reshape(-1, logits.shape[-1]), 0.0),
