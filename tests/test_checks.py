@@ -320,3 +320,23 @@ def test_warmup_ignores_what_unsigned_targets_can_hold() -> None:
     assert loss(logits, targets.to(torch.uint8)) == loss(logits, targets)
     kept = torch.tensor([0, 2, 3])
     torch.testing.assert_close(loss(logits, targets), nn.functional.cross_entropy(logits[kept], targets[kept]))
+
+
+@pytest.mark.parametrize("stored", [torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn])
+def test_dtypes_that_torch_only_stores_are_refused(stored: torch.dtype) -> None:
+    zeros, rows = torch.zeros(4).to(stored), torch.randn(4)
+    binary = [
+        SmoothAPLoss(1),
+        SigmoidFocalLoss(),
+        LossWarmupWrapper(nn.BCEWithLogitsLoss(), SmoothAPLoss(1), warmup_steps=1),
+    ]
+    for loss in binary:
+        with pytest.raises(TypeError, match=rf"targets.*{stored}"):
+            loss(rows, zeros)
+        with pytest.raises(TypeError, match=rf"logits.*{stored}"):
+            loss(zeros, rows > 0)
+    with pytest.raises(TypeError, match=rf"sample_weight.*{stored}"):
+        SmoothAPLoss(1)(rows, rows > 0, sample_weight=zeros)
+    for loss in (SmoothAPLoss(3), SoftmaxFocalLoss()):
+        with pytest.raises(TypeError, match=rf"targets.*{stored}"):
+            loss(torch.randn(4, 3), zeros)

@@ -348,3 +348,24 @@ def test_func_transforms_agree_with_autograd() -> None:
         leaf = logits.clone().requires_grad_()
         loss(leaf, targets).backward()
         torch.testing.assert_close(torch.func.grad(lambda z: loss(z, targets))(logits), leaf.grad)  # noqa: B023
+
+
+@pytest.mark.parametrize("wrong", [-1.0, 1.5, math.nan, math.inf])
+def test_alpha_out_of_range_is_refused_in_a_tensor_too(wrong: float) -> None:
+    logits, labels = torch.randn(4, 3), torch.randint(2, (4, 3))
+    for alpha in (torch.tensor(wrong), torch.tensor([0.5, wrong, 0.5]), torch.full((4, 3), wrong, requires_grad=True)):
+        with pytest.raises(ValueError, match="alpha"):
+            sigmoid_focal_loss(logits, labels, alpha=alpha)
+    if wrong != 1.5:
+        with pytest.raises(ValueError, match="alpha"):
+            softmax_focal_loss(logits, torch.arange(4) % 3, alpha=torch.tensor([1.0, wrong, 1.0]))
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (3,), (1,), (4, 1), (1, 3), ()])
+def test_alpha_of_any_shape_that_broadcasts(shape: tuple[int, ...]) -> None:
+    logits, labels, alpha = torch.randn(4, 3), torch.randint(2, (4, 3)), torch.rand(shape)
+    expected = sigmoid_focal_loss(logits, labels, alpha=alpha.expand(4, 3).clone())
+    torch.testing.assert_close(sigmoid_focal_loss(logits, labels, alpha=alpha), expected)
+    for other in ((*shape, 2, 2), (4,), (1, *logits.shape), (0,)):
+        with pytest.raises(ValueError, match="broadcast"):
+            sigmoid_focal_loss(logits, labels, alpha=torch.rand(other))

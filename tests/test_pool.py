@@ -443,3 +443,13 @@ def test_graph_stays_whole_under_compile(name: str, classes: int, queue_size: in
         torch.testing.assert_close(got_slope, slope)
     for key, buffer in loss.state_dict().items():
         torch.testing.assert_close(twin.state_dict()[key], buffer)
+
+
+@every_loss
+def test_spread_below_the_least_number_leaves_a_gradient(name: str) -> None:
+    logits = torch.tensor([-1.6e-31, 5.5e-31, 0.0], requires_grad=True)
+    weight = torch.tensor([1e17, 1e-17, 0.0])
+    for targets in (torch.tensor([1, 1, 0]), torch.tensor([1, 0, 0])):
+        logits.grad = None
+        LOSSES[name](1, queue_size=0)(logits, targets, sample_weight=weight).backward()
+        assert not torch.isnan(logits.grad).any()

@@ -391,3 +391,27 @@ def test_wrong_labels_are_refused_in_warmup_too(wrong: float) -> None:
     loss = wrapper()
     with pytest.raises(ValueError, match=str(wrong)):
         loss(torch.randn(24, 1), torch.full((24,), wrong))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("classes", [1, 3])
+def test_torch_loss_of_many_half_rows(dtype: torch.dtype, classes: int) -> None:
+    logits = (3 * torch.randn(200_000, classes)).to(dtype)
+    targets = torch.randint(max(2, classes), (200_000,))
+    loss = nn.BCEWithLogitsLoss() if classes == 1 else nn.CrossEntropyLoss()
+    wrapper = LossWarmupWrapper(loss, SmoothAPLoss(classes, queue_size=0), warmup_steps=9)
+    half, exact = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    found, expected = wrapper(half, targets), wrapper(exact, targets)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    (2.0**16 * found).backward()  # as a scaler does
+    (2.0**16 * expected).backward()
+    torch.testing.assert_close(half.grad, exact.grad.to(dtype), rtol=2e-2, atol=1e-7)  # float16 ends at 6e-8
+
+
+@pytest.mark.parametrize("of_module", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_class_weights_of_any_precision_meet_logits_of_any(of_module: torch.dtype) -> None:
+    logits, targets, weight = torch.randn(8, 3).bfloat16(), torch.arange(8) % 3, torch.tensor([1.0, 2.0, 4.0])
+    expected = F.cross_entropy(logits.double(), targets, weight.double()).item()
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        wrapper = LossWarmupWrapper(nn.CrossEntropyLoss(weight), SmoothAPLoss(3, queue_size=0), warmup_steps=1)
+        assert wrapper.to(of_module)(logits.to(dtype), targets).item() == pytest.approx(expected, rel=1e-5)

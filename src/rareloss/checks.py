@@ -35,6 +35,9 @@ __all__ = [
 
 # Weights that float32 can sum up by the million, and divide by; what is lighter counts as 0.
 LIGHTEST, HEAVIEST = 1e-32, 1e32
+# What torch computes with: a float of 8 bits, or an unsigned number of 16, it only stores.
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_NUMBERS = (*_FLOATS, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def values_readable(tensor: Tensor, check_values: bool | None = None) -> bool:
@@ -112,7 +115,7 @@ def is_tensor(name: str, value: Tensor) -> Tensor:
 def floating(name: str, tensor: Tensor) -> Tensor:
     """Return ``tensor``, a tensor of floats."""
     is_tensor(name, tensor)
-    if not tensor.is_floating_point():
+    if tensor.dtype not in _FLOATS:
         raise TypeError(f"{name} must be floats (raw logits), got dtype {tensor.dtype}; call .float() on it")
     return tensor
 
@@ -150,8 +153,8 @@ def ignored(targets: Tensor, ignore_index: int) -> Tensor:
 
 def labels(name: str, tensor: Tensor, ignore_index: int | None, check_values: bool | None = None) -> bool:
     """Refuse labels other than 0, 1 and ``ignore_index``; return whether all are known to be 0 or 1."""
-    if tensor.is_complex():
-        raise TypeError(f"{name} must be bool, integers or floats, got dtype {tensor.dtype}")
+    if tensor.dtype not in _NUMBERS:
+        raise TypeError(f"{name} must be bool, integers or floats, got dtype {tensor.dtype}; call .long() on it")
     if tensor.dtype == torch.bool or not values_readable(tensor, check_values):
         return tensor.dtype == torch.bool
     if _within(tensor, 0, 1):
@@ -170,8 +173,8 @@ def labels(name: str, tensor: Tensor, ignore_index: int | None, check_values: bo
 
 def class_indices(name: str, tensor: Tensor, classes: int, ignore_index: int, check_values: bool | None = None) -> None:
     """Refuse class indices outside of ``0 .. classes - 1`` and ``ignore_index``."""
-    if tensor.is_complex():
-        raise TypeError(f"{name} must be class indices, got dtype {tensor.dtype}")
+    if tensor.dtype not in _NUMBERS:
+        raise TypeError(f"{name} must be class indices, got dtype {tensor.dtype}; call .long() on it")
     if not values_readable(tensor, check_values):
         return
     if _within(tensor, 0, classes - 1):
@@ -187,18 +190,18 @@ def class_indices(name: str, tensor: Tensor, classes: int, ignore_index: int, ch
         )
 
 
-def finite_weights(name: str, tensor: Tensor, check_values: bool | None = None) -> None:
-    """Refuse weights that are negative, NaN, infinite, or heavier than float32 can sum up."""
-    if tensor.is_complex():
-        raise TypeError(f"{name} must be real numbers, got dtype {tensor.dtype}")
+def finite_weights(name: str, tensor: Tensor, check_values: bool | None = None, *, most: float = HEAVIEST) -> None:
+    """Refuse weights that are negative, NaN, infinite, or heavier than ``most``, what float32 can sum up."""
+    if tensor.dtype not in _NUMBERS:
+        raise TypeError(f"{name} must be real numbers, got dtype {tensor.dtype}; call .float() on it")
     if tensor.dtype == torch.bool or not values_readable(tensor, check_values):
         return
-    most = min(HEAVIEST, torch.finfo(tensor.dtype).max) if tensor.is_floating_point() else HEAVIEST
-    fits = (tensor >= 0) & (tensor <= most)
+    held = torch.finfo(tensor.dtype).max if tensor.is_floating_point() else most
+    fits = (tensor >= 0) & (tensor <= min(most, held))
     if not bool(fits.all()):
         wrong = tensor[~fits][0].item()
         raise ValueError(
-            f"{name} must be finite (at most {HEAVIEST:g}) and not negative, got {wrong}; give a row that is to be "
+            f"{name} must be finite (at most {most:g}) and not negative, got {wrong}; give a row that is to be "
             "left out weight 0; one factor on all weights changes nothing"
         )
 

@@ -213,12 +213,10 @@ def _present(
 def _sigmoid_alpha(alpha: float | Tensor | None, logits: Tensor) -> float | Tensor | None:
     if not isinstance(alpha, Tensor):
         return None if alpha is None else checks.probability("alpha", alpha)
-    try:
-        fits = torch.broadcast_shapes(alpha.shape, logits.shape) == logits.shape
-    except RuntimeError:
-        fits = False
-    if not fits:
+    sizes = zip(alpha.shape[::-1], logits.shape[::-1], strict=False)
+    if alpha.ndim > logits.ndim or not all(size in (1, wanted) for size, wanted in sizes):
         raise ValueError(f"alpha {tuple(alpha.shape)} does not broadcast to logits {tuple(logits.shape)}")
+    checks.finite_weights("alpha", alpha, most=1.0)
     return alpha.to(logits.device, torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -228,6 +226,7 @@ def _softmax_alpha(alpha: Sequence[float] | Tensor | None, classes: int, logits:
     alpha = torch.as_tensor(alpha)
     if alpha.shape != (classes,):
         raise ValueError(f"alpha must hold a weight for each of the {classes} classes, got shape {tuple(alpha.shape)}")
+    checks.finite_weights("alpha", alpha)
     return alpha.to(logits.device, torch.promote_types(logits.dtype, torch.float32))
 
 

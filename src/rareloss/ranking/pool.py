@@ -267,7 +267,9 @@ def _standardised(scores: Tensor, weight: Tensor, *, out: Tensor | None) -> tupl
     spread = torch.where(variance == 0, 1.0 / largest, variance.sqrt())
     standard = torch.div(centred, spread, out=out)
     standard = standard if absent is None else standard.masked_fill_(absent, 0.0)
-    return standard, ((mean + anchor) * largest)[:, 0], (spread * largest)[:, 0]
+    # A spread too small for its dtype would leave a division by 0 to the gradient.
+    spread = (spread * largest).clamp(min=torch.finfo(spread.dtype).tiny)
+    return standard, ((mean + anchor) * largest)[:, 0], spread[:, 0]
 
 
 def _standardised_backwards(

@@ -25,8 +25,8 @@ class LossWarmupWrapper(nn.Module):
     at the k-th training call (from 0), with K ``warmup_steps``, B ``blend_steps``, m ``final_main_weight`` and D
     ``temp_decay_steps``. Weight and temperature depend on k alone, and k counts this module's calls in training mode:
     there is no hook to call. For epochs, ``warmup_steps = epochs * len(loader)``. A loss of weight 0 is not computed.
-    At step K rows that ``main_loss`` remembers are dropped. An AMP step that the scaler skips counts; ``step`` can be
-    set.
+    With the last call of the warm-up, rows that ``main_loss`` remembers are dropped. An AMP step that the scaler skips
+    counts; ``step`` can be set.
 
     ``warmup_loss`` may be any module. A plain ``nn.BCEWithLogitsLoss`` or ``nn.CrossEntropyLoss`` gets its targets in
     the shape and dtype that it wants, without the rows that ``main_loss`` ignores; over ragged ranks its mean is that
@@ -166,13 +166,7 @@ class LossWarmupWrapper(nn.Module):
             )
             return result
 
-        weight: float | Tensor
-        if torch.compiler.is_compiling():
-            weight = self._trace_schedule()
-        else:
-            if self.training and self._step == self.warmup_steps:
-                self._forget_warmup()
-            weight = self.main_weight
+        weight: float | Tensor = self._trace_schedule() if torch.compiler.is_compiling() else self.main_weight
         if not isinstance(weight, Tensor) and weight in (0.0, 1.0):
             loss = called(self.main_loss if weight else self.warmup_loss)
         else:
@@ -182,7 +176,7 @@ class LossWarmupWrapper(nn.Module):
         if self.training and torch.compiler.is_compiling():
             _count_call(self._count, self._number)
         elif self.training:
-            self.step += 1
+            self._count_one()
         return loss
 
     def get_extra_state(self) -> Tensor:
@@ -209,9 +203,10 @@ class LossWarmupWrapper(nn.Module):
         self._number = next(_NUMBERS)
         _WRAPPERS[self._number] = self
 
-    def _forget_warmup(self) -> None:
-        if isinstance(self.main_loss, RankingLoss):
-            self.main_loss.reset_queue()
+    def _count_one(self) -> None:
+        self.step += 1
+        if self._step == self.warmup_steps and isinstance(self.main_loss, RankingLoss):
+            self.main_loss.reset_queue()  # of scores that the warm-up has left behind
 
     def _trace_schedule(self) -> float | Tensor:
         # Weight and temperature as tensors of the step, so that a graph holds for a whole phase: it is chosen by
@@ -247,10 +242,8 @@ _WRAPPERS: "weakref.WeakValueDictionary[int, LossWarmupWrapper]" = weakref.WeakV
 def _count_call(count: Tensor, number: int) -> None:
     # Counts for the graphs to come in the tensor, and for Python, which chooses among graphs, in the wrapper.
     wrapper = _WRAPPERS[number]
-    wrapper.step += 1
+    wrapper._count_one()
     count.fill_(wrapper.step)
-    if wrapper.step == wrapper.warmup_steps:
-        wrapper._forget_warmup()
 
 
 @_count_call.register_fake
@@ -271,31 +264,33 @@ def _torch_terms(loss: nn.Module, logits: Tensor, targets: Tensor, ignore_index:
     """Compute one of torch's two cross-entropies, unreduced, on what a ranking loss takes; and the terms' weights."""
     checks.floating("logits", logits)
     checks.is_tensor("targets", targets)
-    # An ignored logit is taken out before the loss, so that a NaN there leaves no gradient.
-    kept = ~checks.ignored(targets, ignore_index)
+    # As every loss here: half precision can neither sum up many terms nor count many rows.
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if isinstance(loss, nn.CrossEntropyLoss):
         checks.same_shape("targets", targets, logits.shape[:-1])
         checks.class_indices("targets", targets, logits.shape[-1], ignore_index)
-        flat = torch.where(kept, targets.long(), loss.ignore_index).reshape(-1)
+        flat = torch.where(checks.ignored(targets, ignore_index), loss.ignore_index, targets.long()).reshape(-1)
+        # An ignored logit is taken out before the loss, so that a NaN there leaves no gradient.
         kept = (flat != loss.ignore_index)[:, None]
+        of_class = None if loss.weight is None else loss.weight.to(logits.dtype)
         terms = F.cross_entropy(
             torch.where(kept, logits.reshape(-1, logits.shape[-1]), 0.0),
             flat,
-            weight=loss.weight,
+            weight=of_class,
             ignore_index=loss.ignore_index,
             label_smoothing=loss.label_smoothing,
             reduction="none",
         )
         counted = kept[:, 0].to(terms.dtype)
-        if loss.weight is not None:
-            counted = counted * loss.weight[torch.where(flat == loss.ignore_index, 0, flat)]
+        if of_class is not None:
+            counted = counted * of_class[torch.where(flat == loss.ignore_index, 0, flat)]
         return terms, counted
     assert isinstance(loss, nn.BCEWithLogitsLoss)
     checks.same_shape(
         "targets", targets, logits.shape, logits.shape[:-1] if logits.shape[-1:] == (1,) else (*logits.shape, 1)
     )
     checks.labels("targets", targets, ignore_index)
-    kept = kept.reshape(logits.shape)
+    kept = ~checks.ignored(targets, ignore_index).reshape(logits.shape)
     terms = F.binary_cross_entropy_with_logits(
         torch.where(kept, logits, 0.0),
         torch.where(kept, targets.reshape(logits.shape), 0).to(logits.dtype),
