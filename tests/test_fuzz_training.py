@@ -82,13 +82,14 @@ def feed_focal(data: st.DataObject) -> None:
     if not torch.isfinite(logits).all():
         return
     terms = weight * focal(logits, targets, alpha, gamma)
-    if terms.abs().sum() > torch.finfo(value.dtype).max / 64:  # where sums overflow
-        return
     by = {"mean": weight.sum(), "mean_positive": (weight * (targets > 0)).sum(), "sum": torch.tensor(1.0)}
+    divisor = by.get(reduction, 1.0)
+    if terms.abs().sum() > torch.finfo(value.dtype).max / 64 or 0 < divisor < 1e-30:  # what float32 cannot hold
+        return
     if reduction == "none":
         expected = terms.reshape(value.shape)
     else:
-        expected = terms.sum() / by[reduction] if by[reduction] > 1e-40 else terms.sum()
+        expected = terms.sum() / divisor if divisor > 0 else terms.sum()
     most = torch.finfo(value.dtype).max
     found = value.double().clamp(-most, most)
     # Weights below float32's smallest number vanish in it.

@@ -7,6 +7,7 @@ from rareloss.losses.partial_auc import PAUCAtBudgetLoss
 from rareloss.losses.recall import RecallAtQuantileLoss
 from rareloss.objective import Objective
 from rareloss.training.large_batch import large_batch
+from rareloss.training.rank_stage import RankStage, rank_stage
 from rareloss.training.warmup import LossWarmupWrapper
 from rareloss.verify import Certificate, verify
 
@@ -17,6 +18,7 @@ __all__ = [
     "LossWarmupWrapper",
     "Objective",
     "PAUCAtBudgetLoss",
+    "RankStage",
     "RecallAtQuantileLoss",
     "SigmoidFocalLoss",
     "SmoothAPLoss",
@@ -25,5 +27,6 @@ __all__ = [
     "functional",
     "large_batch",
     "metrics",
+    "rank_stage",
     "verify",
 ]

@@ -8,7 +8,7 @@ import torch
 pytest.importorskip("sklearn")
 from rareloss import Objective, SmoothAPLoss
 from rareloss.study.arms import RECIPE, arms_for, choose_arms
-from rareloss.study.batches import PAIRS, batches, pool_sizes, pools
+from rareloss.study.batches import batches
 from rareloss.study.data import DataError, load
 from rareloss.study.fitting import Fitted, Task, cross_entropy, descend, new_model
 from rareloss.study.scorers import find_scorer
@@ -21,7 +21,7 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train briefly: what is tested does not need the whole recipe."""
     for name, steps in {"network_steps": 60, "network_warm_up_steps": 10, "stage_steps": 20}.items():
         monkeypatch.setitem(RECIPE, name, steps)
-    monkeypatch.setitem(RECIPE, "warmup_cross_entropy_steps", {"scorecard": 20, "network": 40})
+    monkeypatch.setitem(RECIPE, "warmup_cross_entropy_steps", {"linear": 20, "network": 40})
 
 
 def make_task(objective: str = "ap", classes: int = 2, rows: int = 300) -> Task:
@@ -111,42 +111,19 @@ def test_a_seed_starts_every_arm_at_the_same_weights() -> None:
 def test_the_best_checkpoint_is_kept_even_if_it_is_the_start() -> None:
     task = make_task()
     model = new_model(task, find_scorer("linear"), "normal")
-    rows = pools(task.train_target, 0)
+    everything = [(slice(None), None)]
 
-    def reversed_loss(logits: torch.Tensor, targets: torch.Tensor, sample_weight: torch.Tensor) -> torch.Tensor:
-        loss: torch.Tensor = SmoothAPLoss(1, queue_size=0)(-logits, targets, sample_weight=sample_weight)
+    def reversed_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        loss: torch.Tensor = SmoothAPLoss(1, queue_size=0)(-logits, targets)
         return loss
 
-    good = descend(
-        task, model, "normal", cross_entropy(1), lambda step: next(rows), steps=40, learning_rate=0.1, chosen={}
-    )
+    good = descend(task, model, "normal", cross_entropy(1), everything * 40, steps=40, learning_rate=0.1, chosen={})
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    bad = descend(task, model, "normal", reversed_loss, lambda step: next(rows), steps=20, learning_rate=0.1, chosen={})
+    bad = descend(task, model, "normal", reversed_loss, everything * 20, steps=20, learning_rate=0.1, chosen={})
     assert bad.kept == "start"
     assert bad.validation == pytest.approx(good.validation)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
-
-
-def test_small_data_are_one_pool() -> None:
-    assert pool_sizes(torch.tensor([900, 100])) == [900, 100]
-
-
-@pytest.mark.parametrize("counts", [[70_000, 1_760], [1_000_000, 100], [50_000, 50_000], [9_000, 5_000, 30, 16]])
-def test_large_data_are_sampled_within_the_budget(counts: list[int]) -> None:
-    sizes = pool_sizes(torch.tensor(counts))
-    assert all(0 < size <= count for size, count in zip(sizes, counts, strict=True))
-    positives = sizes[1] if len(sizes) == 2 else sum(sizes)
-    assert positives * sum(sizes) <= PAIRS
-
-
-def test_a_sampled_pool_stands_for_all_rows() -> None:
-    target = torch.cat([torch.zeros(50_000, dtype=torch.int64), torch.ones(1_000, dtype=torch.int64)])
-    rows, weight = next(pools(target, 0))
-    assert rows.unique().numel() == rows.numel()
-    assert float(weight.mean()) == pytest.approx(1.0)
-    # The weighted share of positives is that of all rows: 1,000 in 51,000.
-    assert float(weight[target[rows] == 1].sum() / weight.sum()) == pytest.approx(1 / 51)
 
 
 def test_batches_pass_over_all_rows() -> None:

@@ -4,12 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
-from rareloss import Objective, PAUCAtBudgetLoss, RecallAtQuantileLoss, SmoothAPLoss
+from rareloss import Objective
 from rareloss.study.data import DataError
 
-__all__ = ["BASELINE", "RECIPE", "TEMPERATURES", "Arm", "arms_for", "choose_arms", "ranking_loss"]
+__all__ = ["BASELINE", "RECIPE", "Arm", "arms_for", "choose_arms", "ranking_objective"]
 
 BASELINE = "tuned_ce"
 ALWAYS = (BASELINE, "weighted_ce", "trees")
@@ -21,18 +19,13 @@ RECIPE: dict[str, Any] = {
     "network_warm_up_steps": 40,
     "network_look_every": 20,
     "stage_steps": 100,
+    "stage_pool": {"linear": None, "network": 16_384},
     "stage_look_every": 10,
-    "stage_learning_rate": {"scorecard": 3e-2, "network": 3e-4},
-    "warmup_cross_entropy_steps": {"scorecard": 80, "network": 200},
+    "stage_learning_rate": {"linear": 3e-2, "network": 3e-4},
+    "warmup_cross_entropy_steps": {"linear": 80, "network": 200},
     "warmup_blend_steps": 20,
     "tree_trials": 3,
     "tree_rounds": 400,
-}
-# Temperatures in spreads, tried in turn: a network ranks finely already, and follows a wider one.
-TEMPERATURES = {
-    "smooth_ap": {"scorecard": (0.03, 0.1), "network": (0.1, 0.3)},
-    "recall": {"scorecard": (0.03, 0.1), "network": (0.03, 0.1)},
-    "pauc": {"scorecard": (0.3, 1.0), "network": (0.3, 1.0)},
 }
 LABELS = {"smooth_ap": "Smooth-AP", "recall": "Recall", "pauc": "Partial AUC"}
 
@@ -129,17 +122,8 @@ def choose_arms(objective: Objective, names: Sequence[str] | None) -> tuple[Arm,
     return tuple(arm for arm in every if arm.name in wanted)
 
 
-def ranking_loss(arm: Arm, objective: Objective, outputs: int, temperature: float) -> nn.Module:
-    """Make the loss of a ranking arm."""
-    # A pool stands for the whole train fold, so nothing is remembered; the processes of a study train apart.
-    if arm.loss == "smooth_ap":
-        return SmoothAPLoss(outputs, temperature=temperature, queue_size=0, gather_distributed=False)
-    assert objective.level is not None
-    if arm.loss == "pauc":
-        return PAUCAtBudgetLoss(
-            outputs, objective.low, objective.level, temperature=temperature, queue_size=0, gather_distributed=False
-        )
-    among = "all" if objective.kind == "recall@top" else "negatives"
-    return RecallAtQuantileLoss(
-        outputs, objective.level, among, temperature=temperature, queue_size=0, gather_distributed=False
-    )
+def ranking_objective(arm: Arm, objective: Objective) -> Objective:
+    """Return what a ranking arm trains for: the objective itself, or the one that stands in for it."""
+    if arm.loss == "pauc" and objective.kind != "pauc@fpr":
+        return Objective("pauc@fpr", objective.level)
+    return objective

@@ -23,13 +23,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as RichTable
 
 from rareloss import Objective
-from rareloss.study.arms import RECIPE, TEMPERATURES, Arm, choose_arms
+from rareloss.study.arms import RECIPE, Arm, choose_arms
 from rareloss.study.data import DataError, Table, load
 from rareloss.study.report import html_summary, write_report
 from rareloss.study.runs import TREES, Store, run_unit, unit_name, write_atomically
 from rareloss.study.scorers import SCORERS, find_scorer
 from rareloss.study.split import Fold, split
 from rareloss.study.statistics import LEVEL, judge
+from rareloss.training.rank_stage import TEMPERATURES
 
 __all__ = ["Comparison", "Interrupted", "compare"]
 

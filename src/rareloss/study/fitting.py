@@ -1,10 +1,9 @@
 """Train one scorer: what is fitted on the train fold, and what validation chooses. The test fold is out of reach."""
 
-import copy
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -21,12 +20,15 @@ from rareloss.study.data import Table
 from rareloss.study.inputs import Kind, pipeline, tree_categories
 from rareloss.study.scorers import Scorer, logits_of, start_at_base_rate
 from rareloss.study.split import Fold
+from rareloss.training.descent import Batch, Look
+from rareloss.training.descent import descend as core_descend
 
 __all__ = [
     "Fitted",
     "Task",
     "cross_entropy",
     "descend",
+    "fitted",
     "logistic",
     "new_model",
     "trees",
@@ -64,6 +66,11 @@ class Task:
         return torch.from_numpy(self.table.target[self.fold.train])
 
     @property
+    def validation_target(self) -> Tensor:
+        """Classes of the validation rows."""
+        return torch.from_numpy(self.table.target[self.fold.validation])
+
+    @property
     def counts(self) -> Tensor:
         """Train rows of each class."""
         return torch.bincount(self.train_target, minlength=len(self.table.classes))
@@ -84,8 +91,7 @@ class Task:
 
     def judge(self, scores: Tensor) -> float:
         """Compute the objective of validation scores: its mean over the classes where it is defined; -1 if NaN."""
-        target = torch.from_numpy(self.table.target[self.fold.validation])
-        value, defined = self.objective.metric(scores, target)
+        value, defined = self.objective.metric(scores, self.validation_target)
         mean = float(value[defined].mean())
         return mean if math.isfinite(mean) else -1.0
 
@@ -126,64 +132,53 @@ def descend(
     model: nn.Module,
     kind: Kind,
     loss: nn.Module,
-    draw: Callable[[int], tuple[Tensor, Tensor]],
+    rows: Iterable[tuple[Tensor | slice, Tensor | None]],
     *,
-    steps: int,
-    learning_rate: float,
-    weight_decay: float = 0.0,
-    warm_up: int = 0,
-    every: int = 10,
     class_weight: Tensor | None = None,
     chosen: Mapping[str, Any],
+    **schedule: Any,
 ) -> Fitted:
-    """Take AdamW steps with cosine decay and keep the checkpoint that is best on validation, the start included.
+    """Train from the start, and keep the checkpoint that is best on validation; see the core's ``descend``.
 
     Args:
         task: the split.
         model: where to start; it is changed.
         kind: its inputs.
         loss: called with logits, targets and ``sample_weight``.
-        draw: rows and weights of the batch of a step.
-        steps: how many steps.
-        learning_rate: at its peak.
-        weight_decay: decoupled.
-        warm_up: steps of a linear rise to the peak.
-        every: steps between looks at validation.
+        rows: those of each step, and their weights.
         class_weight: factor on the weight of each class's rows.
         chosen: what to record as the choice.
+        schedule: steps and rates, as there.
     """
     x, x_validation = task.inputs(kind)
     target = task.train_target
-    optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(_rate, steps=steps, warm_up=warm_up))
+
+    def batches() -> Iterator[Batch]:
+        for places, weight in rows:
+            labels = target[places]
+            if class_weight is not None:
+                weight = class_weight[labels] if weight is None else weight * class_weight[labels]
+            yield Batch(x[places], labels, weight)
+
     score = partial(_score, model, task.outputs)
-    best = Fitted(kind, score, task.judge(score(x_validation)), dict(chosen), "start", model=model)
-    kept = copy.deepcopy(model.state_dict())
-    best.history.append({"step": 0, "loss": math.nan, "validation": best.validation})
-    for step in range(1, steps + 1):
-        rows, weight = draw(step - 1)
-        model.train()
-        labels = target[rows]
-        if class_weight is not None:
-            weight = weight * class_weight[labels]
-        value = loss(logits_of(model, x[rows], task.outputs), labels, sample_weight=weight)
-        optimiser.zero_grad(set_to_none=True)
-        value.backward()
-        optimiser.step()
-        schedule.step()
-        if step % every == 0 or step == steps:
-            found = task.judge(score(x_validation))
-            best.history.append({"step": step, "loss": value.item(), "validation": found})
-            if found > best.validation:
-                best.validation, best.kept, kept = found, f"step {step}", copy.deepcopy(model.state_dict())
-    model.load_state_dict(kept)
-    return best
+    found = core_descend(
+        model,
+        loss,
+        batches(),
+        lambda: task.judge(score(x_validation)),
+        scores_of=lambda inputs: logits_of(model, inputs, task.outputs),
+        **schedule,
+    )
+    return fitted(task, kind, model, found.kept, found.looks, chosen)
 
 
-def _rate(step: int, *, steps: int, warm_up: int) -> float:
-    if step < warm_up:
-        return (step + 1) / (warm_up + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+def fitted(
+    task: Task, kind: Kind, model: nn.Module, kept: Look, looks: Sequence[Look], chosen: Mapping[str, Any]
+) -> Fitted:
+    """Describe a model that took steps."""
+    name = f"step {kept.step}" if kept.step else "start"
+    history: list[dict[str, float]] = [look._asdict() for look in looks]
+    return Fitted(kind, partial(_score, model, task.outputs), kept.validation, dict(chosen), name, history, model)
 
 
 @torch.no_grad()

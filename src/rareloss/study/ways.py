@@ -1,16 +1,18 @@
 """How each arm trains a scorer, all with the same split, batches and initialisation; validation makes every choice."""
 
-import copy
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from scipy.stats import qmc
-from torch import Tensor, nn
+from torch import nn
 
 from rareloss import LossWarmupWrapper
-from rareloss.study.arms import BASELINE, RECIPE, TEMPERATURES, Arm, ranking_loss
-from rareloss.study.batches import batches, pools
+from rareloss.ranking.ranking_loss import RankingLoss
+from rareloss.study.arms import BASELINE, RECIPE, Arm, ranking_objective
+from rareloss.study.batches import batches
 from rareloss.study.data import DataError
 from rareloss.study.fitting import (
     Fitted,
@@ -18,11 +20,14 @@ from rareloss.study.fitting import (
     class_weights,
     cross_entropy,
     descend,
+    fitted,
     logistic,
     new_model,
     trees,
 )
 from rareloss.study.scorers import Scorer
+from rareloss.training.descent import pools
+from rareloss.training.rank_stage import rank_stage, ranking_losses
 
 __all__ = ["fit_arms", "fit_trees"]
 
@@ -128,13 +133,12 @@ def _network(
     def tried() -> Iterator[Fitted]:
         for index, draw in enumerate(draws):
             variant = variants[index % len(variants)]
-            rows = batches(target, size, task.seed)
             yield descend(
                 task,
                 new_model(task, scorer, kind),
                 kind,
                 cross_entropy(task.outputs, variant.get("gamma", 0.0)),
-                lambda step, rows=rows: next(rows),  # type: ignore[misc]
+                batches(target, size, task.seed),
                 steps=RECIPE["network_steps"],
                 warm_up=RECIPE["network_warm_up_steps"],
                 every=RECIPE["network_look_every"],
@@ -157,9 +161,8 @@ def _weighted(task: Task, scorer: Scorer, draws: Sequence[Mapping[str, Any]]) ->
 def _focal(task: Task, scorer: Scorer, draws: Sequence[Mapping[str, Any]], tuned: Fitted) -> Fitted:
     if not scorer.scorecard:
         return _network(task, scorer, _half(draws), [{"gamma": 2.0}, {"gamma": 1.0}])
-    return _best(
-        _further(task, scorer, tuned, cross_entropy(task.outputs, gamma), {"gamma": gamma}) for gamma in (1.0, 2.0)
-    )
+    losses = {gamma: cross_entropy(task.outputs, gamma) for gamma in (1.0, 2.0)}
+    return _further(task, scorer, tuned, list(losses.values()), [{"gamma": gamma} for gamma in losses])
 
 
 def _half(draws: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
@@ -169,83 +172,92 @@ def _half(draws: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
 def _continued(task: Task, scorer: Scorer, tuned: Fitted) -> Fitted:
     # As many chances as a ranking stage has temperatures.
     loss = cross_entropy(task.outputs)
-    return _best(_further(task, scorer, tuned, loss, {"learning_rate_factor": factor}, factor) for factor in (1.0, 0.3))
+    return _best(
+        _further(task, scorer, tuned, [loss], [{"learning_rate_factor": factor}], factor) for factor in (1.0, 0.3)
+    )
 
 
 def _stage(task: Task, scorer: Scorer, tuned: Fitted) -> Callable[[Arm], Fitted]:
-    return lambda arm: _best(
-        _further(task, scorer, tuned, _loss(arm, task, temperature), {"temperature": temperature})
-        for temperature in _temperatures(arm, scorer)
-    )
+    def staged(arm: Arm) -> Fitted:
+        losses = _losses(arm, task, scorer)
+        return _further(task, scorer, tuned, losses, [{"temperature": loss.temperature} for loss in losses])
+
+    return staged
 
 
 def _further(
-    task: Task, scorer: Scorer, tuned: Fitted, loss: nn.Module, chosen: Mapping[str, Any], factor: float = 1.0
+    task: Task,
+    scorer: Scorer,
+    tuned: Fitted,
+    losses: Sequence[nn.Module],
+    chosen: Sequence[Mapping[str, Any]],
+    factor: float = 1.0,
 ) -> Fitted:
-    """Take the steps of a stage from the tuned solution."""
-    rows = pools(task.train_target, task.seed)
-    rate = factor * RECIPE["stage_learning_rate"][_size(scorer)]
-    return descend(
-        task,
-        copy.deepcopy(tuned.model),  # type: ignore[arg-type]
-        tuned.kind,
-        loss,
-        lambda step: next(rows),
+    """Take the steps of a stage from the tuned solution with each loss; what each is goes into the record."""
+    x, x_validation = task.inputs(tuned.kind)
+    size = _size(scorer)
+    rate = factor * RECIPE["stage_learning_rate"][size]
+    assert tuned.model is not None
+    stage = rank_stage(
+        tuned.model,
+        task.objective,
+        (x, task.train_target),
+        (x_validation, task.validation_target),
+        losses=losses,
         steps=RECIPE["stage_steps"],
         every=RECIPE["stage_look_every"],
         learning_rate=rate,
-        chosen={"kind": tuned.kind, "learning_rate": rate, **chosen},
+        pool_size=RECIPE["stage_pool"][size],
+        seed=task.seed,
     )
+    won = 0 if stage.loss is None else list(losses).index(stage.loss)
+    record = {"kind": tuned.kind, "learning_rate": rate, **chosen[won]}
+    kept = next(look for look in stage.looks[won] if look.step == stage.step)
+    return fitted(task, tuned.kind, stage.model, kept, stage.looks[won], record)
 
 
 def _warmup(task: Task, scorer: Scorer, tuned: Fitted) -> Callable[[Arm], Fitted]:
     """Train from the start: cross-entropy on small batches, a blend, then the ranking loss on pools."""
     first = RECIPE["warmup_cross_entropy_steps"][_size(scorer)]
     target = task.train_target
-    rate, decay = RECIPE["stage_learning_rate"]["scorecard"], 0.0
+    rate, decay = RECIPE["stage_learning_rate"]["linear"], 0.0
     if not scorer.scorecard:
         rate, decay = tuned.chosen["learning_rate"], tuned.chosen["weight_decay"]
 
-    def fitted(arm: Arm) -> Iterator[Fitted]:
-        for temperature in _temperatures(arm, scorer):
+    def tried(arm: Arm) -> Iterator[Fitted]:
+        for main in _losses(arm, task, scorer):
             size = max(1, min(RECIPE["network_batch"], len(target) // 8))
-            small, large = batches(target, size, task.seed), pools(target, task.seed)
+            large = pools(target, RECIPE["stage_pool"][_size(scorer)], torch.Generator().manual_seed(task.seed))
             loss = LossWarmupWrapper(
-                cross_entropy(task.outputs),
-                _loss(arm, task, temperature),
-                warmup_steps=first,
-                blend_steps=RECIPE["warmup_blend_steps"],
+                cross_entropy(task.outputs), main, warmup_steps=first, blend_steps=RECIPE["warmup_blend_steps"]
             )
-
-            def draw(step: int, small: Any = small, large: Any = large) -> tuple[Tensor, Tensor]:
-                batch: tuple[Tensor, Tensor] = next(small if step < first else large)
-                return batch
-
             yield descend(
                 task,
                 new_model(task, scorer, tuned.kind),
                 tuned.kind,
                 loss,
-                draw,
+                itertools.chain(itertools.islice(batches(target, size, task.seed), first), large),
                 steps=first + RECIPE["stage_steps"],
                 warm_up=RECIPE["network_warm_up_steps"],
-                every=RECIPE["network_look_every"],
+                every=RECIPE["stage_look_every"],
                 learning_rate=rate,
                 weight_decay=decay,
-                chosen={"kind": tuned.kind, "learning_rate": rate, "weight_decay": decay, "temperature": temperature},
+                chosen={
+                    "kind": tuned.kind,
+                    "learning_rate": rate,
+                    "weight_decay": decay,
+                    "temperature": main.temperature,
+                },
             )
 
-    return lambda arm: _best(fitted(arm))
+    return lambda arm: _best(tried(arm))
 
 
 def _size(scorer: Scorer) -> str:
-    return "scorecard" if scorer.scorecard else "network"
+    return "linear" if scorer.scorecard else "network"
 
 
-def _temperatures(arm: Arm, scorer: Scorer) -> tuple[float, ...]:
-    assert arm.loss is not None
-    return TEMPERATURES[arm.loss][_size(scorer)]
-
-
-def _loss(arm: Arm, task: Task, temperature: float) -> nn.Module:
-    return ranking_loss(arm, task.objective, task.outputs, temperature)
+def _losses(arm: Arm, task: Task, scorer: Scorer) -> list[RankingLoss]:
+    # The processes of a study train apart, and a pool stands for the whole train fold: nothing is remembered.
+    objective = ranking_objective(arm, task.objective)
+    return ranking_losses(objective, task.outputs, _size(scorer), queue_size=0, gather_distributed=False)

@@ -116,20 +116,23 @@ def descend(
     return Descent(best, looks)
 
 
-def pools(targets: Tensor, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+def pools(
+    targets: Tensor, size: int | None, generator: torch.Generator
+) -> Iterator[tuple[Tensor | slice, Tensor | None]]:
     """Draw rows for a ranking loss for ever: rare classes whole, common ones sampled and weighted to stand for all.
 
     Args:
         targets: class indices ``[N]``, or labels ``[N, C]``, whose rows are drawn alike.
-        size: rows of a pool, fewer than N.
+        size: rows of a pool; None for all.
         generator: draws them.
 
     Returns:
-        places ``[size]`` and weights ``[size]``, 1 on average, again and again.
+        places ``[size]`` and weights ``[size]``, 1 on average, again and again; for all rows, a slice and None.
     """
-    if targets.ndim > 1:
-        while True:
-            yield torch.randperm(len(targets), generator=generator)[:size], torch.ones(size)
+    while size is None or size >= len(targets):
+        yield slice(None), None
+    while targets.ndim > 1:
+        yield torch.randperm(len(targets), generator=generator)[:size], None
     strata = [(targets == value).nonzero()[:, 0] for value in targets.unique()]
     # Common classes are cut to one level, such that all of them together are ``size`` rows.
     taken, left = [0] * len(strata), size

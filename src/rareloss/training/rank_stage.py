@@ -12,13 +12,14 @@ from torch.utils import _pytree as pytree
 
 from rareloss import checks, distributed
 from rareloss.objective import Objective
+from rareloss.ranking.ranking_loss import RankingLoss
 from rareloss.training.descent import Batch, Look, arguments, descend, keeping_modes, pools
 from rareloss.training.large_batch import large_batch
 
-__all__ = ["RankStage", "rank_stage", "ranking_losses"]
+__all__ = ["TEMPERATURES", "RankStage", "rank_stage", "ranking_losses"]
 
 # In spreads of the scores. A network ranks finely already, and follows a wider one.
-_TEMPERATURES = {
+TEMPERATURES = {
     "ap": {"linear": (0.03, 0.1), "network": (0.1, 0.3)},
     "recall@top": {"linear": (0.03, 0.1), "network": (0.03, 0.1)},
     "recall@fpr": {"linear": (0.03, 0.1), "network": (0.03, 0.1)},
@@ -146,6 +147,11 @@ def rank_stage(
     checks.non_negative("weight_decay", weight_decay)
     held_out = _batch("validation", validation)
     whole = _batch("train", train) if _is_batch(train) else None
+    if whole is None and (isinstance(train, Tensor) or not isinstance(train, Iterable) or isinstance(train, Iterator)):
+        raise TypeError(
+            "train must be (inputs, targets) or (inputs, targets, weight), or an iterable of such batches that starts "
+            f"anew, got {type(train).__name__}"
+        )
     if pool_size is not None:
         checks.integer("pool_size", pool_size, least=2)
         if whole is None:
@@ -165,6 +171,8 @@ def rank_stage(
             f"{objective.name} of the given model on validation is {before}; validation needs positives and negatives, "
             "and the scores must be finite"
         )
+    if losses is not None and not losses:
+        raise ValueError("losses is empty; name at least one, or leave it out for those of the objective")
     if losses is None:
         outputs = 1 if start.ndim == 1 else start.shape[1]
         losses = ranking_losses(objective, outputs, kind, queue_size=16_384 if whole is None else 0)
@@ -188,7 +196,7 @@ def rank_stage(
     return best
 
 
-def ranking_losses(objective: Objective, num_classes: int, kind: str, **options: Any) -> list[nn.Module]:
+def ranking_losses(objective: Objective, num_classes: int, kind: str, **options: Any) -> list[RankingLoss]:
     """Make the losses that a stage tries in turn: the objective's own at two temperatures.
 
     Args:
@@ -197,7 +205,7 @@ def ranking_losses(objective: Objective, num_classes: int, kind: str, **options:
         kind: ``"linear"`` for a model of one weight matrix, or ``"network"``.
         options: as in :class:`~rareloss.ranking.ranking_loss.RankingLoss`.
     """
-    temperatures = _TEMPERATURES[objective.kind][kind]
+    temperatures = TEMPERATURES[objective.kind][kind]
     return [objective.loss(num_classes, temperature=temperature, **options) for temperature in temperatures]
 
 
@@ -208,14 +216,11 @@ class _Pools:
         self.whole, self.size, self.seed = whole, size, seed
 
     def __iter__(self) -> Iterator[Batch]:
-        if self.size is None or self.size >= len(self.whole.targets):
-            yield self.whole
-            return
-        generator = torch.Generator().manual_seed(self.seed)
-        for rows, weight in pools(self.whole.targets, self.size, generator):
-            own = None if self.whole.weight is None else self.whole.weight[rows]
-            inputs = pytree.tree_map(lambda tensor, rows=rows: tensor[rows], self.whole.inputs)
-            yield Batch(inputs, self.whole.targets[rows], weight if own is None else own * weight)
+        inputs, targets, own = self.whole
+        for rows, weight in pools(targets, self.size, torch.Generator().manual_seed(self.seed)):
+            drawn = pytree.tree_map(lambda tensor, rows=rows: tensor[rows], inputs)
+            given = [each for each in (weight, None if own is None else own[rows]) if each is not None]
+            yield Batch(drawn, targets[rows], math.prod(given[1:], start=given[0]) if given else None)
 
 
 def _is_batch(given: Any) -> bool:

@@ -1,0 +1,254 @@
+"""A ranking stage returns what validation prefers, changes nothing that it was given, and says what it did."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from rareloss import Objective, RankStage, SigmoidFocalLoss, SmoothAPLoss, rank_stage
+from rareloss.training.descent import Batch, descend, pools
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*are needed for a stable gradient:UserWarning")
+Rows = tuple[Tensor, Tensor]
+
+
+def bent(rows: int, seed: int) -> Rows:
+    """Draw rows whose positives lie where no straight line is right for all of them."""
+    x = torch.randn(rows, 2, generator=torch.Generator().manual_seed(seed))
+    y = (x[:, 0] > 1.8) | ((x[:, 1] > 1) & (x[:, 0] < -1.2))
+    return x, y.long()
+
+
+def solved(x: Tensor, y: Tensor) -> nn.Linear:
+    """Solve logistic regression."""
+    model = nn.Linear(x.shape[1], 1)
+    nn.init.zeros_(model.weight)
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.binary_cross_entropy_with_logits(model(x)[:, 0], y.float())
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return model
+
+
+@pytest.fixture(scope="module")
+def parts() -> tuple[nn.Linear, Rows, Rows]:
+    train, validation = bent(3_000, 0), bent(3_000, 1)
+    return solved(*train), train, validation
+
+
+def value(objective: str, model: nn.Module, rows: Rows) -> float:
+    with torch.no_grad():
+        return Objective.parse(objective).metric(model(rows[0]), rows[1]).value.item()
+
+
+@pytest.mark.parametrize("objective", ["ap", "recall@top=5%", "recall@fpr=1%", "pauc@fpr=0-2%"])
+def test_stage_improves_validation_and_leaves_the_given_model(
+    objective: str, parts: tuple[nn.Linear, Rows, Rows]
+) -> None:
+    model, train, validation = parts
+    given = model.weight.clone()
+    stage = rank_stage(model, objective, train, validation, steps=60)
+    assert torch.equal(model.weight, given)
+    assert stage.before == pytest.approx(value(objective, model, validation))
+    assert stage.after == pytest.approx(value(objective, stage.model, validation))
+    assert stage.after > stage.before + 0.02
+    assert stage.changed
+    assert f"{stage.before:.4f} to {stage.after:.4f}" in str(stage)
+    looks = [look for one in stage.looks for look in one]
+    assert max(look.validation for look in looks) == stage.after
+    assert [one[0].validation for one in stage.looks] == pytest.approx([stage.before] * 2)
+
+
+def test_stage_that_finds_nothing_says_so(parts: tuple[nn.Linear, Rows, Rows]) -> None:
+    model, train, validation = parts
+
+    class Reversed(SmoothAPLoss):
+        def forward(self, logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
+            return super().forward(-logits, targets, **options)
+
+    stage = rank_stage(model, "ap", train, validation, losses=[Reversed(1, queue_size=0)], steps=20, learning_rate=1.0)
+    assert not stage.changed
+    assert stage.step == 0
+    assert stage.loss is None
+    assert stage.before == stage.after
+    assert "nothing changed" in str(stage)
+    for name, number in stage.model.state_dict().items():
+        assert torch.equal(number, model.state_dict()[name])
+
+
+def test_loss_that_is_not_finite_ends_its_steps(parts: tuple[nn.Linear, Rows, Rows]) -> None:
+    model, train, validation = parts
+
+    class Broken(SmoothAPLoss):
+        calls = 0
+
+        def forward(self, logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
+            self.calls += 1
+            return super().forward(logits, targets, **options) * (math.nan if self.calls > 15 else 1.0)
+
+    broken = Broken(1, queue_size=0, temperature=0.03)
+    stage = rank_stage(model, "ap", train, validation, losses=[broken], steps=60, every=5)
+    assert broken.calls == 16
+    assert stage.step <= 15
+    assert torch.isfinite(stage.model.weight).all()
+
+
+def test_chunks_and_a_loader_of_everything_rank_the_same(parts: tuple[nn.Linear, Rows, Rows]) -> None:
+    model, train, validation = parts
+    losses = [SmoothAPLoss(1, queue_size=0, temperature=0.1)]
+    options: dict[str, Any] = {"losses": losses, "steps": 20, "learning_rate": 1e-2}
+    whole = rank_stage(model, "ap", train, validation, **options)
+    chunked = rank_stage(model, "ap", train, validation, chunk_size=700, **options)
+    loaded = rank_stage(
+        model,
+        "ap",
+        DataLoader(TensorDataset(*train), batch_size=len(train[0])),
+        DataLoader(TensorDataset(*validation), batch_size=1_000),
+        **options,
+    )
+    for other in (chunked, loaded):
+        torch.testing.assert_close(other.model.weight, whole.model.weight, rtol=1e-4, atol=1e-5)
+        assert other.after == pytest.approx(whole.after, abs=1e-4)
+
+
+def test_small_batches_are_ranked_with_the_queue(parts: tuple[nn.Linear, Rows, Rows]) -> None:
+    model, train, validation = parts
+    generator = torch.Generator().manual_seed(0)
+    loader = DataLoader(TensorDataset(*train), batch_size=128, shuffle=True, generator=generator)
+    stage = rank_stage(model, "ap", loader, validation, steps=60, learning_rate=3e-2)
+    assert stage.loss is not None
+    assert stage.loss.queue.size > 0
+    assert stage.after > stage.before + 0.02
+
+
+def test_weights_are_seen_by_loss_and_by_judge(parts: tuple[nn.Linear, Rows, Rows]) -> None:
+    model, (x, y), (x_held, y_held) = parts
+    # Rows of weight 0 are as if they were not there, whatever they hold.
+    wrong = torch.full((50, 2), 1e3)
+    longer = (
+        torch.cat([x, wrong]),
+        torch.cat([y, torch.zeros(50).long()]),
+        torch.cat([torch.ones(len(x)), torch.zeros(50)]),
+    )
+    held = (
+        torch.cat([x_held, wrong]),
+        torch.cat([y_held, torch.zeros(50).long()]),
+        torch.cat([torch.ones(len(x_held)), torch.zeros(50)]),
+    )
+    expected = rank_stage(model, "ap", (x, y), (x_held, y_held), steps=20)
+    found = rank_stage(model, "ap", longer, held, steps=20)
+    assert found.before == pytest.approx(expected.before)
+    assert found.after == pytest.approx(expected.after, abs=1e-4)
+
+
+def test_network_of_two_inputs_and_three_classes() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.dropout, self.last = nn.Linear(3, 8), nn.Dropout(0.1), nn.Linear(8, 3)
+            self.norm = nn.BatchNorm1d(8)
+
+        def forward(self, number: Tensor, flag: Tensor) -> Tensor:
+            return self.last(self.dropout(self.norm(self.first(torch.cat([number, flag], 1)).relu())))
+
+    generator = torch.Generator().manual_seed(0)
+    number, flag = torch.randn(600, 2, generator=generator), torch.randn(600, 1, generator=generator)
+    target = (number[:, 0] > 1).long() + (number[:, 1] > 1).long()
+    torch.manual_seed(0)
+    model = Two().eval()
+    model.dropout.train()
+    rows = ((number, flag), target)
+    stage = rank_stage(model, "ap", rows, rows, steps=40, learning_rate=1e-2, pool_size=300, chunk_size=100)
+    assert stage.after > stage.before
+    assert torch.equal(stage.model.norm.running_mean, model.norm.running_mean)
+    # Modes of the parts are as they were given.
+    assert [part.training for part in stage.model.modules()] == [part.training for part in model.modules()]
+    again = rank_stage(model, "ap", rows, rows, steps=40, learning_rate=1e-2, pool_size=300, losses=[SmoothAPLoss(3)])
+    assert len(again.looks) == 1
+
+
+def test_any_loss_can_be_continued(parts: tuple[nn.Linear, Rows, Rows]) -> None:
+    model, train, validation = parts
+    focal = SigmoidFocalLoss(alpha=None, gamma=2.0)
+    stage = rank_stage(model, Objective.parse("recall@top=5%"), train, validation, losses=[focal], steps=20)
+    assert isinstance(stage, RankStage)
+    assert stage.after >= stage.before
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"model": "linear"}, TypeError, "model"),
+        ({"objective": 3}, TypeError, "objective"),
+        ({"objective": "auc"}, ValueError, "objective"),
+        ({"steps": 0}, ValueError, "steps"),
+        ({"every": 0}, ValueError, "every"),
+        ({"chunk_size": 1.5}, TypeError, "chunk_size"),
+        ({"pool_size": 1}, ValueError, "pool_size"),
+        ({"learning_rate": -1.0}, ValueError, "learning_rate"),
+        ({"weight_decay": -1.0}, ValueError, "weight_decay"),
+        ({"losses": []}, ValueError, "losses"),
+        ({"train": torch.zeros(3, 2)}, TypeError, "train"),
+        ({"train": (torch.zeros(3, 2), torch.zeros(4))}, ValueError, "train"),
+        ({"train": iter([])}, TypeError, "train"),
+        ({"train": []}, ValueError, "batch"),
+        ({"train": [bent(50, 0)], "pool_size": 20}, ValueError, "pool_size"),
+        ({"validation": (torch.zeros(3, 2), torch.zeros(3))}, ValueError, "validation"),
+        ({"validation": (torch.full((3, 2), math.nan), torch.tensor([0, 1, 0]))}, ValueError, "finite"),
+        ({"validation": []}, ValueError, "validation"),
+    ],
+)
+def test_stage_refuses(change: dict[str, Any], error: type[Exception], said: str) -> None:
+    given = {"model": nn.Linear(2, 1), "objective": "ap", "train": bent(50, 0), "validation": bent(50, 1)}
+    with pytest.raises(error, match=said):
+        rank_stage(**{**given, **change})
+
+
+def test_frozen_model_is_refused() -> None:
+    with pytest.raises(ValueError, match="requires a gradient"):
+        rank_stage(nn.Linear(2, 1).requires_grad_(False), "ap", bent(50, 0), bent(50, 1))
+
+
+@pytest.mark.parametrize("counts", [[70_000, 1_760], [100_000, 100], [50_000, 50_000], [9_000, 5_000, 30, 16]])
+def test_pool_holds_rare_classes_whole_and_stands_for_all(counts: list[int]) -> None:
+    targets = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    size = 4_000
+    rows, weight = next(pools(targets, size, torch.Generator().manual_seed(0)))
+    assert isinstance(rows, Tensor)
+    assert weight is not None
+    assert len(rows) == len(weight) == rows.unique().numel()
+    assert size - len(counts) <= len(rows) <= size
+    drawn = torch.bincount(targets[rows], minlength=len(counts)).tolist()
+    assert all(many == count for many, count in zip(drawn, counts, strict=True) if count < size / len(counts) / 2)
+    shares = torch.bincount(targets[rows], weight, minlength=len(counts)) / weight.sum()
+    torch.testing.assert_close(shares, torch.tensor(counts) / sum(counts), rtol=1e-4, atol=0.0)
+    assert weight.mean().item() == pytest.approx(1.0, rel=1e-4)
+
+
+def test_pool_of_labels_is_drawn_alike_and_a_large_one_is_everything() -> None:
+    labels = torch.zeros(100, 3)
+    rows, weight = next(pools(labels, 10, torch.Generator()))
+    assert isinstance(rows, Tensor)
+    assert len(rows.unique()) == 10
+    assert weight is None
+    for size in (None, 100, 500):
+        assert next(pools(labels[:, 0], size, torch.Generator())) == (slice(None), None)
+
+
+def test_descent_refuses_batches_that_end() -> None:
+    model = nn.Linear(2, 1)
+
+    def two() -> Iterator[Batch]:
+        yield from [Batch(*bent(50, seed)) for seed in range(2)]
+
+    with pytest.raises(ValueError, match="no batch"):
+        descend(model, SmoothAPLoss(1, queue_size=0), two(), lambda: 0.0, steps=5, learning_rate=0.1)
