@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -322,35 +323,38 @@ def process_that_is_no_rank_of_the_group_is_told_so(rank: int, ranks: int) -> No
 class WithLoss(nn.Module):
     """A model that holds its loss, as in a training framework's module."""
 
-    def __init__(self, gather: bool | None) -> None:
+    def __init__(self, kind: str, loss: nn.Module) -> None:
         super().__init__()
-        self.scorer = network(3, torch.float64)
-        self.loss = SmoothAPLoss(3, queue_size=50, gather_distributed=gather).double()
+        self.scorer = network(1 if kind == "binary" else 3, torch.float64)
+        self.loss = loss
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         return self.loss(self.scorer(inputs), targets)
 
 
 @case
-def loss_inside_of_a_wrapped_parent(rank: int, ranks: int) -> None:
-    for wrapped in ("ddp", "fsdp2"):
-        model, alone = WithLoss(None), WithLoss(False)
-        inner = model
-        if wrapped == "ddp":
-            model = DistributedDataParallel(model)
-        else:
-            fully_shard(model, mesh=init_device_mesh("cpu", (ranks,)))
-        for step, sizes in enumerate(("even", "ragged", "one empty")):
-            inputs, targets, _ = data(step, ROWS, "indices")
-            mine = share(rank, ranks, ROWS, sizes)
-            for module, given in ((model, (inputs[mine], targets[mine])), (alone, (inputs, targets))):
-                module.zero_grad()
-                module(*given).backward()
-            for parameter, other in zip(model.parameters(), alone.parameters(), strict=True):
-                found = parameter.grad.full_tensor() if wrapped == "fsdp2" else parameter.grad
-                torch.testing.assert_close(found, other.grad, rtol=1e-10, atol=1e-13)
-        for key, value in alone.loss.state_dict().items():
-            torch.testing.assert_close(inner.loss.state_dict()[key], value, rtol=1e-12, atol=1e-13)
+def loss_inside_of_a_wrapped_parent_trains_as_one_process_does(rank: int, ranks: int) -> None:
+    mesh = init_device_mesh("cpu", (ranks,))
+    for name, (kind, make) in (losses(0) | losses(50)).items():  # with a queue, those that have one
+        alone = WithLoss(kind, make(False).double())
+        ddp, sharded = (WithLoss(kind, make(None).double()) for _ in range(2))
+        fully_shard(sharded, mesh=mesh)
+        ways = (alone, DistributedDataParallel(ddp), sharded)
+        optimizers = [torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9) for model in ways]
+        for batch in (batch for batch in batches(kind) if batch.ends):
+            inputs, targets = batch.inputs.double(), batch.targets
+            mine = batch.of(rank, ranks, torch.float64)
+            for model, optimizer in zip(ways, optimizers, strict=True):
+                optimizer.zero_grad()
+                model(*((inputs, targets) if model is alone else mine)).backward()
+                optimizer.step()
+        expected = alone.state_dict()
+        for inner in (ddp, sharded):
+            assert inner.state_dict().keys() == expected.keys()
+            for key, value in inner.state_dict().items():
+                found = value.full_tensor() if isinstance(value, DTensor) else value
+                said = f"{type(inner).__name__}, {name}, {key}"
+                torch.testing.assert_close(found, expected[key], rtol=1e-9, atol=1e-12, msg=said)
 
 
 @case

@@ -3,10 +3,12 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from benchmarks import verified
 from benchmarks.speed import accuracy, measure, replay
 from benchmarks.speed.__main__ import main
 from benchmarks.speed.laws import HOSTILE, LAWS, draw, draw_positive
@@ -14,6 +16,10 @@ from benchmarks.speed.page import page
 from benchmarks.speed.rows import OURS, Row, all_rows
 from benchmarks.speed.runner import Options, chosen_rows, verdict
 from benchmarks.speed.runner import measure as measure_row
+from torch import Tensor
+
+from rareloss import SigmoidFocalLoss, SmoothAPLoss
+from rareloss.verify import verify
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -187,3 +193,69 @@ def test_pools_of_a_comparison_are_recorded(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux")
 def test_peak_memory_holds_the_gradient() -> None:
     assert measure.peak_of_fresh_process("memory/focal-1M", "BCE", "cpu") > 4.0
+
+
+class StandIn(SmoothAPLoss):
+    """A peer of a few lines, with what peers get wrong: a diluted queue, and a NaN that stays."""
+
+    def __init__(self) -> None:
+        super().__init__(1, queue_size=100)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        loss = super().forward(logits, targets)
+        pool = (self.queue.weight > 0).sum() if self.training else len(targets)
+        if self.training:
+            self.seen += logits.detach().float().sum()
+        share = len(targets) / pool
+        return loss.detach() + (loss - loss.detach()) * share + 0 * self.seen
+
+
+def not_there() -> SmoothAPLoss:
+    raise ImportError("no such library here")
+
+
+@pytest.fixture
+def few_promises(monkeypatch: pytest.MonkeyPatch) -> None:
+    only = ["undiluted queue", "NaN poisoning", "resume"]
+
+    def shortened(make: Any, **given: Any) -> Any:
+        return verify(make, ranks=(), rows=64, only=only, **given)
+
+    monkeypatch.setattr(verified, "verify", shortened)
+
+
+@pytest.mark.usefixtures("few_promises")
+def test_page_of_what_verify_finds_names_each_defect_of_a_peer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = verified.Case("rareloss", "SigmoidFocalLoss()", SigmoidFocalLoss)
+    peer = verified.Case("imbalanced-losses", "StandIn()", StandIn)
+    monkeypatch.setattr(verified, "CASES", (ours, peer, verified.Case("libauc", "Absent()", not_there)))
+    assert verified.main([]) == 0  # a peer's failure is what the page is for
+    text = capsys.readouterr().out
+    assert "libauc is not installed here" in text
+    own, other = text.split("## imbalanced-losses")
+    assert "fails" not in own
+    rows = {line.split(" | ")[0].strip("| "): line for line in other.splitlines() if line.startswith("| ")}
+    for promise in ("undiluted queue", "NaN poisoning"):
+        assert "**fails**" in rows[promise]
+        assert f"- {promise} failed" in other
+    assert "fails" not in rows["resume"]
+
+
+@pytest.mark.usefixtures("few_promises")
+def test_page_of_a_broken_loss_of_our_own_ends_with_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(verified, "CASES", (verified.Case("rareloss", "StandIn()", StandIn),))
+    assert verified.main(["--only", "standin"]) == 1
+    assert "**fails**" in capsys.readouterr().out
+    assert verified.main(["--only", "no such loss"]) == 2
+    assert "No loss holds 'no such loss'" in capsys.readouterr().err
+
+
+def test_every_loss_of_our_own_on_the_page_can_be_called() -> None:
+    for case in verified.CASES:
+        if case.library in ("rareloss", "torch") and case.batch is not None:
+            assert torch.isfinite(case.make()(*case.batch()))

@@ -119,6 +119,8 @@ def test_ranking_function_refuses(
         (lambda: functional.soft_count(ROWS, ROWS, temperature=0.0), ValueError, "temperature"),
         (lambda: functional.soft_count(ROWS, torch.ones(5), temperature=1.0), ValueError, r"\(5,\)"),
         (lambda: functional.soft_count(ROWS.long(), ROWS, temperature=1.0), TypeError, "scores"),
+        (lambda: functional.soft_count(ROWS, [1.0] * 4, temperature=1.0), TypeError, "weights"),  # type: ignore[arg-type]
+        (lambda: functional.soft_count(ROWS, None, temperature=1.0), TypeError, "weights"),  # type: ignore[arg-type]
         (lambda: functional.soft_count(ROWS, ROWS, at=torch.zeros(2, 2), temperature=1.0), ValueError, "at"),
         (lambda: functional.log_odds(torch.zeros(3, 1)), ValueError, r"\(3, 1\)"),
         (lambda: functional.log_odds(torch.zeros(3, 2).long()), TypeError, "logits"),

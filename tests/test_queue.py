@@ -182,6 +182,21 @@ def test_absent_label_of_one_class_is_remembered_as_absent(name: str) -> None:
     )
 
 
+@every_loss
+def test_infinite_log_odds_of_an_absent_class_poison_no_later_batch(name: str) -> None:
+    loss, spared = (LOSSES[name](3, queue_size=16) for _ in range(2))
+    logits, targets, weight = torch.randn(4, 3), torch.tensor([0, 2, 1, 0]), torch.ones(4, 3)
+    weight[1, 0] = 0.0
+    for each, lowest in ((loss, -torch.inf), (spared, -50.0)):
+        logits[1, 0] = lowest
+        each(logits, targets, sample_weight=weight)
+    later, classes = torch.randn(6, 3), torch.arange(6) % 3
+    value, slope = slope_of(loss, later, classes)
+    expected, expected_slope = slope_of(spared, later, classes)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(slope, expected_slope)
+
+
 @pytest.mark.parametrize("name", ["recall_top", "recall_fpr", "pauc"])
 def test_iid_flags_are_remembered(name: str) -> None:
     loss = LOSSES[name](1, queue_size=64).double()

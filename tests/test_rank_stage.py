@@ -1,5 +1,7 @@
 """A ranking stage returns what validation prefers, changes nothing that it was given, and says what it did."""
 
+import copy
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from rareloss import Objective, RankStage, SigmoidFocalLoss, SmoothAPLoss, rank_stage
-from rareloss.training.descent import Batch, descend, pools
+from rareloss.training.descent import PENALTIES, Batch, descend, follow_path, pools
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*are needed for a stable gradient:UserWarning")
 Rows = tuple[Tensor, Tensor]
@@ -50,13 +52,14 @@ def value(objective: str, model: nn.Module, rows: Rows) -> float:
         return Objective.parse(objective).metric(model(rows[0]), rows[1]).value.item()
 
 
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adamw"])
 @pytest.mark.parametrize("objective", ["ap", "recall@top=5%", "recall@fpr=1%", "pauc@fpr=0-2%"])
 def test_stage_improves_validation_and_leaves_the_given_model(
-    objective: str, parts: tuple[nn.Linear, Rows, Rows]
+    objective: str, optimizer: str, parts: tuple[nn.Linear, Rows, Rows]
 ) -> None:
     model, train, validation = parts
     given = model.weight.clone()
-    stage = rank_stage(model, objective, train, validation, steps=60)
+    stage = rank_stage(model, objective, train, validation, optimizer=optimizer, steps=60)
     assert torch.equal(model.weight, given)
     assert stage.before == pytest.approx(value(objective, model, validation))
     assert stage.after == pytest.approx(value(objective, stage.model, validation))
@@ -65,17 +68,21 @@ def test_stage_improves_validation_and_leaves_the_given_model(
     assert f"{stage.before:.4f} to {stage.after:.4f}" in str(stage)
     looks = [look for one in stage.looks for look in one]
     assert max(look.validation for look in looks) == stage.after
-    assert [one[0].validation for one in stage.looks] == pytest.approx([stage.before] * 2)
+    assert [one[0].validation for one in stage.looks] == pytest.approx([stage.before] * len(stage.looks))
 
 
-def test_stage_that_finds_nothing_says_so(parts: tuple[nn.Linear, Rows, Rows]) -> None:
-    model, train, validation = parts
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adamw"])
+def test_stage_that_finds_nothing_says_so(optimizer: str, parts: tuple[nn.Linear, Rows, Rows]) -> None:
+    model, train, _ = parts
+    model = rank_stage(model, "ap", train, train).model  # so that every way from here leads down
 
     class Reversed(SmoothAPLoss):
         def forward(self, logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
             return super().forward(-logits, targets, **options)
 
-    stage = rank_stage(model, "ap", train, validation, losses=[Reversed(1, queue_size=0)], steps=20, learning_rate=1.0)
+    stage = rank_stage(
+        model, "ap", train, train, losses=[Reversed(1, queue_size=0)], optimizer=optimizer, learning_rate=1.0
+    )
     assert not stage.changed
     assert stage.step == 0
     assert stage.loss is None
@@ -96,16 +103,21 @@ def test_loss_that_is_not_finite_ends_its_steps(parts: tuple[nn.Linear, Rows, Ro
             return super().forward(logits, targets, **options) * (math.nan if self.calls > 15 else 1.0)
 
     broken = Broken(1, queue_size=0, temperature=0.03)
-    stage = rank_stage(model, "ap", train, validation, losses=[broken], steps=60, every=5)
+    stage = rank_stage(model, "ap", train, validation, losses=[broken], optimizer="adamw", steps=60, every=5)
     assert broken.calls == 16
     assert stage.step <= 15
+    assert torch.isfinite(stage.model.weight).all()
+    broken.calls = 0
+    stage = rank_stage(model, "ap", train, validation, losses=[broken])
+    assert 15 < broken.calls < 50
+    assert all(look.step <= 15 for look in stage.looks[0])
     assert torch.isfinite(stage.model.weight).all()
 
 
 def test_chunks_and_a_loader_of_everything_rank_the_same(parts: tuple[nn.Linear, Rows, Rows]) -> None:
     model, train, validation = parts
     losses = [SmoothAPLoss(1, queue_size=0, temperature=0.1)]
-    options: dict[str, Any] = {"losses": losses, "steps": 20, "learning_rate": 1e-2}
+    options: dict[str, Any] = {"losses": losses, "optimizer": "adamw", "steps": 20, "learning_rate": 1e-2}
     whole = rank_stage(model, "ap", train, validation, **options)
     chunked = rank_stage(model, "ap", train, validation, chunk_size=700, **options)
     loaded = rank_stage(
@@ -201,6 +213,9 @@ def test_any_loss_can_be_continued(parts: tuple[nn.Linear, Rows, Rows]) -> None:
         ({"train": (torch.zeros(3, 2), torch.zeros(4))}, ValueError, "train"),
         ({"train": iter([])}, TypeError, "train"),
         ({"train": []}, ValueError, "batch"),
+        ({"optimizer": "sgd"}, ValueError, "optimizer"),
+        ({"optimizer": "lbfgs", "pool_size": 20}, ValueError, "all rows"),
+        ({"optimizer": "lbfgs", "train": [bent(50, 0)]}, ValueError, "all rows"),
         ({"train": [bent(50, 0)], "pool_size": 20}, ValueError, "pool_size"),
         ({"validation": (torch.zeros(3, 2), torch.zeros(3))}, ValueError, "validation"),
         ({"validation": (torch.full((3, 2), math.nan), torch.tensor([0, 1, 0]))}, ValueError, "finite"),
@@ -216,6 +231,26 @@ def test_stage_refuses(change: dict[str, Any], error: type[Exception], said: str
 def test_frozen_model_is_refused() -> None:
     with pytest.raises(ValueError, match="requires a gradient"):
         rank_stage(nn.Linear(2, 1).requires_grad_(False), "ap", bent(50, 0), bent(50, 1))
+
+
+def test_path_leads_from_the_start_to_the_minimum(parts: tuple[nn.Linear, Rows, Rows]) -> None:
+    model, (x, y), _ = parts
+    start = model.weight.detach().clone()
+    loss = SmoothAPLoss(1, queue_size=0, temperature=0.1)
+    moved, values = [0.0], []
+    for many in range(1, len(PENALTIES) + 1, 2):
+        walker = copy.deepcopy(model)
+        # Judged by the number of looks, so that the last place on the path is kept.
+        looked = itertools.count()
+        found = follow_path(walker, loss, Batch(x, y), lambda looked=looked: next(looked), penalties=PENALTIES[:many])
+        assert [look.validation for look in found.looks] == list(range(many + 1))
+        assert found.kept == found.looks[-1]
+        moved.append(((walker.weight - start).norm() / start.norm()).item())
+        values.append(found.kept.loss)
+    assert moved == sorted(moved)
+    assert values == sorted(values, reverse=True)
+    with torch.no_grad():
+        assert loss(walker(x), y).item() == pytest.approx(values[-1], abs=2e-3)
 
 
 @pytest.mark.parametrize("counts", [[70_000, 1_760], [100_000, 100], [50_000, 50_000], [9_000, 5_000, 30, 16]])

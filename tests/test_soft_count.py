@@ -101,6 +101,20 @@ def test_half_precision_counts_in_float32(dtype: torch.dtype) -> None:
     torch.testing.assert_close(counts.double(), exact, rtol=2e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradient_as_row_and_as_point_is_summed_before_it_is_rounded(dtype: torch.dtype) -> None:
+    # The weights are nearly alike, so nearly all of it cancels.
+    half, weights = torch.randn(64).to(dtype).requires_grad_(), 1 + 1e-3 * torch.rand(64)
+    exact = half.detach().double().requires_grad_()
+    soft_count(half, weights, temperature=1e-2).sum().backward()
+    soft_count(exact, weights.double(), temperature=1e-2).sum().backward()
+    assert half.grad is not None
+    assert exact.grad is not None
+    torch.testing.assert_close(half.grad.double(), exact.grad, rtol=1e-2, atol=1e-4)
+    (gradient,) = torch.autograd.grad(soft_count(half, 1e30 * weights, temperature=1e-2).sum(), half)
+    assert not torch.isnan(gradient).any()  # what float16 cannot hold is infinite
+
+
 def test_no_rows_count_zero() -> None:
     assert soft_count(torch.zeros(0), torch.zeros(0), at=torch.zeros(2), temperature=1.0).tolist() == [0.0, 0.0]
     assert soft_count(torch.zeros(0), torch.zeros(0), temperature=1.0).shape == (0,)

@@ -415,3 +415,10 @@ def test_class_weights_of_any_precision_meet_logits_of_any(of_module: torch.dtyp
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
         wrapper = LossWarmupWrapper(nn.CrossEntropyLoss(weight), SmoothAPLoss(3, queue_size=0), warmup_steps=1)
         assert wrapper.to(of_module)(logits.to(dtype), targets).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_one_number_holds_no_classes() -> None:
+    loss = LossWarmupWrapper(nn.CrossEntropyLoss(), SmoothAPLoss(3), warmup_steps=1)
+    with pytest.raises(ValueError, match="logits"):
+        loss(torch.tensor(1.0), torch.tensor(1))
+    assert loss.step == 0

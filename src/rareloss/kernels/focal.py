@@ -103,7 +103,9 @@ class _WithSlope(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, plain: Callable[[Tensor, bool], Terms]) -> tuple[Tensor, Tensor, Tensor]:
         loss, weight, positive, slope = plain(logits, True)
         assert slope is not None
-        ctx.save_for_backward(slope.to(logits.dtype))
+        # Not yet in the logits' precision: in half a small slope would be 0 before a scaler can lift it.
+        ctx.save_for_backward(slope)
+        ctx.dtype = logits.dtype
         ctx.mark_non_differentiable(weight, positive)
         return loss, weight, positive
 
@@ -113,7 +115,7 @@ class _WithSlope(torch.autograd.Function):
         each = arriving[0]
         if each.ndim < slope.ndim:  # one for a row, its classes on dimension 1, or alone on 0
             each = each.unsqueeze(min(1, each.ndim))
-        return (each * slope).to(slope.dtype), None
+        return (each * slope).to(ctx.dtype), None
 
 
 class _Fused(torch.autograd.Function):
@@ -133,7 +135,8 @@ class _Fused(torch.autograd.Function):
         dtype = torch.promote_types(logits.dtype, torch.float32)
         each = None if summed else torch.empty(targets.shape, dtype=dtype)
         if slope and summed:
-            ctx.gradient = torch.empty(logits.shape, dtype=logits.dtype)
+            # Not yet in the logits' precision: in half a small one would be 0 before a scaler can lift it.
+            ctx.gradient = torch.empty(logits.shape, dtype=dtype)
         sums = run(logits, targets, weight, None, ctx.gradient, each)
         total, *divisors = (torch.tensor(value, dtype=dtype) for value in sums)
         ctx.mark_non_differentiable(*divisors)
@@ -152,9 +155,9 @@ class _Fused(torch.autograd.Function):
             # through a retained graph works it out again.
             gradient, ctx.gradient = ctx.gradient, None
             if gradient is None:
-                gradient = torch.empty(logits.shape, dtype=logits.dtype)
+                gradient = torch.empty(logits.shape, dtype=arriving[0].dtype)
                 ctx.run(logits, targets, weight, None, gradient, None)
-            gradient.mul_(arriving[0])
+            gradient = gradient.mul_(arriving[0]).to(logits.dtype)
         return gradient, None, None, None, None, None, None
 
 

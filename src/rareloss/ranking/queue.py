@@ -55,9 +55,11 @@ class MemoryQueue(nn.Module):
     @torch.no_grad()
     def remember(self, live: Rows) -> None:
         """Put the valid rows of ``live`` over the oldest slots, in order."""
-        # What float32 does not hold would be infinite in a later batch, and poison it.
+        # What float32 does not hold would be infinite in a later batch, and poison it; so would the log-odds of a class
+        # that is absent in a row, whatever its weight.
+        live = live._replace(scores=live.scores.masked_fill(live.weight <= 0, 0.0))
         finite = live.scores.float() * 0 + live.weight.float() * 0 == 0
-        valid = (live.weight > 0).any(1) & finite.logical_or_(live.weight <= 0).all(1)
+        valid = (live.weight > 0).any(1) & finite.all(1)
         rows, size = len(live.scores), self.size
         if rows <= size and checks.values_readable(live.scores) and bool(valid.all()):
             # As below, by slices: up to the end of the buffers, and on from their start.

@@ -27,7 +27,7 @@ def soft_count(scores: Tensor, weights: Tensor, *, at: Tensor | None = None, tem
         ``[A]`` or ``[A, C]``, behind ``K`` where ``weights`` has it; in float32 at least.
 
     Raises:
-        TypeError: ``scores`` or ``at`` are not floats.
+        TypeError: ``scores`` or ``at`` are not floats, or ``weights`` no tensor.
         ValueError: shapes do not fit, or ``temperature`` is not a finite number above 0.
 
     Example:
@@ -41,13 +41,19 @@ def soft_count(scores: Tensor, weights: Tensor, *, at: Tensor | None = None, tem
         raise ValueError(
             f"scores must have shape [M] or [M, C], got {tuple(scores.shape)}; flatten the leading dimensions"
         )
+    checks.is_tensor("weights", weights)
     stacked = weights.ndim == scores.ndim + 1
     checks.same_shape("weights", weights, scores.shape, (weights.shape[0] if weights.ndim else 0, *scores.shape))
-    at = scores if at is None else checks.floating("at", at)
-    if at.ndim != scores.ndim or at.shape[1:] != scores.shape[1:]:
-        wanted = "[A]" if scores.ndim == 1 else f"[A, {scores.shape[1]}]"
-        raise ValueError(f"at must have shape {wanted} beside scores {tuple(scores.shape)}, got {tuple(at.shape)}")
-    dtype = torch.promote_types(torch.promote_types(scores.dtype, at.dtype), torch.float32)
+    dtype = torch.promote_types(scores.dtype, torch.float32)
+    if at is not None:
+        checks.floating("at", at)
+        if at.ndim != scores.ndim or at.shape[1:] != scores.shape[1:]:
+            wanted = "[A]" if scores.ndim == 1 else f"[A, {scores.shape[1]}]"
+            raise ValueError(f"at must have shape {wanted} beside scores {tuple(scores.shape)}, got {tuple(at.shape)}")
+        dtype = torch.promote_types(dtype, at.dtype)
+    # Upcast once: what reaches a score as a row and as a point nearly cancels, and is not rounded to half before.
+    scores = scores.to(dtype)
+    at = scores if at is None else at
 
     def by_class(x: Tensor) -> Tensor:
         return (x[..., None] if scores.ndim == 1 else x).to(dtype).movedim(-1, 0)

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,11 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from rareloss import Objective, SigmoidFocalLoss, SoftmaxFocalLoss
+from rareloss.integrations.sklearn import solve_logistic
 from rareloss.study.data import Table
 from rareloss.study.inputs import Kind, pipeline, tree_categories
 from rareloss.study.scorers import Scorer, logits_of, start_at_base_rate
@@ -33,9 +31,6 @@ __all__ = [
     "new_model",
     "trees",
 ]
-
-# The Hessian of so many weights is solved whole; beyond this, by conjugate gradients, which is faster and as exact.
-MOST_UNKNOWNS = 1000
 
 
 @dataclass
@@ -205,23 +200,7 @@ def logistic(task: Task, scorer: Scorer, draws: Sequence[Mapping[str, Any]]) -> 
     for draw in draws:
         x, x_validation = task.inputs(draw["kind"])
         weights = class_weights(task.counts, draw["class_weight"])
-        unknowns = (x.shape[1] + 1) * task.outputs
-        solver = LogisticRegression(
-            C=draw["C"],
-            class_weight=dict(enumerate(weights.tolist())),
-            solver="newton-cholesky" if unknowns <= MOST_UNKNOWNS else "newton-cg",
-            tol=1e-6,
-            max_iter=1000,
-        )
-        with warnings.catch_warnings(record=True) as caught:
-            # An ill-conditioned Hessian makes scikit-learn go on with lbfgs, which is what is wanted.
-            warnings.simplefilter("always")
-            solver.fit(x.double().numpy(), target)
-            converged = not any(issubclass(each.category, ConvergenceWarning) for each in caught)
-        model = nn.Linear(x.shape[1], task.outputs)
-        with torch.no_grad():
-            model.weight.copy_(torch.from_numpy(solver.coef_))
-            model.bias.copy_(torch.from_numpy(solver.intercept_))
+        model, converged = solve_logistic(x, target, dict(enumerate(weights.tolist())), draw["C"])
         score = partial(_score, model, task.outputs)
         chosen = {**draw, "converged": converged}
         found = Fitted(draw["kind"], score, task.judge(score(x_validation)), chosen, model=model)

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,7 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["Batch", "Descent", "Look", "arguments", "descend", "keeping_modes", "pools"]
+__all__ = ["PENALTIES", "Batch", "Descent", "Look", "arguments", "descend", "follow_path", "keeping_modes", "pools"]
+
+# On the relative change of the weights, squared, in units of the loss.
+PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
 
 
 class Batch(NamedTuple):
@@ -96,10 +99,7 @@ def descend(
     kept, looks = copy.deepcopy(model.state_dict()), [best]
     with keeping_modes(model):
         for step, batch in enumerate(itertools.islice(_for_ever(batches), steps), 1):
-            model.train()
-            for module in model.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+            _train(model)
             given = {} if batch.weight is None else {"sample_weight": batch.weight}
             value = loss(score(*arguments(batch.inputs)), batch.targets, **given)
             if not math.isfinite(value.item()):
@@ -112,6 +112,70 @@ def descend(
                 looks.append(Look(step, value.item(), judge()))
                 if looks[-1].validation > best.validation or math.isnan(best.validation):
                     best, kept = looks[-1], copy.deepcopy(model.state_dict())
+    model.load_state_dict(kept)
+    return Descent(best, looks)
+
+
+def follow_path(
+    model: nn.Module,
+    loss: nn.Module,
+    whole: Batch,
+    judge: Callable[[], float],
+    *,
+    penalties: Sequence[float] = PENALTIES,
+    scores_of: Callable[..., Tensor] | None = None,
+) -> Descent:
+    r"""Minimise a loss of all rows ever more freely, and keep what is best on validation, the start included.
+
+    .. math:: L(\theta) + \lambda \, \frac{\lVert \theta - \theta_0 \rVert^2}{\lVert \theta_0 \rVert^2}
+
+    over weights :math:`\theta` (biases are free) from the given ones :math:`\theta_0`, for each penalty
+    :math:`\lambda` in turn by L-BFGS from where the last one ended. So the path leads from the start to the minimum,
+    validation chooses a place on it, and there is no learning rate.
+
+    Args:
+        model: where to start; it is changed.
+        loss: as in :func:`descend`.
+        whole: all rows.
+        judge: as in :func:`descend`.
+        penalties: from the largest to the smallest.
+        scores_of: as in :func:`descend`.
+
+    Returns:
+        looks whose ``step`` counts the gradients that were computed until then.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    start = [(parameter, parameter.detach().clone()) for parameter in trained if parameter.ndim > 1]
+    size = torch.stack([given.square().sum() for _, given in start]).sum().clamp(min=torch.finfo(torch.float32).tiny)
+    score = model if scores_of is None else scores_of
+    given = {} if whole.weight is None else {"sample_weight": whole.weight}
+    best = Look(0, math.nan, judge())
+    kept, looks, gradients, last = copy.deepcopy(model.state_dict()), [best], 0, math.nan
+
+    def penalised(penalty: float) -> Tensor:
+        nonlocal gradients, last
+        gradients += 1
+        for parameter in trained:
+            parameter.grad = None
+        value: Tensor = loss(score(*arguments(whole.inputs)), whole.targets, **given)
+        last = value.item()
+        moved = torch.stack([(parameter - origin).square().sum() for parameter, origin in start]).sum()
+        value = value + penalty * moved / size
+        value.backward()
+        return value
+
+    with keeping_modes(model):
+        _train(model)
+        for penalty in penalties:
+            solver = torch.optim.LBFGS(
+                trained, max_iter=15, history_size=10, tolerance_change=1e-7, line_search_fn="strong_wolfe"
+            )
+            solver.step(partial(penalised, penalty))
+            if not (math.isfinite(last) and all(bool(torch.isfinite(parameter).all()) for parameter in trained)):
+                break
+            looks.append(Look(gradients, last, judge()))
+            if looks[-1].validation > best.validation:
+                best, kept = looks[-1], copy.deepcopy(model.state_dict())
     model.load_state_dict(kept)
     return Descent(best, looks)
 
@@ -148,6 +212,13 @@ def pools(
             for rows, many in zip(strata, taken, strict=True)
         ]
         yield torch.cat(drawn), weight
+
+
+def _train(model: nn.Module) -> None:
+    model.train()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
 
 
 @contextlib.contextmanager

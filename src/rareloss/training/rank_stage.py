@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,17 +14,17 @@ from torch.utils import _pytree as pytree
 from rareloss import checks, distributed
 from rareloss.objective import Objective
 from rareloss.ranking.ranking_loss import RankingLoss
-from rareloss.training.descent import Batch, Look, arguments, descend, keeping_modes, pools
+from rareloss.training.descent import Batch, Look, arguments, descend, follow_path, keeping_modes, pools
 from rareloss.training.large_batch import large_batch
 
 __all__ = ["TEMPERATURES", "RankStage", "rank_stage", "ranking_losses"]
 
 # In spreads of the scores. A network ranks finely already, and follows a wider one.
 TEMPERATURES = {
-    "ap": {"linear": (0.03, 0.1), "network": (0.1, 0.3)},
-    "recall@top": {"linear": (0.03, 0.1), "network": (0.03, 0.1)},
-    "recall@fpr": {"linear": (0.03, 0.1), "network": (0.03, 0.1)},
-    "pauc@fpr": {"linear": (0.3, 1.0), "network": (0.3, 1.0)},
+    "ap": {"linear": (0.03,), "network": (0.1, 0.3)},
+    "recall@top": {"linear": (0.1,), "network": (0.03, 0.1)},
+    "recall@fpr": {"linear": (0.1,), "network": (0.03, 0.1)},
+    "pauc@fpr": {"linear": (0.3,), "network": (0.3, 1.0)},
 }
 _LEARNING_RATES = {"linear": 3e-2, "network": 3e-4}
 
@@ -37,7 +38,7 @@ class RankStage:
         objective: what validation judged by.
         before: the objective of the model as it was given, on validation.
         after: that of ``model``.
-        step: after how many steps; 0 if nothing was better than the start.
+        step: after how many steps (of L-BFGS: gradients); 0 if nothing was better than the start.
         loss: the loss that led there; None if nothing was better.
         looks: of each loss in turn, what validation saw.
     """
@@ -71,6 +72,7 @@ def rank_stage(
     validation: Any,
     *,
     losses: Sequence[nn.Module] | None = None,
+    optimizer: str | None = None,
     steps: int = 200,
     learning_rate: float | None = None,
     weight_decay: float = 0.0,
@@ -81,10 +83,16 @@ def rank_stage(
 ) -> RankStage:
     r"""Rank from where cross-entropy has led to, and return what is best on validation, the start included.
 
-    From the given parameters, each loss takes AdamW steps with cosine decay, on nothing but that loss: a blend with
-    cross-entropy gives the gain away. Every ``every`` steps validation judges by the objective itself, and the best
-    parameters of all are returned. So the stage never ends below its start on validation, and says when it changed
-    nothing. It pays where the model cannot fit everything: scorecards, heads on frozen features, small networks.
+    From the given parameters on, nothing but the ranking loss is minimised: a blend with cross-entropy gives the gain
+    away. Validation judges on the way by the objective itself, and the best parameters of all are returned. So the
+    stage never ends below its start on validation, and says when it changed nothing. It pays where the model cannot fit
+    everything: scorecards, heads on frozen features, small networks.
+
+    * A linear model over all rows is solved by L-BFGS along a path of penalties on how far it moves from where it was
+      given, see :func:`~rareloss.training.descent.follow_path`; its ends are what validation chooses among.
+    * Everything else takes ``steps`` AdamW steps with cosine decay, and validation looks every ``every`` steps.
+
+    What a step ranks:
 
     * ``train`` and ``validation`` as ``(inputs, targets)`` or ``(inputs, targets, weight)``: a step ranks all rows, in
       the memory of ``chunk_size`` rows (see :func:`rareloss.large_batch`), or a pool of ``pool_size`` rows: rare
@@ -99,12 +107,14 @@ def rank_stage(
         objective: an operating point such as ``"ap"`` or ``"recall@top=0.5%"``.
         train: what to learn from. Inputs are a tensor, or a tuple of tensors for a model of several arguments.
         validation: what chooses; rows that ``train`` does not hold.
-        losses: what to try in turn; by default the objective's loss at two temperatures, see
+        losses: what to try in turn; by default the objective's own at one or two temperatures, see
             :func:`ranking_losses`.
-        steps: AdamW steps of each loss.
-        learning_rate: at its peak; by default 3e-2 for a model of one weight matrix (for inputs of about unit spread),
-            3e-4 for a network.
-        weight_decay: decoupled.
+        optimizer: ``"lbfgs"``, which needs all rows in every step, or ``"adamw"``; by default the first for a model of
+            one weight matrix where ``train`` is whole and ``pool_size`` None.
+        steps: of AdamW, for each loss.
+        learning_rate: of AdamW at its peak; by default 3e-2 for a model of one weight matrix (for inputs of about unit
+            spread), 3e-4 for a network.
+        weight_decay: of AdamW, decoupled.
         pool_size: rows of a step; None for all.
         chunk_size: rows that the model scores at once.
         every: steps between looks at validation.
@@ -157,15 +167,16 @@ def rank_stage(
         if whole is None:
             raise ValueError("pool_size draws rows from tensors, got an iterable of batches; leave it out")
     kind = _kind(model)
+    everything = whole is not None and (pool_size is None or pool_size >= len(whole.targets))
+    if optimizer is None:
+        optimizer = "lbfgs" if kind == "linear" and everything else "adamw"
+    checks.choice("optimizer", optimizer, ("lbfgs", "adamw"))
+    if optimizer == "lbfgs" and not everything:
+        raise ValueError("optimizer='lbfgs' needs all rows in every step; give train as tensors, without pool_size")
     rate = _LEARNING_RATES[kind] if learning_rate is None else learning_rate
     checks.positive_number("learning_rate", rate)
 
-    def judged(scores: Tensor) -> float:
-        value, defined = objective.metric(scores, *held_out[1:])
-        return float(value[defined].mean())
-
-    start = _scores(model, held_out.inputs, chunk_size)
-    before = judged(start)
+    before = _judged(model, held_out, objective, chunk_size)
     if not math.isfinite(before):
         raise ValueError(
             f"{objective.name} of the given model on validation is {before}; validation needs positives and negatives, "
@@ -174,22 +185,28 @@ def rank_stage(
     if losses is not None and not losses:
         raise ValueError("losses is empty; name at least one, or leave it out for those of the objective")
     if losses is None:
+        start = _scores(model, held_out.inputs, chunk_size)
         outputs = 1 if start.ndim == 1 else start.shape[1]
         losses = ranking_losses(objective, outputs, kind, queue_size=16_384 if whole is None else 0)
     best = RankStage(copy.deepcopy(model), objective, before, before, 0, None, [])
     for loss in losses:
         tried = copy.deepcopy(model)
-        found = descend(
-            tried,
-            loss,
-            train if whole is None else _Pools(whole, pool_size, seed),
-            lambda tried=tried: judged(_scores(tried, held_out.inputs, chunk_size)),  # type: ignore[misc]
-            steps=steps,
-            learning_rate=rate,
-            weight_decay=weight_decay,
-            every=every,
-            scores_of=_in_chunks(tried, chunk_size),
-        )
+        judge = partial(_judged, tried, held_out, objective, chunk_size)
+        scores_of = _in_chunks(tried, chunk_size)
+        if optimizer == "lbfgs" and whole is not None:
+            found = follow_path(tried, loss, whole, judge, scores_of=scores_of)
+        else:
+            found = descend(
+                tried,
+                loss,
+                train if whole is None else _Pools(whole, pool_size, seed),
+                judge,
+                steps=steps,
+                learning_rate=rate,
+                weight_decay=weight_decay,
+                every=every,
+                scores_of=scores_of,
+            )
         best.looks.append(found.looks)
         if found.kept.validation > best.after:
             best = RankStage(tried, objective, before, found.kept.validation, found.kept.step, loss, best.looks)
@@ -197,7 +214,7 @@ def rank_stage(
 
 
 def ranking_losses(objective: Objective, num_classes: int, kind: str, **options: Any) -> list[RankingLoss]:
-    """Make the losses that a stage tries in turn: the objective's own at two temperatures.
+    """Make the losses that a stage tries in turn: the objective's own, for a network at two temperatures.
 
     Args:
         objective: what is to be optimised.
@@ -260,6 +277,11 @@ def _kind(model: nn.Module) -> str:
 def _in_chunks(model: nn.Module, chunk_size: int) -> Callable[..., Tensor]:
     chunked = large_batch(model, chunk_size=chunk_size)
     return lambda *inputs: model(*inputs) if len(inputs[0]) <= chunk_size else chunked(*inputs)
+
+
+def _judged(model: nn.Module, held_out: Batch, objective: Objective, chunk_size: int) -> float:
+    value, defined = objective.metric(_scores(model, held_out.inputs, chunk_size), held_out.targets, held_out.weight)
+    return float(value[defined].mean())
 
 
 @torch.no_grad()

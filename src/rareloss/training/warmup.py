@@ -267,6 +267,8 @@ def _torch_terms(loss: nn.Module, logits: Tensor, targets: Tensor, ignore_index:
     # As every loss here: half precision can neither sum up many terms nor count many rows.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if isinstance(loss, nn.CrossEntropyLoss):
+        if not logits.ndim:
+            raise ValueError("logits must have shape [..., C] beside class indices, got (); give them a dimension")
         checks.same_shape("targets", targets, logits.shape[:-1])
         checks.class_indices("targets", targets, logits.shape[-1], ignore_index)
         flat = torch.where(checks.ignored(targets, ignore_index), loss.ignore_index, targets.long()).reshape(-1)

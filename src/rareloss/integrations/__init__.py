@@ -1,0 +1,1 @@
+"""Adapters to other libraries; each names the extra that it needs."""
