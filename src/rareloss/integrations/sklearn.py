@@ -20,9 +20,9 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from rareloss import Objective, SigmoidFocalLoss, rank_stage
+from rareloss import Objective, SigmoidFocalLoss, checks, rank_stage
 from rareloss.integrations.search import between, cube
-from rareloss.training.descent import Batch, descend
+from rareloss.training.descent import PENALTIES, Batch, descend, follow_path
 
 __all__ = ["RareClassifier", "logistic_draws", "solve_logistic"]
 
@@ -93,6 +93,15 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             ValueError: an argument out of range, more or fewer than two classes, or too few rows of one.
         """
+        objective = Objective.parse(self.objective) if isinstance(self.objective, str) else self.objective
+        if not isinstance(objective, Objective):
+            raise TypeError(f"objective must be an Objective or a string, got {type(objective).__name__}")
+        checks.integer("trials", self.trials, least=1)
+        checks.probability("validation_fraction", self.validation_fraction, open_low=True, open_high=True)
+        if not isinstance(self.hidden_layer_sizes, (tuple, list)):
+            raise TypeError(f"hidden_layer_sizes must be a tuple of widths, got {self.hidden_layer_sizes!r}")
+        for width in self.hidden_layer_sizes:
+            checks.integer("hidden_layer_sizes", width, least=1)
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
         check_classification_targets(y)
         weight = None if sample_weight is None else _check_sample_weight(sample_weight, X, ensure_non_negative=True)
@@ -104,7 +113,6 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
                 f"Only binary classification is supported. The type of the target is {type_of_target(y)}; "
                 f"got {len(self.classes_)} class(es) among rows of some weight"
             )
-        objective = Objective.parse(self.objective) if isinstance(self.objective, str) else self.objective
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         rows = np.arange(len(target))
         train, held = train_test_split(rows, test_size=self.validation_fraction, stratify=target, random_state=seed)
@@ -118,7 +126,9 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         tried = self._linear(parts[0], seed) if not self.hidden_layer_sizes else self._networks(parts[0], judge, seed)
         start, self.chosen_ = max(tried, key=lambda found: judge(found[0]))
         self.stage_ = rank_stage(start, objective, *parts, seed=seed)
-        self._to_log_odds(parts[0])
+        self._slope, self._offset = _log_odds(self.stage_.model, parts[0])
+        if isinstance(self.stage_.model, nn.Linear):
+            self.coef_, self.intercept_ = self._coefficients(self.stage_.model, self._slope, self._offset)
         scores = torch.from_numpy(self.decision_function(X[held]))
         self.threshold_ = 0.0 if objective.kind == "ap" else float(objective.threshold(scores, *parts[1][1:]))
         return self
@@ -138,11 +148,62 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "stage_")
         return np.asarray(self.classes_[(self.decision_function(X) > self.threshold_).astype(int)])
 
+    def standard_errors(
+        self, X: Any, y: Any, sample_weight: Any = None, *, resamples: int = 50, random_state: Any = None
+    ) -> np.ndarray:
+        r"""Estimate the standard errors of ``coef_`` and ``intercept_`` by the Bayesian bootstrap.
+
+        Each resample gives all rows weights from an exponential distribution, so that no positive is lost, and repeats
+        the fit with the penalties that validation chose: cross-entropy, the path, the mapping to log-odds.
+
+        Args:
+            X: the rows that the model was fitted on.
+            y: their targets.
+            sample_weight: as in :meth:`fit`.
+            resamples: how many.
+            random_state: of the weights.
+
+        Returns:
+            ``[d + 1]``, the intercept's last.
+
+        Raises:
+            ValueError: a network, which has no coefficients; or as in :meth:`fit`.
+
+        Reference:
+            Rubin, "The Bayesian Bootstrap", Annals of Statistics 1981.
+        """
+        check_is_fitted(self, "stage_")
+        if self.hidden_layer_sizes:
+            raise ValueError("a network has no coefficients; fit with hidden_layer_sizes=()")
+        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], reset=False)
+        target = (y == self.classes_[1]).astype(int)
+        own = np.ones(len(target)) if sample_weight is None else _check_sample_weight(sample_weight, X)
+        random = check_random_state(random_state)
+        x = self._scaler.transform(X)
+        found = []
+        for _ in range(resamples):
+            rows = _batch(x, target, own * random.exponential(size=len(target)), np.arange(len(target)))
+            model, _ = self._solve(rows, self.chosen_)
+            if self.stage_.loss is not None:
+                looks = next(one for one in self.stage_.looks if any(look.step == self.stage_.step for look in one))
+                many = [look.step for look in looks].index(self.stage_.step)
+                count = itertools.count()  # judged by their order, so that the last place on the path is kept
+                follow_path(model, self.stage_.loss, rows, lambda c=count: next(c), penalties=PENALTIES[:many])  # type: ignore[misc]
+            found.append(np.append(*self._coefficients(model, *_log_odds(model, rows))))
+        return np.asarray(np.std(found, axis=0, ddof=1))
+
+    def _solve(self, train: Batch, draw: Mapping[str, float]) -> tuple[nn.Linear, bool]:
+        classes = {0: 1.0, 1: draw["class_weight"]}
+        return solve_logistic(train.inputs, train.targets.numpy(), classes, draw["C"], train.weight)
+
+    def _coefficients(self, layer: nn.Linear, slope: float, offset: float) -> tuple[np.ndarray, np.ndarray]:
+        coefficients = slope * layer.weight.detach().double().numpy() / self._scaler.scale_
+        intercept = slope * layer.bias.item() + offset - float(coefficients[0] @ self._scaler.mean_)
+        return coefficients, np.array([intercept])
+
     def _linear(self, train: Batch, seed: int) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
         for draw in logistic_draws(self.trials, seed):
-            model, converged = solve_logistic(
-                train.inputs, train.targets.numpy(), {0: 1.0, 1: draw["class_weight"]}, draw["C"], train.weight
-            )
+            model, converged = self._solve(train, draw)
             yield model, {**draw, "converged": converged}
 
     def _networks(
@@ -165,24 +226,6 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
                 weight_decay=decay,
             )
             yield model, {"learning_rate": rate, "weight_decay": decay}
-
-    def _to_log_odds(self, train: Batch) -> None:
-        with torch.no_grad():
-            scores = self.stage_.model(train.inputs).double().numpy()
-        spread = float(scores.std()) or 1.0
-        fitted = LogisticRegression(C=np.inf, tol=1e-8, solver="newton-cholesky").fit(
-            scores / spread, train.targets.numpy(), None if train.weight is None else train.weight.numpy()
-        )
-        # A score that ranks the wrong way round would be turned; it is flat at least.
-        self._slope = max(float(fitted.coef_[0, 0]) / spread, 1e-12)
-        self._offset = float(fitted.intercept_[0])
-        if not self.hidden_layer_sizes:
-            layer = self.stage_.model
-            assert isinstance(layer, nn.Linear)
-            coefficients = self._slope * layer.weight.detach().double().numpy() / self._scaler.scale_
-            self.coef_ = coefficients
-            shift = self._slope * layer.bias.item() + self._offset
-            self.intercept_ = np.array([shift - float(coefficients[0] @ self._scaler.mean_)])
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -245,6 +288,18 @@ def _network(sizes: Sequence[int], target: Tensor, seed: int) -> nn.Module:
         last = nn.Linear(sizes[-1], 1)
     nn.init.constant_(last.bias, float(target.double().mean().logit()))  # every row starts at the base rate
     return nn.Sequential(*layers, last)
+
+
+def _log_odds(model: nn.Module, train: Batch) -> tuple[float, float]:
+    # Slope and offset that make scores log-odds on these rows.
+    with torch.no_grad():
+        scores = model(train.inputs).double().numpy()
+    spread = float(scores.std()) or 1.0
+    fitted = LogisticRegression(C=np.inf, tol=1e-8, solver="newton-cholesky").fit(
+        scores / spread, train.targets.numpy(), None if train.weight is None else train.weight.numpy()
+    )
+    # A score that ranks the wrong way round would be turned; it is flat at least.
+    return max(float(fitted.coef_[0, 0]) / spread, 1e-12), float(fitted.intercept_[0])
 
 
 def _inputs(x: np.ndarray) -> Tensor:

@@ -1,0 +1,203 @@
+"""RareClassifier: an estimator of scikit-learn's kind whose every choice is validation's."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("sklearn")
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import QuantileTransformer
+from sklearn.utils.estimator_checks import estimator_checks_generator
+
+from rareloss import Objective
+from rareloss.integrations.sklearn import RareClassifier
+
+Rows = tuple[np.ndarray, np.ndarray]
+
+
+def bent(rows: int, seed: int) -> Rows:
+    """Draw rows whose positives lie where no straight line is right for all of them, on scales far from one."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((rows, 3))
+    y = (x[:, 0] > 1.8) | ((x[:, 1] > 1) & (x[:, 0] < -1.2))
+    return x * [1.0, 100.0, 0.01] + [0.0, 1000.0, -5.0], np.where(y, "fraud", "fine")
+
+
+@pytest.fixture(scope="module")
+def fitted() -> tuple[RareClassifier, Rows]:
+    train = bent(4_000, 0)
+    model = RareClassifier("ap", trials=3, random_state=0)
+    target = np.where(train[1] == "fraud", 1, 0)
+    return model.fit(train[0], target), (train[0], target)
+
+
+def test_ranks_better_than_logistic_regression_where_it_misfits(fitted: tuple[RareClassifier, Rows]) -> None:
+    model, train = fitted
+    x, y = bent(8_000, 1)
+    plain = make_pipeline(QuantileTransformer(n_quantiles=100), LogisticRegression()).fit(*train)
+    ours, theirs = (average_precision_score(y == "fraud", m.decision_function(x)) for m in (model, plain))
+    assert ours > theirs + 0.02
+
+
+def test_coefficients_are_those_of_the_decision_function_in_log_odds(fitted: tuple[RareClassifier, Rows]) -> None:
+    model, (x, y) = fitted
+    scores = model.decision_function(x)
+    np.testing.assert_allclose(scores, x @ model.coef_[0] + model.intercept_[0])
+    assert model.coef_.shape == (1, 3)
+    assert model.intercept_.shape == (1,)
+    again = LogisticRegression(C=np.inf).fit(scores[:, None], y)
+    assert again.coef_[0, 0] == pytest.approx(1.0, abs=0.2)  # fitted on three quarters of the rows
+    assert again.intercept_[0] == pytest.approx(0.0, abs=0.6)
+
+
+def test_same_seed_gives_the_same_model_and_order_of_classes_is_numpys(fitted: tuple[RareClassifier, Rows]) -> None:
+    model, (x, y) = fitted
+    other = clone(model).fit(x, y)
+    np.testing.assert_array_equal(other.coef_, model.coef_)
+    named = clone(model).fit(x, np.where(y == 1, "fraud", "fine"))
+    assert named.classes_.tolist() == ["fine", "fraud"]
+    np.testing.assert_array_equal(named.coef_, model.coef_)
+    assert set(named.predict(x)) <= {"fine", "fraud"}
+
+
+@pytest.mark.parametrize("objective", ["recall@top=2%", "recall@fpr=1%", "pauc@fpr=0-2%"])
+def test_threshold_keeps_the_capacity(objective: str) -> None:
+    x, y = bent(4_000, 2)
+    model = RareClassifier(Objective.parse(objective), trials=1, random_state=0).fit(x, y)
+    x, y = bent(20_000, 3)
+    flagged = model.predict(x) == "fraud"
+    share = flagged.mean() if "top" in objective else flagged[y == "fine"].mean()
+    assert 0.3 < share / Objective.parse(objective).level < 3
+    assert model.stage_.after >= model.stage_.before
+
+
+def test_network() -> None:
+    x, y = bent(3_000, 4)
+    model = RareClassifier("ap", (8,), trials=1, random_state=0).fit(x, y)
+    assert not hasattr(model, "coef_")
+    assert average_precision_score(y == "fraud", model.decision_function(x)) > 0.8
+    assert model.predict(x[:5]).shape == (5,)
+    with pytest.raises(ValueError, match="network"):
+        model.standard_errors(x, y)
+
+
+def test_rows_of_weight_zero_are_absent(fitted: tuple[RareClassifier, Rows]) -> None:
+    model, (x, y) = fitted
+    longer = np.vstack([x, np.full((30, 3), 1e6)]), np.append(y, np.ones(30, dtype=int))
+    other = clone(model).fit(*longer, sample_weight=np.append(np.ones(len(y)), np.zeros(30)))
+    np.testing.assert_allclose(other.coef_, model.coef_, rtol=1e-3)
+
+
+def test_heavy_rows_count_more() -> None:
+    x, y = bent(3_000, 5)
+    weight = np.where(x[:, 0] > 0, 50.0, 1.0)  # only the positives on the right matter
+    plain = RareClassifier("ap", trials=1, random_state=0).fit(x, y)
+    heavy = RareClassifier("ap", trials=1, random_state=0).fit(x, y, sample_weight=weight)
+    x, y = bent(8_000, 6)
+    weight = np.where(x[:, 0] > 0, 50.0, 1.0)
+    scores = [
+        average_precision_score(y == "fraud", m.decision_function(x), sample_weight=weight) for m in (heavy, plain)
+    ]
+    assert scores[0] >= scores[1] - 1e-3
+
+
+def test_standard_errors_are_those_of_new_samples() -> None:
+    x, y = bent(2_000, 7)
+    model = RareClassifier("ap", trials=1, random_state=0).fit(x, y)
+    errors = model.standard_errors(x, y, resamples=12, random_state=0)
+    assert errors.shape == (4,)
+    fresh = [
+        RareClassifier("ap", trials=1, random_state=0).fit(*bent(2_000, 100 + seed)).coef_[0] for seed in range(12)
+    ]
+    ratio = errors[:3] / np.std(fresh, axis=0, ddof=1)
+    # Of the same size: fresh fits use three quarters of their rows and choose anew.
+    assert (ratio > 0.2).all()
+    assert (ratio < 3).all()
+
+
+def test_works_in_cross_validation() -> None:
+    x, y = bent(2_000, 8)
+    found = cross_val_score(
+        RareClassifier("ap", trials=1, random_state=0), x, y == "fraud", scoring="average_precision", cv=2
+    )
+    assert (found > 0.3).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "said"),
+    [
+        ({"objective": "auc"}, ValueError, "objective"),
+        ({"objective": 3}, TypeError, "objective"),
+        ({"trials": 0}, ValueError, "trials"),
+        ({"validation_fraction": 0.0}, ValueError, "validation_fraction"),
+        ({"hidden_layer_sizes": (0,)}, ValueError, "hidden_layer_sizes"),
+        ({"hidden_layer_sizes": 8}, TypeError, "hidden_layer_sizes"),
+    ],
+)
+def test_refuses(change: dict[str, Any], error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        RareClassifier(**change).fit(*bent(100, 0))
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_refuses_other_than_two_classes(classes: int) -> None:
+    x, _ = bent(100, 0)
+    with pytest.raises(ValueError, match="class"):
+        RareClassifier().fit(x, np.arange(100) % classes)
+
+
+def test_two_few_rows_of_a_class_are_refused() -> None:
+    x, _ = bent(100, 0)
+    with pytest.raises(ValueError, match="class"):
+        RareClassifier().fit(x, np.arange(100) == 0)
+
+
+def test_not_fitted() -> None:
+    with pytest.raises(NotFittedError):
+        RareClassifier().decision_function(bent(5, 0)[0])
+
+
+# Each fit is dozens of solves, so only what is cheap and can fail for an estimator like this one; a weight of 2 is not
+# the row twice here, since the split into train and validation is drawn by row.
+CHECKS = (
+    "check_no_attributes_set_in_init",
+    "check_do_not_raise_errors_in_init_or_set_param",
+    "check_estimator_tags_renamed",
+    "check_parameters_default_constructible",
+    "check_fit1d",
+    "check_fit2d_predict1d",
+    "check_estimators_nan_inf",
+    "check_estimators_dtypes",
+    "check_estimators_pickle",
+    "check_n_features_in_after_fitting",
+    "check_classifiers_one_label",
+    "check_classifiers_regression_target",
+    "check_dict_unchanged",
+    "check_sample_weights_not_overwritten",
+    "check_readonly_memmap_input",
+)
+
+
+def checks() -> list[Any]:
+    """Return the checks of scikit-learn that are named."""
+    every = estimator_checks_generator(RareClassifier(trials=1))
+    return [
+        pytest.param(estimator, check, id=name)
+        for estimator, check in every
+        if (name := getattr(check, "func", check).__name__) in CHECKS
+    ]
+
+
+@pytest.mark.parametrize(("estimator", "check"), checks())
+def test_estimator_contract(estimator: RareClassifier, check: Callable[[Any], None]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        check(estimator)
