@@ -14,6 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 __all__ = ["PENALTIES", "Batch", "Descent", "Look", "arguments", "descend", "follow_path", "keeping_modes", "pools"]
 
+# Places on a path that may be no better than the best before the path is left.
+_PATIENCE = 3
 # On the relative change of the weights, squared, in units of the loss.
 PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
 
@@ -131,7 +133,8 @@ def follow_path(
 
     over weights :math:`\theta` (biases are free) from the given ones :math:`\theta_0`, for each penalty
     :math:`\lambda` in turn by L-BFGS from where the last one ended. So the path leads from the start to the minimum,
-    validation chooses a place on it, and there is no learning rate.
+    validation chooses a place on it, and there is no learning rate. The path is left where three places in a row were
+    not better than the best before them.
 
     Args:
         model: where to start; it is changed.
@@ -176,6 +179,8 @@ def follow_path(
             looks.append(Look(gradients, last, judge()))
             if looks[-1].validation > best.validation:
                 best, kept = looks[-1], copy.deepcopy(model.state_dict())
+            elif len(looks) - looks.index(best) > _PATIENCE:
+                break
     model.load_state_dict(kept)
     return Descent(best, looks)
 

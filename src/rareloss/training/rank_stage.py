@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +27,7 @@ TEMPERATURES = {
     "recall@fpr": {"linear": (0.1,), "network": (0.03, 0.1)},
     "pauc@fpr": {"linear": (0.3,), "network": (0.3, 1.0)},
 }
+_ROWS_AT_ONCE = 65_536
 _LEARNING_RATES = {"linear": 3e-2, "network": 3e-4}
 
 
@@ -77,7 +79,7 @@ def rank_stage(
     learning_rate: float | None = None,
     weight_decay: float = 0.0,
     pool_size: int | None = None,
-    chunk_size: int = 65_536,
+    chunk_size: int | None = None,
     every: int = 10,
     seed: int = 0,
 ) -> RankStage:
@@ -95,8 +97,8 @@ def rank_stage(
     What a step ranks:
 
     * ``train`` and ``validation`` as ``(inputs, targets)`` or ``(inputs, targets, weight)``: a step ranks all rows, in
-      the memory of ``chunk_size`` rows (see :func:`rareloss.large_batch`), or a pool of ``pool_size`` rows: rare
-      classes whole, common ones sampled and weighted to stand for all.
+      the memory of ``chunk_size`` rows of the model (see :func:`rareloss.large_batch`), or a pool of ``pool_size``
+      rows: rare classes whole, common ones sampled and weighted to stand for all.
     * ``train`` as an iterable of such batches, for example a ``DataLoader``: a step ranks a batch and the remembered
       rows of earlier ones.
 
@@ -116,7 +118,8 @@ def rank_stage(
             spread), 3e-4 for a network.
         weight_decay: of AdamW, decoupled.
         pool_size: rows of a step; None for all.
-        chunk_size: rows that the model scores at once.
+        chunk_size: rows that the model scores at once; by default all for a model of one weight matrix, whose scores
+            are all that it keeps, and 65,536 for a network.
         every: steps between looks at validation.
         seed: draws the pools.
 
@@ -153,7 +156,8 @@ def rank_stage(
         raise ValueError("rank_stage runs in one process, got several ranks; train with objective.loss(...) there")
     checks.integer("steps", steps, least=1)
     checks.integer("every", every, least=1)
-    checks.integer("chunk_size", chunk_size, least=1)
+    if chunk_size is not None:
+        checks.integer("chunk_size", chunk_size, least=1)
     checks.non_negative("weight_decay", weight_decay)
     held_out = _batch("validation", validation)
     whole = _batch("train", train) if _is_batch(train) else None
@@ -167,6 +171,7 @@ def rank_stage(
         if whole is None:
             raise ValueError("pool_size draws rows from tensors, got an iterable of batches; leave it out")
     kind = _kind(model)
+    chunk_size = chunk_size or (_ROWS_AT_ONCE if kind == "network" else sys.maxsize)
     everything = whole is not None and (pool_size is None or pool_size >= len(whole.targets))
     if optimizer is None:
         optimizer = "lbfgs" if kind == "linear" and everything else "adamw"
@@ -288,5 +293,5 @@ def _judged(model: nn.Module, held_out: Batch, objective: Objective, chunk_size:
 def _scores(model: nn.Module, inputs: Any, chunk_size: int) -> Tensor:
     with keeping_modes(model):
         model.eval()
-        scores: Tensor = large_batch(model, chunk_size=chunk_size)(*arguments(inputs))
+        scores: Tensor = _in_chunks(model, chunk_size)(*arguments(inputs))
     return scores

@@ -1,0 +1,60 @@
+"""Time a fit of ``RareClassifier`` against scikit-learn's ``LogisticRegression`` on the same rows, in one process.
+
+    python benchmarks/rare_classifier.py --rows 100000 --features 50 --rounds 3
+
+The rows are normal, the positives rare, and their boundary bends, so that a linear model misfits.
+"""
+
+import argparse
+import resource
+import time
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+
+from rareloss.integrations.sklearn import RareClassifier
+
+
+def drawn(rows: int, features: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw rows of which about one in a hundred is positive."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((rows, features), dtype=np.float32)
+    margin = x[:, :5].sum(1) / 2 + 1.5 * (x[:, 5] > 1.5) * x[:, 6] + rng.logistic(size=rows)
+    return x, margin > 4.6
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--features", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=3, help="interleaved; medians are printed")
+    parser.add_argument("--trials", type=int, default=8)
+    asked = parser.parse_args()
+    x, y = drawn(asked.rows, asked.features, 0)
+    x_test, y_test = drawn(asked.rows, asked.features, 1)
+    models = {
+        "LogisticRegression()": LogisticRegression(),
+        'RareClassifier("ap")': RareClassifier("ap", trials=asked.trials, random_state=0),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(asked.rounds):
+        for name, model in models.items():
+            start = time.process_time()
+            model.fit(x, y)
+            seconds[name].append(time.process_time() - start)
+    medians = {name: float(np.median(times)) for name, times in seconds.items()}
+    table = Table("fit", "CPU seconds", "ratio", "AP on fresh rows", title=f"{len(x):,} x {x.shape[1]}, {y.mean():.2%}")
+    first = next(iter(medians.values()))
+    for name, model in models.items():
+        found = average_precision_score(y_test, model.decision_function(x_test))
+        table.add_row(name, f"{medians[name]:.2f}", f"{medians[name] / first:.1f}", f"{found:.4f}")
+    Console().print(table)
+    print(f"largest resident size {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+
+
+if __name__ == "__main__":
+    main()
