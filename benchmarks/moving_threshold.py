@@ -19,14 +19,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import sem
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import QuantileTransformer
 from torch import Tensor, nn
 
-from rareloss import LossWarmupWrapper, RecallAtQuantileLoss, SmoothAPLoss, metrics
-from rareloss.functional import PerClass, soft_recall_at_quantile
-from rareloss.ranking.threshold import margin_over_threshold
+from rareloss import LossWarmupWrapper, Objective, RecallAtQuantileLoss, metrics, rank_stage
+from rareloss.integrations.sklearn import solve_logistic
+from rareloss.ranking.pool import PerClass, Pool
 
 Parts = dict[str, tuple[Tensor, Tensor]]
 BATCH, EPOCHS, LEARNING_RATE = 512, 20, 1e-2
@@ -35,17 +34,13 @@ BATCH, EPOCHS, LEARNING_RATE = 512, 20, 1e-2
 class ConstantThresholdLoss(RecallAtQuantileLoss):
     """The recall loss as others have it: the threshold of the pool is a number, without gradient."""
 
-    def soft(self, scores: Tensor, positive: Tensor, weight: Tensor, iid: Tensor, temperature: float) -> PerClass:
+    def soft(self, pool: Pool, temperature: float) -> PerClass:
         """Compute the soft recall over a threshold that does not move."""
-        value, defined = soft_recall_at_quantile(
-            scores, positive, weight, quantile=self.quantile, temperature=temperature
-        )
-        counted = (weight * iid[:, None]).mT
-        _, threshold = margin_over_threshold(scores.mT, counted, self.quantile, temperature)
-        above = torch.sigmoid((scores - threshold.to(scores.dtype)) / temperature)
-        hits = weight * positive
-        constant = (hits * above).sum(0) / hits.sum(0).clamp(min=1e-12)
-        return PerClass(torch.where(defined, constant, value), defined)
+        moving = super().soft(pool, temperature)
+        above = torch.sigmoid((pool.scores - self.threshold(pool, temperature).detach()[:, None]) / temperature)
+        hits = pool.weight * pool.is_positive
+        constant = (hits * above).sum(1) / hits.sum(1).clamp(min=1e-12)
+        return PerClass(torch.where(moving.defined, constant, moving.value), moving.defined)
 
 
 def split(path: str, seed: int) -> Parts:
@@ -81,52 +76,29 @@ def train_mlp(parts: Parts, loss: nn.Module, seed: int) -> float:
         return metrics.average_precision(net(parts["test"][0]), parts["test"][1]).value.item()
 
 
-def logistic_start(parts: Parts, metric: Callable[[Tensor, Tensor], float]) -> nn.Linear:
-    """Solve logistic regression to convergence, C and class weight chosen on validation by ``metric``."""
+def value(model: nn.Module, rows: tuple[Tensor, Tensor], objective: Objective) -> float:
+    """Compute the objective of a model on some rows."""
+    with torch.no_grad():
+        return objective.metric(model(rows[0])[:, 0], rows[1]).value.item()
+
+
+def logistic_start(parts: Parts, objective: Objective) -> nn.Linear:
+    """Solve logistic regression to convergence, C and class weight chosen on validation by the objective."""
     inputs, labels = parts["train"]
-    best, start = -1.0, nn.Linear(inputs.shape[1], 1)
-    for strength in (0.1, 1.0, 10.0, 100.0, 1000.0):
-        for weight in (0.3, 1.0, 3.0, 10.0, 30.0):
-            model = LogisticRegression(
-                C=strength, class_weight={True: weight, False: 1.0}, solver="newton-cholesky", max_iter=1000
-            ).fit(inputs.numpy(), labels.numpy())
-            linear = nn.Linear(inputs.shape[1], 1)
-            with torch.no_grad():
-                linear.weight.copy_(torch.tensor(model.coef_))
-                linear.bias.copy_(torch.tensor(model.intercept_))
-                value = metric(linear(parts["validation"][0])[:, 0], parts["validation"][1])
-            if value > best:
-                best, start = value, linear
-    return start
+    solved = [
+        solve_logistic(inputs, labels.long().numpy(), {0: 1.0, 1: weight}, strength)[0]
+        for strength in (0.1, 1.0, 10.0, 100.0, 1000.0)
+        for weight in (0.3, 1.0, 3.0, 10.0, 30.0)
+    ]
+    return max(solved, key=lambda model: value(model, parts["validation"], objective))
 
 
 def ranking_stage(
-    parts: Parts, start: nn.Linear, losses: list[nn.Module], metric: Callable[[Tensor, Tensor], float], steps: int
+    parts: Parts, start: nn.Linear, losses: list[nn.Module] | None, objective: Objective
 ) -> tuple[float, float]:
-    """Train on, full batch; loss and step (0 included) chosen on validation. Return the test value before and after."""
-    (x_train, y_train), (x_val, y_val), (x_test, y_test) = parts["train"], parts["validation"], parts["test"]
-
-    @torch.no_grad()
-    def judge(model: nn.Linear) -> tuple[float, float]:
-        return metric(model(x_val)[:, 0], y_val), metric(model(x_test)[:, 0], y_test)
-
-    best, before = judge(start)
-    after = before
-    for loss in losses:
-        model = nn.Linear(x_train.shape[1], 1)
-        model.load_state_dict(start.state_dict())
-        optimizer = torch.optim.Adam(model.parameters(), lr=3e-2)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        for step in range(steps):
-            optimizer.zero_grad()
-            loss(model(x_train)[:, 0], y_train).backward()
-            optimizer.step()
-            schedule.step()
-            if step % 10 == 9:
-                validation, test = judge(model)
-                if validation > best:
-                    best, after = validation, test
-    return before, after
+    """Return the test value before and after a stage, whose loss and place on the path validation chooses."""
+    stage = rank_stage(start, objective, parts["train"], parts["validation"], losses=losses)
+    return value(start, parts["test"], objective), value(stage.model, parts["test"], objective)
 
 
 def row(values: list[float], base: list[float]) -> list[str]:
@@ -140,7 +112,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", help="an npz file with X and y (1 is rare)")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=150, help="steps of the linear scorers' ranking stage")
     parser.add_argument("--skip-mlp", action="store_true", help="leave the MLP out")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", UserWarning)  # the pool is what it is here
@@ -166,39 +137,20 @@ def main() -> None:
             table.add_row(name, *row(values, scores["cross-entropy"]))
         console.print(table)
 
-    def recall(scores: Tensor, positive: Tensor) -> float:
-        return metrics.recall_at_quantile(scores, positive, quantile=rate).value.item()
-
-    def precision(scores: Tensor, positive: Tensor) -> float:
-        return metrics.average_precision(scores, positive).value.item()
-
-    def compare(title: str, metric: Callable[[Tensor, Tensor], float], arms: dict[str, list[nn.Module]]) -> None:
-        table = Table(title, "logistic", "after the stage", "difference (s.e.)")
-        starts = [logistic_start(part, metric) for part in parts]
+    def compare(objective: Objective, arms: dict[str, list[nn.Module] | None]) -> None:
+        table = Table(f"linear, {objective.name}", "logistic", "after the stage", "difference (s.e.)")
+        starts = [logistic_start(part, objective) for part in parts]
         for name, losses in arms.items():
-            pairs = [
-                ranking_stage(p, start, losses, metric, arguments.steps) for p, start in zip(parts, starts, strict=True)
-            ]
+            pairs = [ranking_stage(p, start, losses, objective) for p, start in zip(parts, starts, strict=True)]
             before, after = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
             table.add_row(name, f"{np.mean(before):.3f}", *row(after, before))
         console.print(table)
 
-    compare(
-        f"linear, recall in the top {rate:.2%}",
-        recall,
-        {
-            "moving threshold": [RecallAtQuantileLoss(1, rate, queue_size=0, temperature=t) for t in (0.03, 0.1)],
-            "constant threshold": [
-                ConstantThresholdLoss(1, rate, queue_size=0, temperature=t, temperature_unit="logit")
-                for t in (0.1, 0.3)
-            ],
-        },
-    )
-    compare(
-        "linear, average precision",
-        precision,
-        {"Smooth-AP": [SmoothAPLoss(1, queue_size=0, temperature=t) for t in (0.03, 0.1)]},
-    )
+    constant: list[nn.Module] = [
+        ConstantThresholdLoss(1, rate, queue_size=0, temperature=t, temperature_unit="logit") for t in (0.1, 0.3)
+    ]
+    compare(Objective("recall@top", rate), {"moving threshold": None, "constant threshold": constant})
+    compare(Objective("ap"), {"Smooth-AP": None})
 
 
 if __name__ == "__main__":

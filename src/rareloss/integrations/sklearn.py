@@ -6,6 +6,7 @@ Needs the extra ``study``: ``pip install "rareloss[study]"``.
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -187,8 +188,14 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
             if self.stage_.loss is not None:
                 looks = next(one for one in self.stage_.looks if any(look.step == self.stage_.step for look in one))
                 many = [look.step for look in looks].index(self.stage_.step)
-                count = itertools.count()  # judged by their order, so that the last place on the path is kept
-                follow_path(model, self.stage_.loss, rows, lambda c=count: next(c), penalties=PENALTIES[:many])  # type: ignore[misc]
+                places = iter(range(many + 1))  # judged by their order, so that the last place on the path is kept
+                follow_path(
+                    model,
+                    self.stage_.loss,
+                    rows,
+                    partial(_next_of, places),
+                    penalties=PENALTIES[:many],
+                )
             found.append(np.append(*self._coefficients(model, *_log_odds(model, rows))))
         return np.asarray(np.std(found, axis=0, ddof=1))
 
@@ -300,6 +307,10 @@ def _log_odds(model: nn.Module, train: Batch) -> tuple[float, float]:
     )
     # A score that ranks the wrong way round would be turned; it is flat at least.
     return max(float(fitted.coef_[0, 0]) / spread, 1e-12), float(fitted.intercept_[0])
+
+
+def _next_of(places: Iterator[int]) -> Tensor:
+    return torch.tensor([float(next(places))])
 
 
 def _inputs(x: np.ndarray) -> Tensor:

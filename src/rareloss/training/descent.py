@@ -14,10 +14,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 __all__ = ["PENALTIES", "Batch", "Descent", "Look", "arguments", "descend", "follow_path", "keeping_modes", "pools"]
 
-# Places on a path that may be no better than the best before the path is left.
-_PATIENCE = 3
 # On the relative change of the weights, squared, in units of the loss.
-PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003)
+PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+# Places on a path that may be no better than the one kept before the path is left.
+_PATIENCE = 3
+# By how many standard errors of its difference a place has to be better than the one kept.
+_MARGIN = 0.5
 
 
 class Batch(NamedTuple):
@@ -122,7 +124,7 @@ def follow_path(
     model: nn.Module,
     loss: nn.Module,
     whole: Batch,
-    judge: Callable[[], float],
+    judge: Callable[[], Tensor],
     *,
     penalties: Sequence[float] = PENALTIES,
     scores_of: Callable[..., Tensor] | None = None,
@@ -133,14 +135,14 @@ def follow_path(
 
     over weights :math:`\theta` (biases are free) from the given ones :math:`\theta_0`, for each penalty
     :math:`\lambda` in turn by L-BFGS from where the last one ended. So the path leads from the start to the minimum,
-    validation chooses a place on it, and there is no learning rate. The path is left where three places in a row were
-    not better than the best before them.
+    validation chooses a place on it, and there is no learning rate. A place takes over only if it is better than the
+    one kept by half a standard error of their paired difference; three in a row that are not end the path.
 
     Args:
         model: where to start; it is changed.
         loss: as in :func:`descend`.
         whole: all rows.
-        judge: as in :func:`descend`.
+        judge: computes what validation thinks of the model, and then of reweighted validation rows, ``[1 + B]``.
         penalties: from the largest to the smallest.
         scores_of: as in :func:`descend`.
 
@@ -152,7 +154,8 @@ def follow_path(
     size = torch.stack([given.square().sum() for _, given in start]).sum().clamp(min=torch.finfo(torch.float32).tiny)
     score = model if scores_of is None else scores_of
     given = {} if whole.weight is None else {"sample_weight": whole.weight}
-    best = Look(0, math.nan, judge())
+    judged = judge()
+    best = Look(0, math.nan, float(judged[0]))
     kept, looks, gradients, last = copy.deepcopy(model.state_dict()), [best], 0, math.nan
 
     def penalised(penalty: float) -> Tensor:
@@ -171,14 +174,17 @@ def follow_path(
         _train(model)
         for penalty in penalties:
             solver = torch.optim.LBFGS(
-                trained, max_iter=15, history_size=10, tolerance_change=1e-7, line_search_fn="strong_wolfe"
+                trained, max_iter=30, history_size=10, tolerance_change=1e-6, line_search_fn="strong_wolfe"
             )
             solver.step(partial(penalised, penalty))
             if not (math.isfinite(last) and all(bool(torch.isfinite(parameter).all()) for parameter in trained)):
                 break
-            looks.append(Look(gradients, last, judge()))
-            if looks[-1].validation > best.validation:
-                best, kept = looks[-1], copy.deepcopy(model.state_dict())
+            found = judge()
+            looks.append(Look(gradients, last, float(found[0])))
+            better = found - judged
+            error = better[1:].std() if len(better) > 2 else 0.0
+            if better[0] > _MARGIN * error:
+                best, judged, kept = looks[-1], found, copy.deepcopy(model.state_dict())
             elif len(looks) - looks.index(best) > _PATIENCE:
                 break
     model.load_state_dict(kept)

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from rareloss import checks, distributed
 from rareloss.objective import Objective
 from rareloss.ranking.ranking_loss import RankingLoss
-from rareloss.training.descent import Batch, Look, arguments, descend, follow_path, keeping_modes, pools
+from rareloss.training.descent import Batch, Descent, Look, arguments, descend, follow_path, keeping_modes, pools
 from rareloss.training.large_batch import large_batch
 
 __all__ = ["TEMPERATURES", "RankStage", "rank_stage", "ranking_losses"]
@@ -28,6 +28,7 @@ TEMPERATURES = {
     "pauc@fpr": {"linear": (0.3,), "network": (0.3, 1.0)},
 }
 _ROWS_AT_ONCE = 65_536
+_RESAMPLES = 25
 _LEARNING_RATES = {"linear": 3e-2, "network": 3e-4}
 
 
@@ -90,8 +91,9 @@ def rank_stage(
     stage never ends below its start on validation, and says when it changed nothing. It pays where the model cannot fit
     everything: scorecards, heads on frozen features, small networks.
 
-    * A linear model over all rows is solved by L-BFGS along a path of penalties on how far it moves from where it was
-      given, see :func:`~rareloss.training.descent.follow_path`; its ends are what validation chooses among.
+    * A linear model over all rows is solved by L-BFGS along a path of penalties on how far its scores move from where
+      they were, see :func:`~rareloss.training.descent.follow_path`. Of six places on it validation chooses one, and a
+      place that is better by chance alone is left.
     * Everything else takes ``steps`` AdamW steps with cosine decay, and validation looks every ``every`` steps.
 
     What a step ranks:
@@ -196,16 +198,16 @@ def rank_stage(
     best = RankStage(copy.deepcopy(model), objective, before, before, 0, None, [])
     for loss in losses:
         tried = copy.deepcopy(model)
-        judge = partial(_judged, tried, held_out, objective, chunk_size)
         scores_of = _in_chunks(tried, chunk_size)
         if optimizer == "lbfgs" and whole is not None:
-            found = follow_path(tried, loss, whole, judge, scores_of=scores_of)
+            resampled = partial(_judged_on_resamples, tried, held_out, objective, chunk_size)
+            found = _solve(tried, loss, whole, resampled, scores_of)
         else:
             found = descend(
                 tried,
                 loss,
                 train if whole is None else _Pools(whole, pool_size, seed),
-                judge,
+                partial(_judged, tried, held_out, objective, chunk_size),
                 steps=steps,
                 learning_rate=rate,
                 weight_decay=weight_decay,
@@ -282,6 +284,55 @@ def _kind(model: nn.Module) -> str:
 def _in_chunks(model: nn.Module, chunk_size: int) -> Callable[..., Tensor]:
     chunked = large_batch(model, chunk_size=chunk_size)
     return lambda *inputs: model(*inputs) if len(inputs[0]) <= chunk_size else chunked(*inputs)
+
+
+def _solve(
+    model: nn.Module, loss: nn.Module, whole: Batch, judge: Callable[[], Tensor], scores_of: Callable[..., Tensor]
+) -> Descent:
+    # A linear layer is solved in coordinates in which its inputs are uncorrelated: splines and dummies are far from
+    # it, and the penalty is then on how far the scores move.
+    if not (isinstance(model, nn.Linear) and isinstance(whole.inputs, Tensor) and whole.inputs.ndim == 2):
+        return follow_path(model, loss, whole, judge, scores_of=scores_of)
+    x = whole.inputs.double()
+    weight = torch.ones(len(x), dtype=x.dtype) if whole.weight is None else whole.weight.double()
+    share = (weight / weight.sum())[:, None]
+    centre = (share * x).sum(0)
+    covariance = (share * (x - centre)).mT @ (x - centre)
+    ridge = 1e-3 * covariance.diagonal().mean() + torch.finfo(x.dtype).tiny
+    factor = torch.linalg.cholesky(covariance + ridge * torch.eye(len(covariance), dtype=x.dtype))
+    uncorrelated = torch.linalg.solve_triangular(factor, (x - centre).mT, upper=False).mT.to(whole.inputs.dtype)
+    solved = copy.deepcopy(model)
+
+    @torch.no_grad()
+    def carry_back() -> None:
+        weights = torch.linalg.solve_triangular(factor, solved.weight.double(), upper=False, left=False)
+        model.weight.copy_(weights)
+        if model.bias is not None:
+            model.bias.copy_(solved.bias - weights @ centre)
+
+    def judged() -> Tensor:
+        carry_back()
+        return judge()
+
+    with torch.no_grad():
+        solved.weight.copy_(model.weight.double() @ factor)
+        if model.bias is not None:
+            solved.bias.add_(model.weight.double() @ centre)
+    found = follow_path(solved, loss, whole._replace(inputs=uncorrelated), judged)
+    carry_back()
+    return found
+
+
+def _judged_on_resamples(model: nn.Module, held_out: Batch, objective: Objective, chunk_size: int) -> Tensor:
+    # The objective, and the same on rows with weights from an exponential distribution: the Bayesian bootstrap.
+    scores, targets, weight = _scores(model, held_out.inputs, chunk_size), held_out.targets, held_out.weight
+    values = [objective.metric(scores, targets, weight)]
+    for seed in range(_RESAMPLES):
+        drawn = torch.empty(len(targets)).exponential_(generator=torch.Generator().manual_seed(seed))
+        drawn = drawn.to(scores.device, torch.float32)
+        of_rows = drawn if weight is None else weight * (drawn if weight.ndim == 1 else drawn[:, None])
+        values.append(objective.metric(scores, targets, of_rows))
+    return torch.stack([value[defined].mean() for value, defined in values])
 
 
 def _judged(model: nn.Module, held_out: Batch, objective: Objective, chunk_size: int) -> float:
