@@ -259,6 +259,23 @@ def test_path_leads_from_the_start_to_the_minimum(parts: tuple[nn.Linear, Rows, 
         assert loss(walker(x), y).item() == pytest.approx(values[-1], abs=2e-3)
 
 
+def test_few_positives_for_many_weights_have_to_convince_validation() -> None:
+    # A straight line is right here, so that what a stage finds is chance: 30 positives for 60 weights.
+    changed = 0
+    for seed in range(6):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(1_200, 60, generator=generator)
+        y = (x[:, 0] + 0.5 * torch.randn(1_200, generator=generator) > 1.85).long()
+        model = nn.Linear(60, 1)
+        with torch.no_grad():
+            model.weight.copy_(0.02 * torch.randn(1, 60, generator=generator))
+            model.weight[0, 0] = 1.0
+        stage = rank_stage(model, "ap", (x[:600], y[:600]), (x[600:], y[600:]))
+        assert len(stage.looks[0]) > 1
+        changed += stage.changed
+    assert changed <= 1
+
+
 @pytest.mark.parametrize("counts", [[70_000, 1_760], [100_000, 100], [50_000, 50_000], [9_000, 5_000, 30, 16]])
 def test_pool_holds_rare_classes_whole_and_stands_for_all(counts: list[int]) -> None:
     targets = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))

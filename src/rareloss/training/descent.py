@@ -18,8 +18,6 @@ __all__ = ["PENALTIES", "Batch", "Descent", "Look", "arguments", "descend", "fol
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 # Places on a path that may be no better than the one kept before the path is left.
 _PATIENCE = 3
-# By how many standard errors of its difference a place has to be better than the one kept.
-_MARGIN = 0.5
 
 
 class Batch(NamedTuple):
@@ -127,6 +125,7 @@ def follow_path(
     judge: Callable[[], Tensor],
     *,
     penalties: Sequence[float] = PENALTIES,
+    margin: float = 0.5,
     scores_of: Callable[..., Tensor] | None = None,
 ) -> Descent:
     r"""Minimise a loss of all rows ever more freely, and keep what is best on validation, the start included.
@@ -136,7 +135,7 @@ def follow_path(
     over weights :math:`\theta` (biases are free) from the given ones :math:`\theta_0`, for each penalty
     :math:`\lambda` in turn by L-BFGS from where the last one ended. So the path leads from the start to the minimum,
     validation chooses a place on it, and there is no learning rate. A place takes over only if it is better than the
-    one kept by half a standard error of their paired difference; three in a row that are not end the path.
+    one kept by ``margin`` standard errors of their paired difference; three in a row that are not end the path.
 
     Args:
         model: where to start; it is changed.
@@ -144,6 +143,7 @@ def follow_path(
         whole: all rows.
         judge: computes what validation thinks of the model, and then of reweighted validation rows, ``[1 + B]``.
         penalties: from the largest to the smallest.
+        margin: in standard errors over the B reweightings.
         scores_of: as in :func:`descend`.
 
     Returns:
@@ -183,7 +183,7 @@ def follow_path(
             looks.append(Look(gradients, last, float(found[0])))
             better = found - judged
             error = better[1:].std() if len(better) > 2 else 0.0
-            if better[0] > _MARGIN * error:
+            if better[0] > margin * error:
                 best, judged, kept = looks[-1], found, copy.deepcopy(model.state_dict())
             elif len(looks) - looks.index(best) > _PATIENCE:
                 break

@@ -92,8 +92,10 @@ def rank_stage(
     everything: scorecards, heads on frozen features, small networks.
 
     * A linear model over all rows is solved by L-BFGS along a path of penalties on how far its scores move from where
-      they were, see :func:`~rareloss.training.descent.follow_path`. Of six places on it validation chooses one, and a
-      place that is better by chance alone is left.
+      they were, see :func:`~rareloss.training.descent.follow_path`. Of six places on it validation chooses one. It has
+      to be better than the one before it by half a standard error of their difference, and by
+      :math:`\tfrac12 \sqrt{10 w / P}` standard errors where the rarest class has fewer than ten rows P for each of its
+      w weights.
     * Everything else takes ``steps`` AdamW steps with cosine decay, and validation looks every ``every`` steps.
 
     What a step ranks:
@@ -289,10 +291,11 @@ def _in_chunks(model: nn.Module, chunk_size: int) -> Callable[..., Tensor]:
 def _solve(
     model: nn.Module, loss: nn.Module, whole: Batch, judge: Callable[[], Tensor], scores_of: Callable[..., Tensor]
 ) -> Descent:
+    margin = _margin(model, whole.targets)
     # A linear layer is solved in coordinates in which its inputs are uncorrelated: splines and dummies are far from
     # it, and the penalty is then on how far the scores move.
     if not (isinstance(model, nn.Linear) and isinstance(whole.inputs, Tensor) and whole.inputs.ndim == 2):
-        return follow_path(model, loss, whole, judge, scores_of=scores_of)
+        return follow_path(model, loss, whole, judge, margin=margin, scores_of=scores_of)
     x = whole.inputs.double()
     weight = torch.ones(len(x), dtype=x.dtype) if whole.weight is None else whole.weight.double()
     share = (weight / weight.sum())[:, None]
@@ -318,9 +321,23 @@ def _solve(
         solved.weight.copy_(model.weight.double() @ factor)
         if model.bias is not None:
             solved.bias.add_(model.weight.double() @ centre)
-    found = follow_path(solved, loss, whole._replace(inputs=uncorrelated), judged)
+    found = follow_path(solved, loss, whole._replace(inputs=uncorrelated), judged, margin=margin)
     carry_back()
     return found
+
+
+def _margin(model: nn.Module, targets: Tensor) -> float:
+    # A ranking learns from the positives. With fewer than ten of them for each weight (the rule of thumb for logistic
+    # regression: Peduzzi et al., J. Clin. Epidemiol. 1996) chance is stronger, on validation too.
+    weights = sum(
+        parameter.numel() for parameter in model.parameters() if parameter.requires_grad and parameter.ndim > 1
+    )
+    if targets.ndim > 1 and targets.shape[-1] > 1:
+        rarest, outputs = int((targets == 1).sum(0).amin()), targets.shape[-1]
+    else:
+        counts = targets.long().reshape(-1).clamp(min=0).bincount(minlength=2)
+        rarest, outputs = int(counts[counts > 0].amin()), 1 if len(counts) == 2 else len(counts)
+    return 0.5 * math.sqrt(max(1.0, 10 * weights / outputs / max(rarest, 1)))
 
 
 def _judged_on_resamples(model: nn.Module, held_out: Batch, objective: Objective, chunk_size: int) -> Tensor:
