@@ -62,7 +62,9 @@ def draw_weights(law: str, rows: int, columns: int, dtype: torch.dtype, generato
     elif law == "heavy":
         x = x * 1e30
     elif law == "any":
-        x = 10.0 ** torch.randint(-45, 31, shape, generator=generator).double()
+        power = torch.randint(-45, 31, shape, generator=generator)
+        # 1e-32 itself, from which on a weight counts, is above or below it by rounding.
+        x = 10.0 ** torch.where(power == -32, -31, power).double()
     return (
         x.clamp(max=torch.finfo(dtype).max).to(dtype) if dtype.is_floating_point else x.round().clamp(max=9).to(dtype)
     )
