@@ -102,8 +102,7 @@ def descend(
     with keeping_modes(model):
         for step, batch in enumerate(itertools.islice(_for_ever(batches), steps), 1):
             _train(model)
-            given = {} if batch.weight is None else {"sample_weight": batch.weight}
-            value = loss(score(*arguments(batch.inputs)), batch.targets, **given)
+            value = _value(loss, score, batch)
             if not math.isfinite(value.item()):
                 break
             optimiser.zero_grad(set_to_none=True)
@@ -153,7 +152,6 @@ def follow_path(
     start = [(parameter, parameter.detach().clone()) for parameter in trained if parameter.ndim > 1]
     size = torch.stack([given.square().sum() for _, given in start]).sum().clamp(min=torch.finfo(torch.float32).tiny)
     score = model if scores_of is None else scores_of
-    given = {} if whole.weight is None else {"sample_weight": whole.weight}
     judged = judge()
     best = Look(0, math.nan, float(judged[0]))
     kept, looks, gradients, last = copy.deepcopy(model.state_dict()), [best], 0, math.nan
@@ -163,7 +161,7 @@ def follow_path(
         gradients += 1
         for parameter in trained:
             parameter.grad = None
-        value: Tensor = loss(score(*arguments(whole.inputs)), whole.targets, **given)
+        value = _value(loss, score, whole)
         last = value.item()
         moved = torch.stack([(parameter - origin).square().sum() for parameter, origin in start]).sum()
         value = value + penalty * moved / size
@@ -251,6 +249,13 @@ def _for_ever(batches: Iterable[Any]) -> Iterator[Batch]:
             yield Batch(*batch)
         if not given:
             raise ValueError("there is no batch to step on; give at least one, and an iterable that starts anew")
+
+
+def _value(loss: nn.Module, score: Callable[..., Tensor], batch: Batch) -> Tensor:
+    scores = score(*arguments(batch.inputs))
+    given = {} if batch.weight is None else {"sample_weight": batch.weight.to(scores.device)}
+    value: Tensor = loss(scores, batch.targets.to(scores.device), **given)
+    return value
 
 
 def arguments(inputs: Any) -> tuple[Any, ...]:

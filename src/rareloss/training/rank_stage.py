@@ -202,8 +202,8 @@ def rank_stage(
         tried = copy.deepcopy(model)
         scores_of = _in_chunks(tried, chunk_size)
         if optimizer == "lbfgs" and whole is not None:
-            resampled = partial(_judged_on_resamples, tried, held_out, objective, chunk_size)
-            found = _solve(tried, loss, whole, resampled, scores_of)
+            judge = partial(_on_validation, tried, held_out, objective, chunk_size, resamples=_RESAMPLES)
+            found = _solve(tried, loss, whole, judge, scores_of)
         else:
             found = descend(
                 tried,
@@ -285,7 +285,16 @@ def _kind(model: nn.Module) -> str:
 
 def _in_chunks(model: nn.Module, chunk_size: int) -> Callable[..., Tensor]:
     chunked = large_batch(model, chunk_size=chunk_size)
-    return lambda *inputs: model(*inputs) if len(inputs[0]) <= chunk_size else chunked(*inputs)
+    device = next(model.parameters()).device
+
+    def scores_of(*inputs: Any) -> Tensor:
+        if len(inputs[0]) > chunk_size:
+            scores: Tensor = chunked(*inputs)
+        else:
+            scores = model(*pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), inputs))
+        return scores
+
+    return scores_of
 
 
 def _solve(
@@ -296,13 +305,14 @@ def _solve(
     # it, and the penalty is then on how far the scores move.
     if not (isinstance(model, nn.Linear) and isinstance(whole.inputs, Tensor) and whole.inputs.ndim == 2):
         return follow_path(model, loss, whole, judge, margin=margin, scores_of=scores_of)
-    x = whole.inputs.double()
-    weight = torch.ones(len(x), dtype=x.dtype) if whole.weight is None else whole.weight.double()
+    x = whole.inputs.to(model.weight.device, torch.float64)
+    weight = torch.ones(len(x)) if whole.weight is None else whole.weight
+    weight = weight.to(x)
     share = (weight / weight.sum())[:, None]
     centre = (share * x).sum(0)
     covariance = (share * (x - centre)).mT @ (x - centre)
     ridge = 1e-3 * covariance.diagonal().mean() + torch.finfo(x.dtype).tiny
-    factor = torch.linalg.cholesky(covariance + ridge * torch.eye(len(covariance), dtype=x.dtype))
+    factor = torch.linalg.cholesky(covariance + ridge * torch.eye(len(covariance)).to(x))
     uncorrelated = torch.linalg.solve_triangular(factor, (x - centre).mT, upper=False).mT.to(whole.inputs.dtype)
     solved = copy.deepcopy(model)
 
@@ -340,21 +350,26 @@ def _margin(model: nn.Module, targets: Tensor) -> float:
     return 0.5 * math.sqrt(max(1.0, 10 * weights / outputs / max(rarest, 1)))
 
 
-def _judged_on_resamples(model: nn.Module, held_out: Batch, objective: Objective, chunk_size: int) -> Tensor:
+def _on_validation(
+    model: nn.Module, held_out: Batch, objective: Objective, chunk_size: int, *, resamples: int
+) -> Tensor:
     # The objective, and the same on rows with weights from an exponential distribution: the Bayesian bootstrap.
-    scores, targets, weight = _scores(model, held_out.inputs, chunk_size), held_out.targets, held_out.weight
-    values = [objective.metric(scores, targets, weight)]
-    for seed in range(_RESAMPLES):
-        drawn = torch.empty(len(targets)).exponential_(generator=torch.Generator().manual_seed(seed))
-        drawn = drawn.to(scores.device, torch.float32)
-        of_rows = drawn if weight is None else weight * (drawn if weight.ndim == 1 else drawn[:, None])
-        values.append(objective.metric(scores, targets, of_rows))
-    return torch.stack([value[defined].mean() for value, defined in values])
+    scores = _scores(model, held_out.inputs, chunk_size)
+    targets = held_out.targets.to(scores.device)
+    weight = torch.ones(len(targets)) if held_out.weight is None else held_out.weight
+    found = []
+    for seed in range(resamples + 1):
+        drawn = torch.ones(len(targets))
+        if seed:
+            drawn.exponential_(generator=torch.Generator().manual_seed(seed))
+        of_rows = weight.to(scores.device) * drawn.to(scores.device).reshape(-1, *[1] * (weight.ndim - 1))
+        value, defined = objective.metric(scores, targets, of_rows)
+        found.append(value[defined].mean())
+    return torch.stack(found)
 
 
 def _judged(model: nn.Module, held_out: Batch, objective: Objective, chunk_size: int) -> float:
-    value, defined = objective.metric(_scores(model, held_out.inputs, chunk_size), held_out.targets, held_out.weight)
-    return float(value[defined].mean())
+    return float(_on_validation(model, held_out, objective, chunk_size, resamples=0)[0])
 
 
 @torch.no_grad()
