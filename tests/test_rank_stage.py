@@ -145,7 +145,7 @@ def test_small_batches_are_ranked_with_the_queue(parts: tuple[nn.Linear, Rows, R
 def test_weights_are_seen_by_loss_and_by_judge(parts: tuple[nn.Linear, Rows, Rows]) -> None:
     model, (x, y), (x_held, y_held) = parts
     # Rows of weight 0 are as if they were not there, whatever they hold.
-    wrong = torch.full((50, 2), 1e3)
+    wrong = torch.full((50, 2), math.nan)
     longer = (
         torch.cat([x, wrong]),
         torch.cat([y, torch.zeros(50).long()]),
@@ -220,12 +220,40 @@ def test_any_loss_can_be_continued(parts: tuple[nn.Linear, Rows, Rows]) -> None:
         ({"validation": (torch.zeros(3, 2), torch.zeros(3))}, ValueError, "validation"),
         ({"validation": (torch.full((3, 2), math.nan), torch.tensor([0, 1, 0]))}, ValueError, "finite"),
         ({"validation": []}, ValueError, "validation"),
+        ({"train": (torch.zeros(0, 2), torch.zeros(0))}, ValueError, "no row"),
+        ({"train": (torch.full((50, 2), math.inf), bent(50, 0)[1])}, ValueError, "infinite"),
     ],
 )
 def test_stage_refuses(change: dict[str, Any], error: type[Exception], said: str) -> None:
     given = {"model": nn.Linear(2, 1), "objective": "ap", "train": bent(50, 0), "validation": bent(50, 1)}
     with pytest.raises(error, match=said):
         rank_stage(**{**given, **change})
+
+
+@pytest.mark.parametrize("factor", [1e-20, 1e15, 1e30])
+def test_inputs_of_any_size_and_no_change_is_none_to_the_last_bit(
+    factor: float, parts: tuple[nn.Linear, Rows, Rows]
+) -> None:
+    model, (x, y), held_out = parts
+    stage = rank_stage(model, "ap", (x * factor, y), held_out)
+    assert stage.after >= stage.before == pytest.approx(value("ap", model, held_out))
+    assert stage.changed or torch.equal(stage.model.weight, model.weight)
+    assert stage.changed == (stage.after > stage.before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_models_of_other_precisions(dtype: torch.dtype, parts: tuple[nn.Linear, Rows, Rows]) -> None:
+    model, (x, y), (x_held, y_held) = parts
+    stage = rank_stage(copy.deepcopy(model).to(dtype), "ap", (x.to(dtype), y), (x_held.to(dtype), y_held))
+    assert stage.model.weight.dtype == dtype
+    assert stage.after > stage.before + 0.02
+
+
+def test_weights_of_zero_are_a_start_too(parts: tuple[nn.Linear, Rows, Rows]) -> None:
+    _, train, validation = parts
+    model = nn.Linear(2, 1)
+    nn.init.zeros_(model.weight)
+    assert rank_stage(model, "ap", train, validation).after > 0.2
 
 
 def test_frozen_model_is_refused() -> None:

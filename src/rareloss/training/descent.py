@@ -150,7 +150,8 @@ def follow_path(
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     start = [(parameter, parameter.detach().clone()) for parameter in trained if parameter.ndim > 1]
-    size = torch.stack([given.square().sum() for _, given in start]).sum().clamp(min=torch.finfo(torch.float32).tiny)
+    # Weights that are all 0 have no size to be measured by.
+    size = sum(given.double().square().sum().item() for _, given in start) or 1.0
     score = model if scores_of is None else scores_of
     judged = judge()
     best = Look(0, math.nan, float(judged[0]))

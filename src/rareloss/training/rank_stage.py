@@ -271,6 +271,8 @@ def _batch(name: str, given: Any) -> Batch:
         return Batch(inputs, torch.cat([part.targets for part in parts]), torch.cat(weights) if weights else None)
     batch = Batch(*given)
     rows = {len(tensor) for tensor in pytree.tree_leaves(tuple(batch)) if isinstance(tensor, Tensor) and tensor.ndim}
+    if rows == {0}:
+        raise ValueError(f"{name} holds no row")
     if len(rows) != 1:
         raise ValueError(f"inputs, targets and weight of {name} must have the same rows, got {sorted(rows)}")
     return batch
@@ -307,14 +309,17 @@ def _solve(
         return follow_path(model, loss, whole, judge, margin=margin, scores_of=scores_of)
     x = whole.inputs.to(model.weight.device, torch.float64)
     weight = torch.ones(len(x)) if whole.weight is None else whole.weight
-    weight = weight.to(x)
+    weight = weight.to(x).reshape(len(x), -1).sum(1)
+    x = torch.where(weight[:, None] > 0, x, 0.0)  # what is absent may hold anything
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError("inputs of train hold NaN or infinite numbers; fill or drop them, or give their rows weight 0")
     share = (weight / weight.sum())[:, None]
     centre = (share * x).sum(0)
     covariance = (share * (x - centre)).mT @ (x - centre)
     ridge = 1e-3 * covariance.diagonal().mean() + torch.finfo(x.dtype).tiny
     factor = torch.linalg.cholesky(covariance + ridge * torch.eye(len(covariance)).to(x))
-    uncorrelated = torch.linalg.solve_triangular(factor, (x - centre).mT, upper=False).mT.to(whole.inputs.dtype)
-    solved = copy.deepcopy(model)
+    uncorrelated = torch.linalg.solve_triangular(factor, (x - centre).mT, upper=False).mT
+    solved = copy.deepcopy(model).to(torch.promote_types(model.weight.dtype, torch.float32))
 
     @torch.no_grad()
     def carry_back() -> None:
@@ -324,15 +329,19 @@ def _solve(
             model.bias.copy_(solved.bias - weights @ centre)
 
     def judged() -> Tensor:
-        carry_back()
+        if not torch.equal(solved.weight, origin):  # the start is judged as it was given, to the last bit
+            carry_back()
         return judge()
 
     with torch.no_grad():
         solved.weight.copy_(model.weight.double() @ factor)
         if model.bias is not None:
             solved.bias.add_(model.weight.double() @ centre)
-    found = follow_path(solved, loss, whole._replace(inputs=uncorrelated), judged, margin=margin)
+    origin, given = solved.weight.detach().clone(), copy.deepcopy(model.state_dict())
+    found = follow_path(solved, loss, whole._replace(inputs=uncorrelated.to(origin.dtype)), judged, margin=margin)
     carry_back()
+    if not found.kept.step:
+        model.load_state_dict(given)
     return found
 
 
