@@ -1,11 +1,14 @@
 """Batches that nobody should send: drawn by hypothesis, and spoilt one by one."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import run_state_machine_as_test
 from torch import Tensor, nn
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -177,3 +180,21 @@ FAULTS: dict[str, tuple[Callable[[Batch, tuple[int, ...]], Batch], str]] = {
     "too many flags": (lambda b, rows: _with(b, iid_mask=torch.ones(*rows, 9) > 0), "iid_mask"),
     "no tensor of flags": (lambda b, _: _with(b, iid_mask=True), "iid_mask"),
 }
+
+
+def lead_lives(machine: Any, examples: int, steps: int) -> int:
+    """Lead so many lives of so many steps, and return the number of batches that the machine says it was fed."""
+    machine.fed = 0
+    chosen = settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*are needed for a stable gradient")
+        run_state_machine_as_test(machine, settings=chosen)
+    return int(machine.fed)

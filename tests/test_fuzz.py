@@ -5,7 +5,6 @@ The default run feeds some two thousand inputs; ``pytest -m fuzz`` feeds a hundr
 
 import copy
 import math
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,11 +21,10 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 from torch import Tensor, nn
 
-from hostile import FAULTS, FLOATS, SCORES, WEIGHTS, Batch, batches, draw_scores, draw_weights
+from hostile import FAULTS, FLOATS, SCORES, WEIGHTS, Batch, batches, draw_scores, draw_weights, lead_lives
 from rareloss import (
     Objective,
     PAUCAtBudgetLoss,
@@ -347,33 +345,15 @@ class LifeOfALoss(RuleBasedStateMachine):
         assert all(row.matches(other) for row, other in zip(rows, self.model.rows, strict=True))
 
 
-def live(examples: int, steps: int) -> int:
-    """Lead so many lives, and return the number of batches fed."""
-    LifeOfALoss.fed = 0
-    chosen = settings(
-        max_examples=examples,
-        stateful_step_count=steps,
-        deadline=None,
-        database=None,
-        derandomize=True,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*are needed for a stable gradient")
-        run_state_machine_as_test(LifeOfALoss, settings=chosen)
-    return LifeOfALoss.fed
-
-
 def test_life_of_a_loss() -> None:
-    assert live(200, 25) > 1_200
+    assert lead_lives(LifeOfALoss, 200, 25) > 1_200
 
 
 @pytest.mark.fuzz
 @pytest.mark.slow
 @pytest.mark.timeout(0)
 def test_long_lives_of_losses() -> None:
-    assert live(6000, 40) > 80_000
+    assert lead_lives(LifeOfALoss, 6000, 40) > 80_000
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {

@@ -2,18 +2,17 @@
 
 import copy
 import math
-import warnings
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hostile import FAULTS, FLOATS, SCORES, WEIGHTS, Batch, batches, draw_scores, draw_weights
+from hostile import FAULTS, FLOATS, SCORES, WEIGHTS, Batch, batches, draw_scores, draw_weights, lead_lives
 from rareloss import (
     LossWarmupWrapper,
     PAUCAtBudgetLoss,
@@ -255,33 +254,15 @@ class LifeOfAWarmup(RuleBasedStateMachine):
         self.loss.step = self.step = step
 
 
-def live(examples: int, steps: int) -> int:
-    """Lead so many lives, and return the number of batches fed."""
-    LifeOfAWarmup.fed = 0
-    chosen = settings(
-        max_examples=examples,
-        stateful_step_count=steps,
-        deadline=None,
-        database=None,
-        derandomize=True,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*are needed for a stable gradient")
-        run_state_machine_as_test(LifeOfAWarmup, settings=chosen)
-    return LifeOfAWarmup.fed
-
-
 def test_life_of_a_warmup() -> None:
-    assert live(90, 20) > 350
+    assert lead_lives(LifeOfAWarmup, 90, 20) > 350
 
 
 @pytest.mark.fuzz
 @pytest.mark.slow
 @pytest.mark.timeout(0)
 def test_long_lives_of_warmups() -> None:
-    assert live(1500, 40) > 10_000
+    assert lead_lives(LifeOfAWarmup, 1500, 40) > 10_000
 
 
 @given(st.data())

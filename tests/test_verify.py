@@ -113,6 +113,13 @@ class DividedByRanks(SmoothAPLoss):
         return loss.detach() + (loss - loss.detach()) / world_size()
 
 
+class RefusingNoRows(Logistic):
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if not len(logits):
+            raise ValueError("no rows")
+        return super().forward(logits, targets)
+
+
 BROKEN: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "the order of rows": (ByPlace, "row order"),
     "a break of the graph": (BreakingTheGraph, "compile"),
@@ -182,6 +189,14 @@ def test_gradient_divided_by_ranks_is_found_and_so_is_a_rank_that_dies() -> None
     assert "0.5 times" in certificate.findings[1].said
     assert certificate.findings[4].measured is None
     assert "rank 1: it ended without an answer" in certificate.findings[4].said
+
+
+@pytest.mark.slow
+def test_rank_that_raises_spoils_no_later_cut() -> None:
+    certificate = verify(RefusingNoRows(), ranks=(2, 3), rows=32, only=["ranks"])
+    raised = {finding.case: finding.said for finding in certificate.findings if finding.measured is None}
+    assert set(raised) == {"2 ranks, an empty rank", "3 ranks, an empty rank"}, str(certificate)
+    assert all("ValueError: no rows" in said for said in raised.values())
 
 
 @pytest.mark.slow

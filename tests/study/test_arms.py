@@ -1,5 +1,7 @@
 """Arms: which fit an objective, that all start alike, and that validation chooses."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,11 +9,12 @@ import torch
 
 pytest.importorskip("sklearn")
 from rareloss import Objective, SmoothAPLoss
-from rareloss.study.arms import RECIPE, arms_for, choose_arms
+from rareloss.study.arms import RECIPE, Arm, arms_for, choose_arms
 from rareloss.study.batches import batches
 from rareloss.study.data import DataError, load
 from rareloss.study.fitting import Fitted, Task, cross_entropy, descend, new_model
-from rareloss.study.scorers import find_scorer
+from rareloss.study.runs import run_unit
+from rareloss.study.scorers import Scorer, find_scorer
 from rareloss.study.split import split
 from rareloss.study.ways import fit_arms, fit_trees
 
@@ -91,6 +94,33 @@ def test_a_stage_is_never_below_its_start_on_validation() -> None:
         assert isinstance(found, Fitted)
         assert found.validation >= start.validation
         assert found.history[0]["validation"] == pytest.approx(start.validation)
+
+
+def shrunk(task: Task, scorer: Scorer, tuned: Fitted, trials: int) -> Fitted:
+    """An arm from outside: the tuned solution with scores a hundred times smaller, which ranks alike."""
+    return replace(tuned, score=lambda x: tuned.score(x) / 100, chosen={"trials": trials})
+
+
+def test_arm_from_outside_is_trained_by_its_own_function() -> None:
+    task = make_task()
+    own = Arm("shrunk", "Shrunk", "ranks as tuned cross-entropy does", "reweight", fit=shrunk)
+    arms = (*arms_for(task.objective)[:1], own)
+    unit = run_unit(task.table, task.objective, arms, "linear", seed=0, trials=2)
+    tuned, found = unit["runs"]
+    assert found["arm"] == "shrunk"
+    assert found["chosen"] == {"trials": 2}
+    assert found["test"] == tuned["test"]
+
+
+def test_arm_from_outside_that_fails_is_told() -> None:
+    def fail(task: Task, scorer: Scorer, tuned: Fitted, trials: int) -> Fitted:
+        raise RuntimeError("no such loss")
+
+    task = make_task()
+    arms = (*arms_for(task.objective)[:1], Arm("broken", "Broken", "fails", "reweight", fit=fail))
+    unit = run_unit(task.table, task.objective, arms, "linear", seed=0, trials=1)
+    assert [run["arm"] for run in unit["runs"]] == ["tuned_ce"]
+    assert unit["failed"][0]["error"] == "RuntimeError: no such loss"
 
 
 def test_trees_keep_the_round_that_validation_prefers() -> None:

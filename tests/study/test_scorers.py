@@ -8,22 +8,28 @@ from torch import nn
 
 pytest.importorskip("sklearn")
 from rareloss.study.data import DataError
-from rareloss.study.scorers import SCORERS, find_scorer, logits_of, start_at_base_rate
+from rareloss.study.scorers import SCORERS, SMALL_NETWORKS, find_scorer, logits_of, start_at_base_rate
 
 
-@pytest.mark.parametrize("name", SCORERS)
+@pytest.mark.parametrize("name", [*SCORERS, *SMALL_NETWORKS])
 @pytest.mark.parametrize(("outputs", "shape"), [(1, (5,)), (4, (5, 4))])
 def test_logits_have_one_value_per_output(name: str, outputs: int, shape: tuple[int, ...]) -> None:
     model = find_scorer(name).build(3, outputs)
     assert logits_of(model, torch.zeros(5, 3), outputs).shape == shape
 
 
-@pytest.mark.parametrize("name", SCORERS)
+@pytest.mark.parametrize("name", [*SCORERS, *SMALL_NETWORKS])
 def test_binary_scorer_starts_at_the_log_odds_of_the_base_rate(name: str) -> None:
     model = find_scorer(name).build(3, 1)
     start_at_base_rate(model, torch.tensor([90, 10]), 1)
     # 10 to 90 are odds of 1 / 9.
     assert logits_of(model, torch.zeros(1, 3), 1).item() == pytest.approx(-torch.tensor(9.0).log().item(), abs=0.5)
+
+
+@pytest.mark.parametrize(("name", "hidden"), [("mlp8", [8]), ("mlp32", [32]), ("mlp", [128, 64])])
+def test_networks_are_as_wide_as_they_say(name: str, hidden: list[int]) -> None:
+    layers = [layer for layer in find_scorer(name).build(3, 1).modules() if isinstance(layer, nn.Linear)]
+    assert [layer.out_features for layer in layers[:-1]] == hidden
 
 
 def test_multiclass_scorer_starts_at_the_shares_of_the_classes() -> None:
