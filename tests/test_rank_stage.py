@@ -67,7 +67,7 @@ def test_stage_improves_validation_and_leaves_the_given_model(
     assert stage.changed
     assert f"{stage.before:.4f} to {stage.after:.4f}" in str(stage)
     looks = [look for one in stage.looks for look in one]
-    assert max(look.validation for look in looks) == stage.after
+    assert stage.after in [look.validation for look in looks]
     assert [one[0].validation for one in stage.looks] == pytest.approx([stage.before] * len(stage.looks))
 
 
@@ -337,4 +337,4 @@ def test_descent_refuses_batches_that_end() -> None:
         yield from [Batch(*bent(50, seed)) for seed in range(2)]
 
     with pytest.raises(ValueError, match="no batch"):
-        descend(model, SmoothAPLoss(1, queue_size=0), two(), lambda: 0.0, steps=5, learning_rate=0.1)
+        descend(model, SmoothAPLoss(1, queue_size=0), two(), lambda: torch.zeros(1), steps=5, learning_rate=0.1)

@@ -225,7 +225,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
                 model,
                 SigmoidFocalLoss(alpha=None, gamma=0.0),
                 _shuffled(train, NETWORK["batch"], torch.Generator().manual_seed(seed)),
-                lambda model=model: judge(model),  # type: ignore[misc]
+                lambda model=model: torch.tensor([judge(model)]),  # type: ignore[misc]
                 steps=NETWORK["steps"],
                 warm_up=NETWORK["warm_up"],
                 every=NETWORK["every"],

@@ -160,7 +160,7 @@ def descend(
         model,
         loss,
         batches(),
-        lambda: task.judge(score(x_validation)),
+        lambda: torch.tensor([task.judge(score(x_validation))], dtype=torch.float64),
         scores_of=lambda inputs: logits_of(model, inputs, task.outputs),
         **schedule,
     )

@@ -64,13 +64,14 @@ def descend(
     model: nn.Module,
     loss: nn.Module,
     batches: Iterable[Any],
-    judge: Callable[[], float],
+    judge: Callable[[], Tensor],
     *,
     steps: int,
     learning_rate: float,
     weight_decay: float = 0.0,
     warm_up: int = 0,
     every: int = 10,
+    margin: float = 0.0,
     scores_of: Callable[..., Tensor] | None = None,
 ) -> Descent:
     """Take AdamW steps with cosine decay, and keep the parameters that are best on validation, the start included.
@@ -82,12 +83,15 @@ def descend(
         model: where to start; it is changed.
         loss: called with scores and targets, and with ``sample_weight`` where a batch has weights.
         batches: inputs, targets and perhaps weights, one a step, see :class:`Batch`; gone through again when they end.
-        judge: computes what validation thinks of the model; more is better, NaN is worst.
+        judge: computes what validation thinks of the model (more is better, NaN is worst), and then what reweighted
+            validation rows do, ``[1 + B]``, for the margin.
         steps: how many.
         learning_rate: at its peak.
         weight_decay: decoupled.
         warm_up: steps of a linear rise to the peak.
         every: steps between looks at validation; the last step is always looked at.
+        margin: by how many standard errors of their paired difference, over the B reweightings, parameters have to be
+            better than those kept.
         scores_of: computes the scores of a batch with their graph; the model itself by default.
     """
     optimiser = torch.optim.AdamW(
@@ -97,8 +101,7 @@ def descend(
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, partial(_share_of_rate, steps=steps, warm_up=warm_up))
     score = model if scores_of is None else scores_of
-    best = Look(0, math.nan, judge())
-    kept, looks = copy.deepcopy(model.state_dict()), [best]
+    keeper = _Keeper(model, judge, margin)
     with keeping_modes(model):
         for step, batch in enumerate(itertools.islice(_for_ever(batches), steps), 1):
             _train(model)
@@ -110,11 +113,8 @@ def descend(
             optimiser.step()
             schedule.step()
             if step % every == 0 or step == steps:
-                looks.append(Look(step, value.item(), judge()))
-                if looks[-1].validation > best.validation or math.isnan(best.validation):
-                    best, kept = looks[-1], copy.deepcopy(model.state_dict())
-    model.load_state_dict(kept)
-    return Descent(best, looks)
+                keeper.look(step, value.item())
+    return keeper.descent()
 
 
 def follow_path(
@@ -140,9 +140,9 @@ def follow_path(
         model: where to start; it is changed.
         loss: as in :func:`descend`.
         whole: all rows.
-        judge: computes what validation thinks of the model, and then of reweighted validation rows, ``[1 + B]``.
+        judge: as in :func:`descend`.
         penalties: from the largest to the smallest.
-        margin: in standard errors over the B reweightings.
+        margin: as in :func:`descend`.
         scores_of: as in :func:`descend`.
 
     Returns:
@@ -153,9 +153,7 @@ def follow_path(
     # Weights that are all 0 have no size to be measured by.
     size = sum(given.double().square().sum().item() for _, given in start) or 1.0
     score = model if scores_of is None else scores_of
-    judged = judge()
-    best = Look(0, math.nan, float(judged[0]))
-    kept, looks, gradients, last = copy.deepcopy(model.state_dict()), [best], 0, math.nan
+    keeper, gradients, last = _Keeper(model, judge, margin), 0, math.nan
 
     def penalised(penalty: float) -> Tensor:
         nonlocal gradients, last
@@ -178,16 +176,32 @@ def follow_path(
             solver.step(partial(penalised, penalty))
             if not (math.isfinite(last) and all(bool(torch.isfinite(parameter).all()) for parameter in trained)):
                 break
-            found = judge()
-            looks.append(Look(gradients, last, float(found[0])))
-            better = found - judged
-            error = better[1:].std() if len(better) > 2 else 0.0
-            if better[0] > margin * error:
-                best, judged, kept = looks[-1], found, copy.deepcopy(model.state_dict())
-            elif len(looks) - looks.index(best) > _PATIENCE:
+            keeper.look(gradients, last)
+            if len(keeper.looks) - keeper.looks.index(keeper.kept) > _PATIENCE:
                 break
-    model.load_state_dict(kept)
-    return Descent(best, looks)
+    return keeper.descent()
+
+
+class _Keeper:
+    # The parameters that validation prefers so far.
+
+    def __init__(self, model: nn.Module, judge: Callable[[], Tensor], margin: float) -> None:
+        self.model, self.judge, self.margin = model, judge, margin
+        self.judged = judge()
+        self.kept = Look(0, math.nan, float(self.judged[0]))
+        self.looks, self.state = [self.kept], copy.deepcopy(model.state_dict())
+
+    def look(self, step: int, loss: float) -> None:
+        found = self.judge()
+        self.looks.append(Look(step, loss, float(found[0])))
+        better = found - self.judged
+        error = float(better[1:].std()) if len(better) > 2 else 0.0
+        if better[0] > self.margin * error or math.isnan(self.kept.validation):
+            self.kept, self.judged, self.state = self.looks[-1], found, copy.deepcopy(self.model.state_dict())
+
+    def descent(self) -> Descent:
+        self.model.load_state_dict(self.state)
+        return Descent(self.kept, self.looks)
 
 
 def pools(

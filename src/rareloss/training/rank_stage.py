@@ -28,7 +28,9 @@ TEMPERATURES = {
     "pauc@fpr": {"linear": (0.3,), "network": (0.3, 1.0)},
 }
 _ROWS_AT_ONCE = 65_536
+# Of validation rows, and by how many standard errors over them something has to be better to be kept.
 _RESAMPLES = 25
+_MARGIN = 0.5
 _LEARNING_RATES = {"linear": 3e-2, "network": 3e-4}
 
 
@@ -92,11 +94,12 @@ def rank_stage(
     everything: scorecards, heads on frozen features, small networks.
 
     * A linear model over all rows is solved by L-BFGS along a path of penalties on how far its scores move from where
-      they were, see :func:`~rareloss.training.descent.follow_path`. Of six places on it validation chooses one. It has
-      to be better than the one before it by half a standard error of their difference, and by
-      :math:`\tfrac12 \sqrt{10 w / P}` standard errors where the rarest class has fewer than ten rows P for each of its
-      w weights.
+      they were, see :func:`~rareloss.training.descent.follow_path`; validation chooses one of six places on it.
     * Everything else takes ``steps`` AdamW steps with cosine decay, and validation looks every ``every`` steps.
+
+    What is chosen has to be better than what was kept before by half a standard error of their difference (of a linear
+    model: by :math:`\tfrac12 \sqrt{10 w / P}` standard errors where the rarest class has fewer than ten rows P for each
+    of its w weights), over reweighted validation rows.
 
     What a step ranks:
 
@@ -185,7 +188,7 @@ def rank_stage(
     rate = _LEARNING_RATES[kind] if learning_rate is None else learning_rate
     checks.positive_number("learning_rate", rate)
 
-    before = _judged(model, held_out, objective, chunk_size)
+    before = float(_on_validation(model, held_out, objective, chunk_size, resamples=0)[0])
     if not math.isfinite(before):
         raise ValueError(
             f"{objective.name} of the given model on validation is {before}; validation needs positives and negatives, "
@@ -201,19 +204,20 @@ def rank_stage(
     for loss in losses:
         tried = copy.deepcopy(model)
         scores_of = _in_chunks(tried, chunk_size)
+        judge = partial(_on_validation, tried, held_out, objective, chunk_size, resamples=_RESAMPLES)
         if optimizer == "lbfgs" and whole is not None:
-            judge = partial(_on_validation, tried, held_out, objective, chunk_size, resamples=_RESAMPLES)
             found = _solve(tried, loss, whole, judge, scores_of)
         else:
             found = descend(
                 tried,
                 loss,
                 train if whole is None else _Pools(whole, pool_size, seed),
-                partial(_judged, tried, held_out, objective, chunk_size),
+                judge,
                 steps=steps,
                 learning_rate=rate,
                 weight_decay=weight_decay,
                 every=every,
+                margin=_MARGIN,
                 scores_of=scores_of,
             )
         best.looks.append(found.looks)
@@ -356,7 +360,7 @@ def _margin(model: nn.Module, targets: Tensor) -> float:
     else:
         counts = targets.long().reshape(-1).clamp(min=0).bincount(minlength=2)
         rarest, outputs = int(counts[counts > 0].amin()), 1 if len(counts) == 2 else len(counts)
-    return 0.5 * math.sqrt(max(1.0, 10 * weights / outputs / max(rarest, 1)))
+    return _MARGIN * math.sqrt(max(1.0, 10 * weights / outputs / max(rarest, 1)))
 
 
 def _on_validation(
@@ -375,10 +379,6 @@ def _on_validation(
         value, defined = objective.metric(scores, targets, of_rows)
         found.append(value[defined].mean())
     return torch.stack(found)
-
-
-def _judged(model: nn.Module, held_out: Batch, objective: Objective, chunk_size: int) -> float:
-    return float(_on_validation(model, held_out, objective, chunk_size, resamples=0)[0])
 
 
 @torch.no_grad()
