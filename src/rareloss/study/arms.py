@@ -1,6 +1,6 @@
 """The ways of training that are compared: what each is, which fit an objective, and the numbers they share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,9 @@ class Arm:
         about: one sentence for the report.
         kind: "baseline", "control", "reweight", "ranking" or "reference".
         loss: the ranking loss, if it has one.
+        fit: trains an arm that comes from outside; called with the ``Task``, the ``Scorer``, tuned cross-entropy's
+            ``Fitted`` and the number of trials, it returns a ``Fitted``. A function of a module, so that it can be
+            sent to other processes. None for the arms of this package.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Arm:
     about: str
     kind: str
     loss: str | None = None
+    fit: Callable[..., Any] | None = None
 
 
 def arms_for(objective: Objective) -> tuple[Arm, ...]:
@@ -63,7 +67,7 @@ def arms_for(objective: Objective) -> tuple[Arm, ...]:
         Arm(
             "ce_continued",
             "Cross-entropy continued",
-            "the control: the further steps of a ranking stage, on the same batches, with cross-entropy",
+            "the control: a ranking stage's path or steps, on the same rows, with cross-entropy",
             "control",
         ),
         Arm(
@@ -86,8 +90,8 @@ def arms_for(objective: Objective) -> tuple[Arm, ...]:
             Arm(
                 f"{loss}_stage",
                 f"{LABELS[loss]}, stage",
-                f"{LABELS[loss]} loss alone, from tuned cross-entropy; validation chooses temperature and step, and "
-                "keeps the start where nothing is better",
+                f"{LABELS[loss]} loss alone, from tuned cross-entropy; validation chooses how far a scorecard goes, "
+                "temperature and step of a network, and keeps the start where nothing is better",
                 "ranking",
                 loss,
             ),

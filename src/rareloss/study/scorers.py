@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rareloss.study.data import DataError
 from rareloss.study.inputs import Kind
 
-__all__ = ["SCORERS", "Scorer", "find_scorer", "logits_of", "start_at_base_rate"]
+__all__ = ["SCORERS", "SMALL_NETWORKS", "Scorer", "find_scorer", "logits_of", "start_at_base_rate"]
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,15 @@ def _linear(n_features: int, n_outputs: int) -> nn.Module:
     return model
 
 
-def _mlp(n_features: int, n_outputs: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(n_features, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, n_outputs))
+def _mlp(*hidden: int) -> Callable[[int, int], nn.Module]:
+    def build(n_features: int, n_outputs: int) -> nn.Module:
+        layers: list[nn.Module] = []
+        for width in hidden:
+            layers += [nn.Linear(n_features, width), nn.ReLU()]
+            n_features = width
+        return nn.Sequential(*layers, nn.Linear(n_features, n_outputs))
+
+    return build
 
 
 SCORERS = {
@@ -57,8 +64,21 @@ SCORERS = {
         Scorer(
             "additive", "a scorecard: a sum of smooth curves (cubic splines) of each input", ("spline",), True, _linear
         ),
-        Scorer("mlp", "a network with hidden layers of 128 and 64 on quantile-normal inputs", ("normal",), False, _mlp),
+        Scorer(
+            "mlp",
+            "a network with hidden layers of 128 and 64 on quantile-normal inputs",
+            ("normal",),
+            False,
+            _mlp(128, 64),
+        ),
     )
+}
+# Networks that cannot fit everything; a comparison has them where they are asked for.
+SMALL_NETWORKS = {
+    f"mlp{units}": Scorer(
+        f"mlp{units}", f"a network of {units} hidden units on quantile-normal inputs", ("normal",), False, _mlp(units)
+    )
+    for units in (8, 32)
 }
 
 
@@ -71,11 +91,12 @@ def find_scorer(name: str) -> Scorer:
     Raises:
         DataError: there is no such scorer, or the function cannot be imported.
     """
-    if name in SCORERS:
-        return SCORERS[name]
+    known = SCORERS | SMALL_NETWORKS
+    if name in known:
+        return known[name]
     module, found, function = name.partition(":")
     if not found:
-        raise DataError(f"there is no network {name!r}; use {', '.join(SCORERS)} or module:function of your own")
+        raise DataError(f"there is no network {name!r}; use {', '.join(known)} or module:function of your own")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)  # an installed command does not look into the current folder by itself

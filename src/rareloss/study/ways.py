@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,14 +29,14 @@ from rareloss.study.scorers import Scorer
 from rareloss.training.descent import pools
 from rareloss.training.rank_stage import rank_stage, ranking_losses
 
-__all__ = ["fit_arms", "fit_trees"]
+__all__ = ["best_of", "between", "cube", "draws_for", "fit_arms", "fit_trees", "further", "network"]
 
 
 def fit_arms(task: Task, scorer: Scorer, arms: Sequence[Arm], trials: int) -> Iterator[tuple[Arm, Fitted | Exception]]:
     """Train a scorer under each arm but the trees, and yield each as it is done, or the error that ended it."""
-    draws = _draws(scorer, task, trials)
+    draws = draws_for(scorer, task, trials)
     try:
-        tuned = (logistic if scorer.scorecard else _network)(task, scorer, draws)
+        tuned = (logistic if scorer.scorecard else network)(task, scorer, draws)
     except DataError:
         raise
     except Exception as error:  # whatever a user's network raises; the other scorers go on
@@ -54,7 +54,7 @@ def fit_arms(task: Task, scorer: Scorer, arms: Sequence[Arm], trials: int) -> It
         ranking = _stage if arm.name.endswith("_stage") else _warmup
         way = ways.get(arm.name) or ranking(task, scorer, tuned)
         try:
-            yield arm, way(arm)
+            yield arm, way(arm) if arm.fit is None else arm.fit(task, scorer, tuned, trials)
         except DataError:
             raise
         except Exception as error:  # the other arms do not depend on this one; it is kept with the results
@@ -70,13 +70,13 @@ def fit_trees(task: Task, trials: int) -> Fitted:
     ]
     # With C classes each round grows C trees, so one draw takes the time of C.
     most = RECIPE["tree_trials"] if task.outputs == 1 else 1
-    for rate, leaves, rows, penalty in _cube(min(trials, most) - 1, 4, task.seed):
+    for rate, leaves, rows, penalty in cube(min(trials, most) - 1, 4, task.seed):
         draws.append(
             {
-                "learning_rate": _between(rate, 0.03, 0.15),
-                "max_leaf_nodes": round(_between(leaves, 6, 40)),
-                "min_samples_leaf": round(_between(rows, 10, 200)),
-                "l2_regularization": _between(penalty, 1e-2, 30),
+                "learning_rate": between(rate, 0.03, 0.15),
+                "max_leaf_nodes": round(between(leaves, 6, 40)),
+                "min_samples_leaf": round(between(rows, 10, 200)),
+                "l2_regularization": between(penalty, 1e-2, 30),
             }
         )
     return trees(task, draws, most=RECIPE["tree_rounds"])
@@ -85,59 +85,74 @@ def fit_trees(task: Task, trials: int) -> Fitted:
 # --------------------------------------------------------------------------------------------------------------- ways
 
 
-def _draws(scorer: Scorer, task: Task, trials: int) -> list[dict[str, Any]]:
-    """The usual setting first, then random ones, spread evenly over their ranges."""
+def draws_for(scorer: Scorer, task: Task, trials: int) -> list[dict[str, Any]]:
+    """Return the hyper-parameters of each trial: the usual setting, then random ones, spread evenly over their ranges.
+
+    A scorecard's are the kind of its inputs, ``C`` and the class weight; a network's, learning rate and weight decay.
+    """
     if not scorer.scorecard:
         usual = {"learning_rate": 3e-3, "weight_decay": 1e-2}
-        cube = _cube(trials - 1, 2, task.seed)
         return [usual] + [
-            {"learning_rate": _between(rate, 3e-4, 3e-2), "weight_decay": _between(decay, 1e-3, 1.0)}
-            for rate, decay in cube
+            {"learning_rate": between(rate, 3e-4, 3e-2), "weight_decay": between(decay, 1e-3, 1.0)}
+            for rate, decay in cube(trials - 1, 2, task.seed)
         ]
     binary = task.outputs == 1
     draws = [{"kind": scorer.kinds[0], "C": 1.0, "class_weight": 1.0 if binary else 0.0}]
-    for kind, penalty, weight in _cube(trials - 1, 3, task.seed):
+    for kind, penalty, weight in cube(trials - 1, 3, task.seed):
         draws.append(
             {
                 "kind": scorer.kinds[int(kind * len(scorer.kinds))],
-                "C": _between(penalty, 0.1, 1000),
-                "class_weight": _between(weight, 0.3, 100) if binary else weight,
+                "C": between(penalty, 0.1, 1000),
+                "class_weight": between(weight, 0.3, 100) if binary else weight,
             }
         )
     return draws
 
 
-def _cube(draws: int, dimensions: int, seed: int) -> list[list[float]]:
-    cube: list[list[float]] = qmc.LatinHypercube(dimensions, rng=seed).random(draws).tolist() if draws > 0 else []
-    return cube
+def cube(draws: int, dimensions: int, seed: int) -> list[list[float]]:
+    """Draw points of the unit cube, ``[draws, dimensions]``, that spread evenly over each side."""
+    points: list[list[float]] = qmc.LatinHypercube(dimensions, rng=seed).random(draws).tolist() if draws > 0 else []
+    return points
 
 
-def _between(share: float, low: float, high: float) -> float:
+def between(share: float, low: float, high: float) -> float:
+    """Compute what lies at a share of the way from low to high, on a logarithm."""
     return float(f"{low * (high / low) ** share:.3g}")
 
 
-def _best(candidates: Iterator[Fitted]) -> Fitted:
+def best_of(candidates: Iterable[Fitted]) -> Fitted:
+    """Return what validation prefers."""
     return max(candidates, key=lambda fitted: fitted.validation)
 
 
-def _network(
+def network(
     task: Task,
     scorer: Scorer,
     draws: Sequence[Mapping[str, Any]],
     variants: Sequence[Mapping[str, float]] = ({},),
+    make_loss: Callable[..., nn.Module] = cross_entropy,
 ) -> Fitted:
-    """Train from the start under each draw; the variants (class weight, gamma) take turns."""
+    """Train a network from the start under each draw, and return what validation prefers.
+
+    Args:
+        task: the split.
+        scorer: the network.
+        draws: learning rate and weight decay of each trial.
+        variants: what the draws take in turn: ``class_weight``, and arguments of the loss.
+        make_loss: called with the number of outputs and the variant's arguments.
+    """
     target, kind = task.train_target, scorer.kinds[0]
     size = max(1, min(RECIPE["network_batch"], len(target) // 8))
 
     def tried() -> Iterator[Fitted]:
         for index, draw in enumerate(draws):
             variant = variants[index % len(variants)]
+            options = {name: value for name, value in variant.items() if name != "class_weight"}
             yield descend(
                 task,
                 new_model(task, scorer, kind),
                 kind,
-                cross_entropy(task.outputs, variant.get("gamma", 0.0)),
+                make_loss(task.outputs, **options),
                 batches(target, size, task.seed),
                 steps=RECIPE["network_steps"],
                 warm_up=RECIPE["network_warm_up_steps"],
@@ -147,7 +162,7 @@ def _network(
                 **draw,
             )
 
-    return _best(tried())
+    return best_of(tried())
 
 
 def _weighted(task: Task, scorer: Scorer, draws: Sequence[Mapping[str, Any]]) -> Fitted:
@@ -155,14 +170,14 @@ def _weighted(task: Task, scorer: Scorer, draws: Sequence[Mapping[str, Any]]) ->
     if scorer.scorecard:
         return logistic(task, scorer, [{**draw, "class_weight": balanced} for draw in _half(draws)])
     root = math.sqrt(balanced) if task.outputs == 1 else 0.5
-    return _network(task, scorer, _half(draws), [{"class_weight": root}, {"class_weight": balanced}])
+    return network(task, scorer, _half(draws), [{"class_weight": root}, {"class_weight": balanced}])
 
 
 def _focal(task: Task, scorer: Scorer, draws: Sequence[Mapping[str, Any]], tuned: Fitted) -> Fitted:
     if not scorer.scorecard:
-        return _network(task, scorer, _half(draws), [{"gamma": 2.0}, {"gamma": 1.0}])
+        return network(task, scorer, _half(draws), [{"gamma": 2.0}, {"gamma": 1.0}])
     losses = {gamma: cross_entropy(task.outputs, gamma) for gamma in (1.0, 2.0)}
-    return _further(task, scorer, tuned, list(losses.values()), [{"gamma": gamma} for gamma in losses])
+    return further(task, scorer, tuned, list(losses.values()), [{"gamma": gamma} for gamma in losses])
 
 
 def _half(draws: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
@@ -170,22 +185,20 @@ def _half(draws: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
 
 
 def _continued(task: Task, scorer: Scorer, tuned: Fitted) -> Fitted:
-    # As many chances as a ranking stage has temperatures.
-    loss = cross_entropy(task.outputs)
-    return _best(
-        _further(task, scorer, tuned, [loss], [{"learning_rate_factor": factor}], factor) for factor in (1.0, 0.3)
-    )
+    # As many chances as a ranking stage has temperatures. The path of a scorecard has no learning rate.
+    loss, factors = cross_entropy(task.outputs), (1.0,) if scorer.scorecard else (1.0, 0.3)
+    return best_of(further(task, scorer, tuned, [loss], [{}], factor) for factor in factors)
 
 
 def _stage(task: Task, scorer: Scorer, tuned: Fitted) -> Callable[[Arm], Fitted]:
     def staged(arm: Arm) -> Fitted:
         losses = _losses(arm, task, scorer)
-        return _further(task, scorer, tuned, losses, [{"temperature": loss.temperature} for loss in losses])
+        return further(task, scorer, tuned, losses, [{"temperature": loss.temperature} for loss in losses])
 
     return staged
 
 
-def _further(
+def further(
     task: Task,
     scorer: Scorer,
     tuned: Fitted,
@@ -193,7 +206,16 @@ def _further(
     chosen: Sequence[Mapping[str, Any]],
     factor: float = 1.0,
 ) -> Fitted:
-    """Take the steps of a stage from the tuned solution with each loss; what each is goes into the record."""
+    """Take the steps of a stage from the tuned solution with each loss, and return what validation prefers.
+
+    Args:
+        task: the split.
+        scorer: what was tuned.
+        tuned: where to start.
+        losses: what to try in turn.
+        chosen: what to record of each loss.
+        factor: on the learning rate of a network's stage.
+    """
     x, x_validation = task.inputs(tuned.kind)
     size = _size(scorer)
     rate = factor * RECIPE["stage_learning_rate"][size]
@@ -211,7 +233,7 @@ def _further(
         seed=task.seed,
     )
     won = 0 if stage.loss is None else list(losses).index(stage.loss)
-    record = {"kind": tuned.kind, "learning_rate": rate, **chosen[won]}
+    record = {"kind": tuned.kind, **({} if scorer.scorecard else {"learning_rate": rate}), **chosen[won]}
     kept = next(look for look in stage.looks[won] if look.step == stage.step)
     return fitted(task, tuned.kind, stage.model, kept, stage.looks[won], record)
 
@@ -250,7 +272,7 @@ def _warmup(task: Task, scorer: Scorer, tuned: Fitted) -> Callable[[Arm], Fitted
                 },
             )
 
-    return lambda arm: _best(tried(arm))
+    return lambda arm: best_of(tried(arm))
 
 
 def _size(scorer: Scorer) -> str:

@@ -1,0 +1,1 @@
+"""Which loss pays, and when: a registered grid of comparisons; ``PROTOCOL.md`` is the plan it follows."""

@@ -1,0 +1,145 @@
+"""From runs to effects: paired differences with intervals, their adjustment, and the mean effect over sets."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rareloss.study.arms import BASELINE
+from rareloss.study.statistics import (
+    LEVEL,
+    Interval,
+    corrected_error,
+    holm,
+    over_sets,
+    over_these_sets,
+    paired_interval,
+    paired_p,
+)
+
+__all__ = ["LEAST_ERROR", "Effect", "Overall", "effects", "overall"]
+
+Runs = Sequence[Mapping[str, Any]]
+# An arm that kept its start on every split has no spread at all; nothing here is known more finely than this.
+LEAST_ERROR = 0.001
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What an arm changes on one set.
+
+    Args:
+        data: the set.
+        arm: what is judged.
+        base: mean test value of what it is judged against.
+        test: its own mean test value.
+        differences: by split.
+        interval: of the mean difference, at 95 %, of this comparison alone.
+        error: standard error of the mean difference, corrected for shared rows; None for one split.
+        p: two-sided, of this comparison alone.
+        adjusted: by Holm, over all arms and sets of one scorer and objective.
+    """
+
+    data: str
+    arm: str
+    base: float
+    test: float
+    differences: tuple[float, ...]
+    interval: Interval
+    error: float | None
+    p: float
+    adjusted: float
+
+    @property
+    def sure(self) -> bool:
+        """Whether it stands beyond chance after the adjustment."""
+        return self.adjusted < 1 - LEVEL
+
+
+@dataclass(frozen=True)
+class Overall:
+    """What an arm changes on average over sets.
+
+    Args:
+        arm: what is judged.
+        sets: how many have at least two splits.
+        these: mean over these sets, chance being the splits.
+        like: mean over sets like these, by a random-effects model.
+        worst: the set with the least mean difference, and that difference.
+        better: sets where it is better beyond chance after Holm's adjustment.
+        worse: sets where it is worse.
+    """
+
+    arm: str
+    sets: int
+    these: Interval
+    like: Interval
+    worst: tuple[str, float]
+    better: tuple[str, ...]
+    worse: tuple[str, ...]
+
+
+def effects(runs: Runs, scorer: str, objective: str, against: str = BASELINE, only: str | None = None) -> list[Effect]:
+    """Compute the effect of every arm on every set, for one scorer and objective.
+
+    Args:
+        runs: of the results.
+        scorer: its name.
+        objective: as the grid names it.
+        against: the arm that the others are judged against.
+        only: judge this arm alone.
+    """
+    tests: dict[tuple[str, str], dict[int, float]] = {}
+    ratio: dict[str, float] = {}
+    for run in runs:
+        if (run["scorer"], run["objective"]) == (scorer, objective):
+            tests.setdefault((run["data"], run["arm"]), {})[run["seed"]] = run["test"]
+            ratio[run["data"]] = run["test_over_train"]
+    found = []
+    for (data, arm), mine in tests.items():
+        base = tests.get((data, against), {})
+        shared = sorted(set(mine) & set(base))
+        if arm == against or not shared or (only is not None and arm != only):
+            continue
+        gaps = [mine[seed] - base[seed] for seed in shared]
+        found.append(
+            Effect(
+                data,
+                arm,
+                float(np.mean([base[seed] for seed in shared])),
+                float(np.mean([mine[seed] for seed in shared])),
+                tuple(gaps),
+                paired_interval(gaps, test_over_train=ratio[data]),
+                corrected_error(gaps, test_over_train=ratio[data]) if len(gaps) > 1 else None,
+                paired_p(gaps, test_over_train=ratio[data]),
+                1.0,
+            )
+        )
+    adjusted = holm([effect.p for effect in found])
+    return [Effect(**{**vars(effect), "adjusted": p}) for effect, p in zip(found, adjusted, strict=True)]
+
+
+def overall(every: Iterable[Effect]) -> list[Overall]:
+    """Compute each arm's mean effect over the sets that have at least two splits."""
+    by_arm: dict[str, list[Effect]] = {}
+    for effect in every:
+        if effect.error is not None:
+            by_arm.setdefault(effect.arm, []).append(effect)
+    found = []
+    for arm, mine in by_arm.items():
+        means = [effect.interval.mean for effect in mine]
+        errors = [effect.error or 0.0 for effect in mine]
+        worst = min(mine, key=lambda effect: effect.interval.mean)
+        found.append(
+            Overall(
+                arm,
+                len(mine),
+                over_these_sets(means, errors, [len(effect.differences) for effect in mine]),
+                over_sets(means, [max(error, LEAST_ERROR) for error in errors]),
+                (worst.data, worst.interval.mean),
+                tuple(effect.data for effect in mine if effect.sure and effect.interval.mean > 0),
+                tuple(effect.data for effect in mine if effect.sure and effect.interval.mean < 0),
+            )
+        )
+    return found

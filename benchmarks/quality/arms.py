@@ -1,0 +1,155 @@
+"""The arms of the grid: those of ``rareloss compare``, cheap rivals, and the losses of other libraries."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from benchmarks.quality import peers
+from torch import Tensor, nn
+
+from rareloss import Objective
+from rareloss.study.arms import Arm, arms_for
+from rareloss.study.fitting import Fitted, Task, cross_entropy
+from rareloss.study.scorers import Scorer, find_scorer
+from rareloss.study.ways import between, cube, draws_for, further, network
+
+__all__ = ["core", "missing", "more"]
+
+# The loss of the same name as the objective.
+OWN_LOSS = {"ap": "smooth_ap", "pauc@fpr": "pauc"}
+
+
+def core(objective: Objective) -> tuple[Arm, ...]:
+    """Return tuned cross-entropy, its continuation, our pure stage, focal loss, and imbalanced-losses."""
+    ours = {arm.name: arm for arm in arms_for(objective)}
+    chosen = [ours[name] for name in ("tuned_ce", "ce_continued", f"{_own(objective)}_stage")]
+    chosen.append(
+        Arm("focal", "Focal loss", "gamma 1 or 2; scorecards from the tuned solution", "reweight", fit=_focal)
+    )
+    return (*chosen, *peers.imbalanced_losses(objective))
+
+
+def more(objective: Objective, scorer: str, multiclass: bool) -> tuple[Arm, ...]:
+    """Return the arms of the full grid, beside tuned cross-entropy, where they start."""
+    ours = {arm.name: arm for arm in arms_for(objective)}
+    names = [f"{_own(objective)}_warmup", *(["pauc_stage"] if "pauc_stage" in ours and objective.level else [])]
+    rivals = [
+        Arm(
+            "logit_adjusted",
+            "Logit-adjusted cross-entropy",
+            "logits shifted by the log-odds of the base rate (Menon et al., 2021), strength .5 or 1",
+            "reweight",
+            fit=_logit_adjusted,
+        ),
+        Arm(
+            "hard_examples",
+            "Hard-example cross-entropy",
+            "the mean of the largest 10 or 30 % of the rows' losses",
+            "reweight",
+            fit=_hard_examples,
+        ),
+    ]
+    if not find_scorer(scorer).scorecard:
+        # A scorecard's tuned cross-entropy has the class weight among its draws already.
+        about = "cross-entropy, the positives' weight from .3 to 100 drawn beside rate and decay"
+        rivals.append(Arm("class_weight", "Class weight, tuned", about, "reweight", fit=_class_weight))
+    return (
+        ours["tuned_ce"],
+        *(ours[name] for name in names),
+        *rivals,
+        *(peers.libauc(objective) if not multiclass else ()),
+    )
+
+
+def missing() -> list[str]:
+    """Return a sentence for each library that is not installed, whose arms are left out."""
+    return peers.missing()
+
+
+def _own(objective: Objective) -> str:
+    return OWN_LOSS.get(objective.kind, "recall")
+
+
+# -------------------------------------------------------------------------------------------------------------- rivals
+
+
+def _focal(task: Task, scorer: Scorer, tuned: Fitted, trials: int) -> Fitted:
+    return _tried(task, scorer, tuned, trials, cross_entropy, [{"gamma": 2.0}, {"gamma": 1.0}])
+
+
+def _logit_adjusted(task: Task, scorer: Scorer, tuned: Fitted, trials: int) -> Fitted:
+    def make(outputs: int, strength: float) -> nn.Module:
+        return LogitAdjusted(task.counts, strength, outputs)
+
+    return _tried(task, scorer, tuned, trials, make, [{"strength": 1.0}, {"strength": 0.5}])
+
+
+def _hard_examples(task: Task, scorer: Scorer, tuned: Fitted, trials: int) -> Fitted:
+    return _tried(task, scorer, tuned, trials, HardExamples, [{"share": 0.1}, {"share": 0.3}])
+
+
+def _class_weight(task: Task, scorer: Scorer, tuned: Fitted, trials: int) -> Fitted:
+    weights = [between(share, 0.3, 100) for (share,) in cube(trials, 1, task.seed)]
+    return network(task, scorer, draws_for(scorer, task, trials), [{"class_weight": weight} for weight in weights])
+
+
+def _tried(
+    task: Task,
+    scorer: Scorer,
+    tuned: Fitted,
+    trials: int,
+    make_loss: Callable[..., nn.Module],
+    variants: Sequence[Mapping[str, Any]],
+) -> Fitted:
+    """Scorecards go on from the tuned solution, with each variant; networks train from the start, variants in turn."""
+    if scorer.scorecard:
+        losses = [make_loss(task.outputs, **variant) for variant in variants]
+        return further(task, scorer, tuned, losses, variants)
+    return network(task, scorer, draws_for(scorer, task, trials), variants, make_loss)
+
+
+class LogitAdjusted(nn.Module):
+    """Cross-entropy of logits that are shifted by the logs of the classes' shares.
+
+    Args:
+        counts: train rows of each class, ``[C]``.
+        strength: factor on the shift.
+        outputs: 1 for two classes, else C.
+
+    Reference:
+        Menon et al., "Long-tail learning via logit adjustment", ICLR 2021.
+    """
+
+    def __init__(self, counts: Tensor, strength: float, outputs: int) -> None:
+        super().__init__()
+        logs = (counts.double().clamp(min=1) / counts.sum()).log().float()
+        self.shift = strength * (logs[1] - logs[0] if outputs == 1 else logs)
+        self.loss = cross_entropy(outputs)
+
+    def forward(self, logits: Tensor, targets: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+        """Compute the mean over the rows."""
+        value: Tensor = self.loss(logits + self.shift, targets, sample_weight=sample_weight)
+        return value
+
+
+class HardExamples(nn.Module):
+    """The mean cross-entropy of the rows where it is largest.
+
+    Args:
+        outputs: 1 for two classes, else their number.
+        share: of the rows.
+    """
+
+    def __init__(self, outputs: int, share: float) -> None:
+        super().__init__()
+        self.outputs, self.share = outputs, share
+
+    def forward(self, logits: Tensor, targets: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+        """Compute the mean over the hardest rows, whatever their weight is for."""
+        if self.outputs == 1:
+            logits = logits.reshape(targets.shape)
+            rows = nn.functional.binary_cross_entropy_with_logits(logits, targets.float(), reduction="none")
+        else:
+            rows = nn.functional.cross_entropy(logits, targets, reduction="none")
+        rows = rows if sample_weight is None else rows * sample_weight
+        return torch.topk(rows, max(1, round(self.share * len(rows))), sorted=False).values.mean()

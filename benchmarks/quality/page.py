@@ -1,0 +1,328 @@
+"""Turn the results into docs/evidence.md; every number on it comes from the results file."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.quality.analysis import LEAST_ERROR, Effect, Overall, effects, overall
+
+from rareloss.study.arms import BASELINE
+from rareloss.study.statistics import Interval
+
+__all__ = ["page"]
+
+Results = Mapping[str, Any]
+Pair = tuple[str, str]
+OBJECTIVES = {
+    "ap": "average precision",
+    "recall@top=rate": "recall in the top base rate",
+    "recall@top=0.5%": "recall in the top .5 %",
+    "recall@fpr=0.5%": "recall at a false-positive rate of .5 %",
+}
+SCORERS = {
+    "linear": "Linear scorecard",
+    "additive": "Additive scorecard",
+    "mlp": "Network 128-64",
+    "mlp8": "Network of 8 hidden units",
+    "mlp32": "Network of 32 hidden units",
+}
+CONTROL = "ce_continued"
+OWN_STAGE = {"ap": "smooth_ap_stage", "recall@top=rate": "recall_stage"}
+# The protocol's bars: least mean gain, where there is one.
+PROMISES = (
+    ("linear", "ap", 0.03),
+    ("additive", "ap", 0.01),
+    ("linear", "recall@top=rate", None),
+    ("additive", "recall@top=rate", None),
+    ("mlp", "ap", None),
+    ("mlp", "recall@top=rate", None),
+)
+# Other splits of these were looked at while the stage's defaults were made.
+LOOKED_AT = ("fdh", "fdh_early", "mammography", "us_crime", "ozone")
+LEAST_OF_A_SET = -0.003
+MANY_POSITIVES = 200
+
+
+def page(results: Results) -> str:
+    """Write docs/evidence.md.
+
+    Args:
+        results: what ``quality.json`` holds.
+    """
+    machine = results["machine"]
+    pairs = list(dict.fromkeys((row["scorer"], row["objective"]) for row in results["plan"]))
+    found = {pair: effects(results["runs"], *pair) for pair in pairs}
+    done, planned = (sum(row[key] for row in results["plan"]) for key in ("done", "planned"))
+    peers = ", ".join(f"{name} {version}" for name, version in machine.get("peers", {}).items() if version)
+    lines = [
+        "# Evidence",
+        "",
+        "What each loss is worth, where, and how sure that is: every arm of a grid that was written down before it was "
+        "run (`benchmarks/quality/PROTOCOL.md`). One command runs it, another writes this page:",
+        "",
+        "```bash",
+        'pip install -c constraints.txt -e ".[bench]"',
+        "python -m benchmarks.quality --data DIR --core --out FOLDER --minutes 90 --workers 2   # again to go on",
+        "python -m benchmarks.quality --data DIR --core --out FOLDER --page   # results file and this page",
+        "```",
+        "",
+        f"{done} of {planned} units (a scorer on one split of one set, under all arms) ran until {results['measured']} "
+        f"UTC, {results['cpu_seconds'] / 60:.0f} minutes of one core in all: {machine['cpu']}, torch "
+        f"{machine['torch']}, Python {machine['python']}, rareloss {machine['rareloss']}"
+        + (f"; beside it {peers}" if peers else "")
+        + f". {results['trials']} random draws for each arm. What did not run stands [below](#what-did-not-run).",
+        "",
+        "**How to read it.** Every difference is to *tuned cross-entropy* of the same scorer on the same split. In "
+        "brackets, the 95 % interval of that one comparison, which allows for splits sharing rows (Nadeau and Bengio). "
+        "An asterisk: still beyond chance at 5 % after Holm's adjustment for all arms and sets of the table. Over "
+        "sets: *these* takes the sets as given, and only the splits as chance; *like these* is a random-effects model "
+        "(REML, Hartung and Knapp), for a set not seen yet. "
+        "*Cross-entropy continued* is the control: what it gains, further steps gain.",
+        "",
+        "## In short",
+        "",
+        *_in_short(results, found),
+        "",
+        "## What was promised",
+        "",
+        *_promised(results, found),
+        "",
+        "## Over all sets",
+        "",
+        *_over_all(results, found),
+    ]
+    lines += _peer_tables(results, pairs)
+    for (scorer, objective), mine in found.items():
+        lines += ["", f"## {SCORERS.get(scorer, scorer)}, {_spoken(objective)}", ""]
+        lines += _by_set(results, scorer, objective, mine) if mine else ["Nothing of it has run."]
+    lines += ["", "## What did not run", "", *_not_run(results)]
+    lines += ["", "## The sets", "", *_sets(results), "", "## The arms", "", *_arms(results)]
+    lines += ["", "The scripts: `benchmarks/quality/`; the numbers: `benchmarks/results/quality.json`.", ""]
+    return "\n".join(lines)
+
+
+# -------------------------------------------------------------------------------------------------------------- parts
+
+
+def _in_short(results: Results, found: Mapping[Pair, Sequence[Effect]]) -> list[str]:
+    label, kind = _of_arms(results, "label"), _of_arms(results, "kind")
+    lines = []
+    for (scorer, objective), mine in found.items():
+        every = {one.arm: one for one in overall(mine)}
+        ours = [one for one in every.values() if kind[one.arm] == "ranking"]
+        if not ours:
+            continue
+        best = max(ours, key=lambda one: one.these.mean)
+        low, high = best.these.low, best.these.high
+        if low is not None and low > 0:
+            said = "pays"
+        elif high is not None and high < 0:
+            said = "costs"
+        else:
+            said = "is not told from nothing"
+        text = (
+            f"- **{SCORERS.get(scorer, scorer)}, {_spoken(objective)}** ({_sets_of(best.sets)}): {label[best.arm]} "
+            f"{said}, {_range(best.these)} over these sets, {_range(best.like)} over sets like these; the worst set is "
+            f"{best.worst[0]} with {_signed(best.worst[1])}"
+        )
+        text += f"; better beyond chance on {', '.join(best.better)}" if best.better else ""
+        text += f"; worse beyond chance on {', '.join(best.worse)}" if best.worse else ""
+        fresh = [one for one in mine if one.arm == best.arm and one.data not in LOOKED_AT]
+        if fresh:
+            each = ", ".join(f"{one.data} {_range(one.interval)}" for one in fresh)
+            text += f". On sets that took no part in making the defaults: {each}"
+        if control := every.get(CONTROL):
+            text += f". Cross-entropy continued: {_range(control.these)}"
+        others = [one for one in every.values() if kind[one.arm] not in ("ranking", "control")]
+        if others:
+            text += ". Others: " + "; ".join(f"{label[one.arm]} {_range(one.these)}" for one in others)
+        lines.append(text + ".")
+    return lines or ["Nothing can be said yet: no scorer has two splits of any set."]
+
+
+def _promised(results: Results, found: Mapping[Pair, Sequence[Effect]]) -> list[str]:
+    """Say which of the protocol's bars are met by what ran."""
+    positives = {run["data"]: run["test_positives"] for run in results["runs"]}
+    lines = []
+    for scorer, objective, least in PROMISES:
+        mine = [effect for effect in found.get((scorer, objective), ()) if effect.arm == OWN_STAGE[objective]]
+        (one,) = overall(mine) or (None,)
+        if one is None:
+            continue
+        parts = []
+        if least is not None:
+            met = one.these.low is not None and one.these.low > 0 and one.these.mean >= least
+            parts.append((f"mean at least {_signed(least)}, interval above 0", met, _range(one.these)))
+            large = [effect for effect in mine if positives[effect.data] > MANY_POSITIVES]
+            above = [effect.data for effect in large if effect.interval.low is not None and effect.interval.low > 0]
+            name = f"interval above 0 on half of the sets of more than {MANY_POSITIVES} test positives"
+            parts.append((name, 2 * len(above) >= len(large), f"{len(above)} of {len(large)}"))
+        worst = f"{one.worst[0]} {_signed(one.worst[1])}"
+        parts.append((f"no set below {_signed(LEAST_OF_A_SET)}", one.worst[1] >= LEAST_OF_A_SET, worst))
+        said = "; ".join(f"{name}: {'met' if met else '**missed**'} ({value})" for name, met, value in parts)
+        lines.append(f"- {SCORERS[scorer]}, {_spoken(objective)}: {said}.")
+    return lines or ["Nothing of it can be judged yet."]
+
+
+def _over_all(results: Results, found: Mapping[Pair, Sequence[Effect]]) -> list[str]:
+    label = _of_arms(results, "label")
+    rows = []
+    for (scorer, objective), mine in found.items():
+        rows += [
+            (
+                SCORERS.get(scorer, scorer),
+                _spoken(objective),
+                label[one.arm],
+                str(one.sets),
+                _range(one.these),
+                "" if one.like.low is None else _range(one.like),
+                f"{one.worst[0]} {_signed(one.worst[1])}",
+                f"{len(one.better)} / {len(one.worse)}",
+            )
+            for one in _in_order(overall(mine), label)
+        ]
+    heads = ("scorer", "judged by", "arm", "sets", "these sets", "sets like these", "worst set", "better / worse*")
+    return _table(heads, rows) if rows else ["Nothing has two splits of any set yet."]
+
+
+def _peer_tables(results: Results, pairs: Iterable[Pair]) -> list[str]:
+    """Compare our loss of the same name with each peer's, on the same splits."""
+    label, kind, loss = (_of_arms(results, key) for key in ("label", "kind", "loss"))
+    rows = []
+    for scorer, objective in pairs:
+        for own in (arm for arm in kind if kind[arm] == "ranking" and arm.endswith("_stage")):
+            for peer in (arm for arm in kind if kind[arm] == "peer" and loss[arm] == loss[own]):
+                mine = effects(results["runs"], scorer, objective, against=peer, only=own)
+                if not mine:
+                    continue
+                each = ", ".join(
+                    f"{effect.data} {_signed(effect.interval.mean)}{'*' if effect.sure else ''}" for effect in mine
+                )
+                mean = overall(mine)
+                rows.append(
+                    (
+                        SCORERS.get(scorer, scorer),
+                        _spoken(objective),
+                        label[peer],
+                        _range(mean[0].these) if mean else "",
+                        each,
+                    )
+                )
+    if not rows:
+        return []
+    heads = ("scorer", "judged by", "against", "ours less theirs, these sets", "by set")
+    return ["", "## Against other libraries' loss of the same name", "", *_table(heads, rows)]
+
+
+def _by_set(results: Results, scorer: str, objective: str, mine: Sequence[Effect]) -> list[str]:
+    label = _of_arms(results, "label")
+    positives = {
+        run["data"]: run["test_positives"]
+        for run in results["runs"]
+        if (run["scorer"], run["objective"]) == (scorer, objective)
+    }
+    arms = [arm for arm in label if any(effect.arm == arm for effect in mine)]
+    rows = []
+    for data in dict.fromkeys(effect.data for effect in mine):
+        by_arm = {effect.arm: effect for effect in mine if effect.data == data}
+        first = next(iter(by_arm.values()))
+        cells = [
+            f"{_range(by_arm[arm].interval)}{'*' if by_arm[arm].sure else ''}" if arm in by_arm else "" for arm in arms
+        ]
+        rows.append((data, str(len(first.differences)), str(positives[data]), f"{first.base:.3f}", *cells))
+    return _table(("set", "splits", "test positives", "tuned CE", *(label[arm] for arm in arms)), rows)
+
+
+def _not_run(results: Results) -> list[str]:
+    missing = [row for row in results["plan"] if row["done"] < row["planned"]]
+    lines = []
+    for pair in dict.fromkeys((row["block"], row["scorer"], row["objective"]) for row in missing):
+        mine = [row for row in missing if (row["block"], row["scorer"], row["objective"]) == pair]
+        _, scorer, objective = pair
+        each = ", ".join(f"{row['data']} {row['done']} of {row['planned']} splits" for row in mine)
+        name = f"{SCORERS.get(scorer, scorer)}, {_spoken(objective)}"
+        whole = [row for row in results["plan"] if (row["block"], row["scorer"], row["objective"]) == pair]
+        nothing = len(mine) == len(whole) and not any(row["done"] for row in whole)
+        more = ", the further arms" if pair[0] == "arms" else ""
+        lines.append(f"- {name}{more}: {'nothing' if nothing else each}.")
+    failed = dict.fromkeys(
+        f"- {failure['arm']} failed on {failure['data']} ({SCORERS.get(failure['scorer'], failure['scorer'])}, "
+        f"{_spoken(failure['objective'])}, split {failure['seed']}): {failure['error']}"
+        for failure in results["failed"]
+    )
+    if not any(arm["kind"] == "peer" for arm in results["arms"]):
+        lines.append("- The arms of other libraries: they were not installed.")
+    return [*lines, *failed] or ["Everything of this plan has run."]
+
+
+def _sets(results: Results) -> list[str]:
+    rows = [
+        (
+            name,
+            f"{one['rows']:,}",
+            str(one["features"]),
+            f"{one['positives']:,} ({100 * one['positives'] / one['rows']:.2g} %)"
+            if one["positives"] is not None
+            else f"{one['classes']} classes",
+            one["split_by"],
+            f"`{one['sha256']}`",
+        )
+        for name, one in results["sets"].items()
+    ]
+    lines = _table(("set", "rows", "inputs", "positives", "split by", "hash"), rows)
+    if seen := [name for name in results["sets"] if name in LOOKED_AT]:
+        lines += [
+            "",
+            f"Of {', '.join(seen)}, other splits were looked at while the defaults of the stage were made; the splits "
+            "here are fresh, the sets are not.",
+        ]
+    if {"fdh", "fdh_early"} <= set(results["sets"]):
+        lines += ["", "`fdh` and `fdh_early` come from one simulator, so they count for less than two sets."]
+    return lines
+
+
+def _arms(results: Results) -> list[str]:
+    rows = [(arm["label"], arm["kind"], arm["about"]) for arm in results["arms"]]
+    floor = (
+        f"In the model over sets, no set's standard error is taken below {LEAST_ERROR}: an arm that kept its start on "
+        "every split has none at all."
+    )
+    return [*_table(("arm", "kind", "what it is"), rows), "", floor]
+
+
+# ------------------------------------------------------------------------------------------------------------- wording
+
+
+def _of_arms(results: Results, key: str) -> dict[str, str]:
+    return {arm["name"]: str(arm[key]) for arm in results["arms"] if arm["name"] != BASELINE}
+
+
+def _in_order(every: Iterable[Overall], label: Mapping[str, str]) -> list[Overall]:
+    place = list(label)
+    return sorted(every, key=lambda one: place.index(one.arm))
+
+
+def _spoken(objective: str) -> str:
+    return OBJECTIVES.get(objective, objective)
+
+
+def _sets_of(many: int) -> str:
+    return f"{many} sets" if many != 1 else "1 set"
+
+
+def _signed(value: float) -> str:
+    text = f"{value:+.3f}"
+    return "0" if float(text) == 0 else text
+
+
+def _range(interval: Interval) -> str:
+    if interval.low is None or interval.high is None:
+        return _signed(interval.mean)
+    return f"{_signed(interval.mean)} [{_signed(interval.low)}, {_signed(interval.high)}]"
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [
+        f"| {' | '.join(heads)} |",
+        f"| {' | '.join('---' for _ in heads)} |",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]

@@ -1,0 +1,202 @@
+"""Run the units one by one, each kept when it is finished, so that a run can be stopped and taken up again."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+from benchmarks.quality.grid import TRIALS, Unit, arms_of, describe, objective_of, open_set
+from benchmarks.speed.machine import describe as describe_machine
+from benchmarks.speed.machine import now
+
+from rareloss.study.arms import RECIPE
+from rareloss.study.runs import Store, run_unit, write_atomically
+from rareloss.study.split import split
+from rareloss.training.rank_stage import TEMPERATURES
+
+__all__ = ["collect", "run", "save"]
+
+SCHEMA = 1
+Record = dict[str, Any]
+
+
+def run(
+    wanted: Sequence[Unit],
+    data: Path | None,
+    out: Path,
+    *,
+    workers: int = 1,
+    minutes: float | None = None,
+    trials: int = TRIALS,
+    say: Callable[[str], None] = print,
+) -> int:
+    """Run the units that are not finished, in order; stop before the next one when the time is over.
+
+    Args:
+        wanted: what to run.
+        data: the folder of the npz files.
+        out: where finished units are kept.
+        workers: processes.
+        minutes: no unit begins later; None: no limit.
+        trials: random draws of each arm.
+        say: called with a sentence for each finished unit.
+
+    Returns:
+        how many of the units are still left.
+    """
+    end = None if minutes is None else time.monotonic() + 60 * minutes
+    left = [unit for unit in wanted if _store(unit, data, out, trials).find(unit.scorer, unit.seed) is None]
+    say(f"{len(wanted) - len(left)} of {len(wanted)} units are finished")
+
+    def in_time() -> Iterator[Unit]:
+        for unit in left:
+            if end is not None and time.monotonic() > end:
+                return
+            yield unit
+
+    done = 0
+    if workers == 1:
+        finished: Iterator[tuple[Unit, Record]] = (_run(unit, data, out, trials) for unit in in_time())
+    else:
+        # Workers take a unit when they are free, so that none begins after the end.
+        parallel = joblib.Parallel(workers, return_as="generator_unordered", pre_dispatch=workers, batch_size=1)
+        finished = parallel(joblib.delayed(_run)(unit, data, out, trials, in_process=False) for unit in in_time())
+    for unit, found in finished:
+        done += 1
+        failed = "".join(f"; {failure['arm']} failed: {failure['error']}" for failure in found["failed"])
+        say(f"{done} of {len(left)}: {unit.folder}, split {unit.seed}, {found['cpu_seconds']:.0f} s{failed}")
+    return len(left) - done
+
+
+def _run(unit: Unit, data: Path | None, out: Path, trials: int, in_process: bool = True) -> tuple[Unit, Record]:
+    table = open_set(unit.data, data)
+    objective = objective_of(unit.objective, table)
+    start = time.process_time()
+    found = run_unit(table, objective, arms_of(unit, table), unit.scorer, unit.seed, trials, in_process=in_process)
+    found["cpu_seconds"] = round(time.process_time() - start, 1)
+    for one in found["runs"]:
+        for key in ("curves", "history", "per_class"):  # what a report shows of one run; nothing here reads it
+            one.pop(key, None)
+    fold = split(table, unit.seed)
+    found["test_over_train"] = len(fold.test) / len(fold.train)
+    counts = np.bincount(table.target[fold.test], minlength=len(table.classes))
+    found["test_positives"] = int(counts.min() if table.multiclass else counts[1])
+    _store(unit, data, out, trials).keep(found)
+    return unit, found
+
+
+def _store(unit: Unit, data: Path | None, out: Path, trials: int) -> Store:
+    return Store(out / unit.folder, _settings(replace(unit, seed=0), data, trials))
+
+
+@cache
+def _settings(unit: Unit, data: Path | None, trials: int) -> Record:
+    """Everything that the numbers of a unit depend on, and what names it; the same for all its splits."""
+    table = open_set(unit.data, data)
+    objective = objective_of(unit.objective, table)
+    arms = arms_of(unit, table)
+    return {
+        "grid": {"block": unit.block.name, "data": unit.data, "objective": unit.objective, "scorer": unit.scorer},
+        "judged_by": str(objective),
+        "arms": [{key: getattr(arm, key) for key in ("name", "label", "about", "kind", "loss")} for arm in arms],
+        "trials": trials,
+        "recipe": RECIPE,
+        "temperatures": TEMPERATURES,
+        "set": describe(table),
+        "machine": describe_machine("cpu"),
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------- results
+
+
+def collect(out: Path, wanted: Sequence[Unit]) -> Record:
+    """Put the finished units of a folder together, and count what of the plan is not there.
+
+    Args:
+        out: where they are.
+        wanted: the plan.
+
+    Returns:
+        what ``quality.json`` holds.
+    """
+    sets: Record = {}
+    arms: Record = {}
+    runs: list[Record] = []
+    failed: list[Record] = []
+    machine: Record = {}
+    trials = TRIALS
+    done: set[tuple[str, int]] = set()
+    seconds: list[float] = []
+    seen: set[tuple[Any, ...]] = set()
+    for path in sorted(out.glob("*/*/*/*/runs/settings.json")):
+        settings = json.loads(path.read_text("utf-8"))
+        named, machine, trials = settings["grid"], settings["machine"], settings["trials"]
+        place = {key: named[key] for key in ("data", "objective", "scorer")}
+        sets[named["data"]] = settings["set"]
+        arms |= {arm["name"]: arm for arm in settings["arms"]}
+        for file in sorted(path.parent.glob("*-seed*.json")):
+            unit = json.loads(file.read_text("utf-8"))
+            done.add((str(path.parents[1].relative_to(out)), unit["seed"]))
+            seconds.append(unit["cpu_seconds"])
+            failed += [{**place, **failure} for failure in unit["failed"]]
+            for one in unit["runs"]:
+                key = (*place.values(), one["seed"], one["arm"])
+                if key not in seen:  # tuned cross-entropy is trained anew, and alike, in every block
+                    seen.add(key)
+                    runs.append(_short(one, unit, place))
+    planned = Counter((unit.block.name, unit.scorer, unit.objective, unit.data) for unit in wanted)
+    there = Counter(
+        (unit.block.name, unit.scorer, unit.objective, unit.data) for unit in wanted if (unit.folder, unit.seed) in done
+    )
+    return {
+        "schema": SCHEMA,
+        "measured": now(),
+        "machine": machine,
+        "trials": trials,
+        "cpu_seconds": round(sum(seconds)),
+        "sets": sets,
+        "arms": list(arms.values()),
+        "plan": [
+            {
+                "block": block,
+                "scorer": scorer,
+                "objective": objective,
+                "data": data,
+                "planned": many,
+                "done": there[key],
+            }
+            for key, many in planned.items()
+            for block, scorer, objective, data in [key]
+        ],
+        "failed": failed,
+        "runs": runs,
+    }
+
+
+def _short(one: Record, unit: Record, place: Record) -> Record:
+    return {
+        **place,
+        "seed": one["seed"],
+        "arm": one["arm"],
+        "test": round(one["test"], 6),
+        "validation": round(one["validation"], 6),
+        "kept": one["kept"],
+        "chosen": one["chosen"],
+        "seconds": one["seconds"],
+        "test_over_train": round(unit["test_over_train"], 4),
+        "test_positives": unit["test_positives"],
+    }
+
+
+def save(results: Record, path: Path) -> None:
+    """Write results, a run a line, so that a difference between two files can be read."""
+    head = json.dumps({key: value for key, value in results.items() if key != "runs"}, indent=1)
+    lines = ",\n".join("  " + json.dumps(one) for one in results["runs"])
+    write_atomically(path, head.removesuffix("\n}") + f',\n "runs": [\n{lines}\n ]\n}}\n')
