@@ -8,10 +8,11 @@ from benchmarks.quality import peers
 from torch import Tensor, nn
 
 from rareloss import Objective
+from rareloss.integrations.search import between, cube
 from rareloss.study.arms import Arm, arms_for
 from rareloss.study.fitting import Fitted, Task, cross_entropy
 from rareloss.study.scorers import Scorer, find_scorer
-from rareloss.study.ways import between, cube, draws_for, further, network
+from rareloss.study.ways import draws_for, further, network
 
 __all__ = ["core", "missing", "more"]
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from scipy.stats import qmc
 from torch import nn
 
 from rareloss import LossWarmupWrapper
+from rareloss.integrations.search import between, cube
 from rareloss.ranking.ranking_loss import RankingLoss
 from rareloss.study.arms import BASELINE, RECIPE, Arm, ranking_objective
 from rareloss.study.batches import batches
@@ -29,7 +29,7 @@ from rareloss.study.scorers import Scorer
 from rareloss.training.descent import pools
 from rareloss.training.rank_stage import rank_stage, ranking_losses
 
-__all__ = ["best_of", "between", "cube", "draws_for", "fit_arms", "fit_trees", "further", "network"]
+__all__ = ["best_of", "draws_for", "fit_arms", "fit_trees", "further", "network"]
 
 
 def fit_arms(task: Task, scorer: Scorer, arms: Sequence[Arm], trials: int) -> Iterator[tuple[Arm, Fitted | Exception]]:
@@ -107,17 +107,6 @@ def draws_for(scorer: Scorer, task: Task, trials: int) -> list[dict[str, Any]]:
             }
         )
     return draws
-
-
-def cube(draws: int, dimensions: int, seed: int) -> list[list[float]]:
-    """Draw points of the unit cube, ``[draws, dimensions]``, that spread evenly over each side."""
-    points: list[list[float]] = qmc.LatinHypercube(dimensions, rng=seed).random(draws).tolist() if draws > 0 else []
-    return points
-
-
-def between(share: float, low: float, high: float) -> float:
-    """Compute what lies at a share of the way from low to high, on a logarithm."""
-    return float(f"{low * (high / low) ** share:.3g}")
 
 
 def best_of(candidates: Iterable[Fitted]) -> Fitted:
