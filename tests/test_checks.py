@@ -342,3 +342,19 @@ def test_dtypes_that_torch_only_stores_are_refused(stored: torch.dtype) -> None:
     for loss in (SmoothAPLoss(3), SoftmaxFocalLoss()):
         with pytest.raises(TypeError, match=rf"targets.*{stored}"):
             loss(torch.randn(4, 3), zeros)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: SmoothAPLoss(1, ignore_index=-1.5),
+        lambda: SigmoidFocalLoss(ignore_index="-100"),
+        lambda: SoftmaxFocalLoss(background_class=None),
+        lambda: functional.sigmoid_focal_loss(torch.zeros(2), torch.zeros(2), ignore_index="-100"),
+        lambda: functional.softmax_focal_loss(torch.zeros(2, 3), torch.zeros(2).long(), ignore_index=1.5),
+        lambda: functional.softmax_focal_loss(torch.zeros(2, 3), torch.zeros(2).long(), background_class="0"),
+    ],
+)
+def test_indices_that_are_no_whole_numbers_are_refused(call: Callable[[], object]) -> None:
+    with pytest.raises(TypeError, match="must be a whole number"):
+        call()

@@ -31,6 +31,7 @@ __all__ = [
     "probability",
     "same_shape",
     "values_readable",
+    "whole",
 ]
 
 # Weights that float32 can sum up by the million, and divide by; what is lighter counts as 0.
@@ -91,10 +92,15 @@ def between(alpha: float, beta: float) -> tuple[float, float]:
 
 def integer(name: str, value: int, *, least: int) -> int:
     """Return ``value``, a whole number of at least ``least``."""
+    if whole(name, value) < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    return value
+
+
+def whole(name: str, value: int) -> int:
+    """Return ``value``, a whole number."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be a whole number, got {_said(value)}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
     return value
 
 
@@ -153,6 +159,8 @@ def ignored(targets: Tensor, ignore_index: int) -> Tensor:
 
 def labels(name: str, tensor: Tensor, ignore_index: int | None, check_values: bool | None = None) -> bool:
     """Refuse labels other than 0, 1 and ``ignore_index``; return whether all are known to be 0 or 1."""
+    if ignore_index is not None:
+        whole("ignore_index", ignore_index)
     if tensor.dtype not in _NUMBERS:
         raise TypeError(f"{name} must be bool, integers or floats, got dtype {tensor.dtype}; call .long() on it")
     if tensor.dtype == torch.bool or not values_readable(tensor, check_values):
@@ -173,6 +181,7 @@ def labels(name: str, tensor: Tensor, ignore_index: int | None, check_values: bo
 
 def class_indices(name: str, tensor: Tensor, classes: int, ignore_index: int, check_values: bool | None = None) -> None:
     """Refuse class indices outside of ``0 .. classes - 1`` and ``ignore_index``."""
+    whole("ignore_index", ignore_index)
     if tensor.dtype not in _NUMBERS:
         raise TypeError(f"{name} must be class indices, got dtype {tensor.dtype}; call .long() on it")
     if not values_readable(tensor, check_values):

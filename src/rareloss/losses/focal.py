@@ -109,7 +109,7 @@ def softmax_focal_loss(
         tensor(0.1733)
     """
     checks.choice("reduction", reduction, _REDUCTIONS)
-    options = (alpha, gamma, label_smoothing, weight, ignore_index, background_class)
+    options = (alpha, gamma, label_smoothing, weight, ignore_index, checks.whole("background_class", background_class))
     return _reduced(partial(_softmax_terms, logits, targets, *options), reduction)
 
 
@@ -254,7 +254,7 @@ class _FocalLoss(nn.Module):
         super().__init__()
         self.gamma = checks.non_negative("gamma", gamma)
         self.reduction = checks.choice("reduction", reduction, _REDUCTIONS)
-        self.ignore_index = ignore_index
+        self.ignore_index = checks.whole("ignore_index", ignore_index)
         self.process_group = group
 
     def extra_repr(self) -> str:
@@ -358,7 +358,7 @@ class SoftmaxFocalLoss(_FocalLoss):
     ) -> None:
         super().__init__(gamma, reduction, ignore_index, process_group)
         self.label_smoothing = checks.probability("label_smoothing", label_smoothing)
-        self.background_class = background_class
+        self.background_class = checks.whole("background_class", background_class)
         if isinstance(alpha, (int, float)):
             raise TypeError(f"alpha must hold a weight per class, got {alpha}; give a sequence or a tensor [C]")
         weights = None if alpha is None else checks.class_weights("alpha", alpha)

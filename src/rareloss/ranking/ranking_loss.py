@@ -87,7 +87,7 @@ class RankingLoss(nn.Module):
         self.temperature: float | Tensor = checks.positive_number("temperature", temperature)
         self.temperature_unit = checks.choice("temperature_unit", temperature_unit, ("spread", "logit"))
         self.reduction = checks.choice("reduction", reduction, ("mean", "sum", "none"))
-        self.ignore_index = ignore_index
+        self.ignore_index = checks.whole("ignore_index", ignore_index)
         self.queue_in_eval = queue_in_eval
         self.gather_distributed = gather_distributed
         self.process_group = process_group

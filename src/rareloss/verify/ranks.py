@@ -206,14 +206,19 @@ def _run_rank(rank: int, subject: Subject, plans: dict[int, Plan], folder: str) 
                 world_size=ranks,
                 timeout=datetime.timedelta(seconds=PATIENCE),
             )
-            scorer = DistributedDataParallel(_Scorer(subject))
-            said[number] = _train(scorer, subject, [shares[rank] for shares in steps]).gradients
+            said[number] = _train_among_ranks(subject, [shares[rank] for shares in steps]).gradients
         except Exception as error:
             said[number] = describe_error(error)
         finally:
             torch.save(said, Path(folder) / f"rank_{rank}.pt")
             if dist.is_initialized():
                 dist.destroy_process_group()
+
+
+def _train_among_ranks(subject: Subject, batches: Sequence[Tensor]) -> Run:
+    # Outside of here nothing refers to what DDP made. Its reducer, where it is the last to hold a group, ends it under
+    # Python's lock, for which the group's own thread may wait: for ever. And other ranks would not see that it ended.
+    return _train(DistributedDataParallel(_Scorer(subject)), subject, batches)
 
 
 def _read(folder: Path, rank: int, first: int) -> dict[int, Any]:
