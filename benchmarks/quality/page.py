@@ -284,7 +284,7 @@ def _arms(results: Results) -> list[str]:
     rows = [(arm["label"], arm["kind"], arm["about"]) for arm in results["arms"]]
     floor = (
         f"In the model over sets, no set's standard error is taken below {LEAST_ERROR}: an arm that kept its start on "
-        "every split has none at all."
+        "every split has none at all. Such sets weigh most there, which pulls *like these* towards 0."
     )
     return [*_table(("arm", "kind", "what it is"), rows), "", floor]
 
