@@ -287,6 +287,51 @@ def test_path_leads_from_the_start_to_the_minimum(parts: tuple[nn.Linear, Rows, 
         assert loss(walker(x), y).item() == pytest.approx(values[-1], abs=2e-3)
 
 
+@pytest.mark.parametrize("way", ["steps", "path"])
+@pytest.mark.parametrize(
+    ("judged", "margin", "kept"),
+    [
+        ([[0.0], [3.0], [5.0], [4.0], [5.0]], 0.0, 2),
+        ([[1.0], [0.0], [0.5], [1.0]], 0.0, 0),
+        ([[math.nan], [0.5], [math.nan], [0.7]], 0.0, 3),
+        # The standard deviation of 1, 3, 5 is 2: a gain of 3 is more than one of them, but not more than two.
+        ([[0.0, 0.0, 0.0, 0.0], [3.0, 1.0, 3.0, 5.0]], 1.0, 1),
+        ([[0.0, 0.0, 0.0, 0.0], [3.0, 1.0, 3.0, 5.0]], 2.0, 0),
+        # Better than the start by three standard deviations, but not than what was kept before.
+        ([[0.0, 0.0, 0.0], [4.0, 4.0, 4.0], [5.0, 3.0, 7.0]], 1.0, 1),
+    ],
+)
+def test_what_is_kept_is_what_was_judged_better(
+    way: str, judged: list[list[float]], margin: float, kept: int, parts: tuple[nn.Linear, Rows, Rows]
+) -> None:
+    model, (x, y), _ = parts
+    walker, seen = copy.deepcopy(model), []
+
+    def judge() -> Tensor:
+        seen.append(copy.deepcopy(walker.state_dict()))
+        return torch.tensor(judged[len(seen) - 1])
+
+    loss = SmoothAPLoss(1, queue_size=0, temperature=0.1)
+    if way == "steps":
+        steps = len(judged) - 1
+        found = descend(walker, loss, [Batch(x, y)], judge, steps=steps, learning_rate=0.1, every=1, margin=margin)
+    else:
+        found = follow_path(walker, loss, Batch(x, y), judge, penalties=PENALTIES[: len(judged) - 1], margin=margin)
+    assert found.kept is found.looks[kept]
+    assert len(found.looks) == len(seen) == len(judged)
+    assert all(torch.equal(number, seen[kept][name]) for name, number in walker.state_dict().items())
+    assert len({tuple(state["weight"].flatten().tolist()) for state in seen}) == len(seen)
+
+
+def test_path_that_leads_nowhere_is_left(parts: tuple[nn.Linear, Rows, Rows]) -> None:
+    model, (x, y), _ = parts
+    walker, worse = copy.deepcopy(model), itertools.count()
+    loss = SmoothAPLoss(1, queue_size=0, temperature=0.1)
+    found = follow_path(walker, loss, Batch(x, y), lambda: torch.tensor([-float(next(worse))]))
+    assert len(found.looks) == 4
+    assert torch.equal(walker.weight, model.weight)
+
+
 def test_few_positives_for_many_weights_have_to_convince_validation() -> None:
     # A straight line is right here, so that what a stage finds is chance: 30 positives for 60 weights.
     changed = 0
