@@ -1,5 +1,7 @@
 """RareClassifier: an estimator of scikit-learn's kind whose every choice is validation's."""
 
+import importlib
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -158,6 +160,13 @@ def test_two_few_rows_of_a_class_are_refused() -> None:
     x, _ = bent(100, 0)
     with pytest.raises(ValueError, match="class"):
         RareClassifier().fit(x, np.arange(100) == 0)
+
+
+def test_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.delitem(sys.modules, "rareloss.integrations.sklearn")
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "rareloss\[study\]"'):
+        importlib.import_module("rareloss.integrations.sklearn")
 
 
 def test_not_fitted() -> None:

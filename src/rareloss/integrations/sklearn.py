@@ -9,6 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+try:
+    import sklearn  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f'{error.name} is missing, which RareClassifier needs: pip install "rareloss[study]"', name=error.name
+    ) from error
+
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
