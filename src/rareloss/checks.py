@@ -140,12 +140,17 @@ def same_shape(name: str, tensor: Tensor, shape: Sequence[int], *others: Sequenc
     """Return ``tensor``, whose shape is one of those given."""
     is_tensor(name, tensor)
     expected = [tuple(option) for option in (shape, *others)]
-    if tuple(tensor.shape) not in expected:
+    if not any(_alike(tensor.shape, option) for option in expected):
         wanted = " or ".join(map(str, dict.fromkeys(expected)))
         raise ValueError(
             f"{name} must have shape {wanted}, got {tuple(tensor.shape)}; nothing is broadcast, reshape it"
         )
     return tensor
+
+
+def _alike(shape: Sequence[int], other: Sequence[int]) -> bool:
+    # One by one: of two tuples a graph does not know whether a size that may change equals one that may not.
+    return len(shape) == len(other) and all(a == b for a, b in zip(shape, other, strict=True))
 
 
 def ignored(targets: Tensor, ignore_index: int) -> Tensor:
