@@ -93,6 +93,20 @@ class Objective:
             raise ValueError(f"an objective is {_FORMS}; {value!r} in {text!r} is no share") from None
         return cls(kind, shares[1], shares[0])
 
+    @classmethod
+    def of(cls, given: "Objective | str") -> "Objective":
+        """Return an objective as it is, or read it from a string; see :meth:`parse`.
+
+        Raises:
+            TypeError: ``given`` is neither.
+            ValueError: as in :meth:`parse`.
+        """
+        if isinstance(given, str):
+            return cls.parse(given)
+        if not isinstance(given, cls):
+            raise TypeError(f"objective must be an Objective or a string, got {type(given).__name__}")
+        return given
+
     def __str__(self) -> str:
         if self.level is None:
             return self.kind

@@ -29,7 +29,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from torch import Tensor, nn
 
 from rareloss import Objective, SigmoidFocalLoss, checks, rank_stage
-from rareloss.integrations.search import between, cube
+from rareloss.integrations.search import between, cube, network_draws
 from rareloss.training.descent import PENALTIES, Batch, descend, follow_path
 
 __all__ = ["RareClassifier", "logistic_draws", "solve_logistic"]
@@ -101,9 +101,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             ValueError: an argument out of range, more or fewer than two classes, or too few rows of one.
         """
-        objective = Objective.parse(self.objective) if isinstance(self.objective, str) else self.objective
-        if not isinstance(objective, Objective):
-            raise TypeError(f"objective must be an Objective or a string, got {type(objective).__name__}")
+        objective = Objective.of(self.objective)
         checks.integer("trials", self.trials, least=1)
         checks.probability("validation_fraction", self.validation_fraction, open_low=True, open_high=True)
         if not isinstance(self.hidden_layer_sizes, (tuple, list)):
@@ -223,10 +221,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
     def _networks(
         self, train: Batch, judge: Callable[[nn.Module], float], seed: int
     ) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
-        drawn = [
-            (between(rate, 3e-4, 3e-2), between(decay, 1e-3, 1.0)) for rate, decay in cube(self.trials - 1, 2, seed)
-        ]
-        for rate, decay in [(3e-3, 1e-2), *drawn]:
+        for draw in network_draws(self.trials, seed):
             model = _network([train.inputs.shape[1], *self.hidden_layer_sizes], train.targets, seed)
             descend(
                 model,
@@ -236,10 +231,9 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
                 steps=NETWORK["steps"],
                 warm_up=NETWORK["warm_up"],
                 every=NETWORK["every"],
-                learning_rate=rate,
-                weight_decay=decay,
+                **draw,  # type: ignore[arg-type]
             )
-            yield model, {"learning_rate": rate, "weight_decay": decay}
+            yield model, draw
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

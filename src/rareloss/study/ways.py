@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from rareloss import LossWarmupWrapper
-from rareloss.integrations.search import between, cube
+from rareloss.integrations.search import between, cube, network_draws
 from rareloss.ranking.ranking_loss import RankingLoss
 from rareloss.study.arms import BASELINE, RECIPE, Arm, ranking_objective
 from rareloss.study.batches import batches
@@ -91,11 +91,7 @@ def draws_for(scorer: Scorer, task: Task, trials: int) -> list[dict[str, Any]]:
     A scorecard's are the kind of its inputs, ``C`` and the class weight; a network's, learning rate and weight decay.
     """
     if not scorer.scorecard:
-        usual = {"learning_rate": 3e-3, "weight_decay": 1e-2}
-        return [usual] + [
-            {"learning_rate": between(rate, 3e-4, 3e-2), "weight_decay": between(decay, 1e-3, 1.0)}
-            for rate, decay in cube(trials - 1, 2, task.seed)
-        ]
+        return list(network_draws(trials, task.seed))
     binary = task.outputs == 1
     draws = [{"kind": scorer.kinds[0], "C": 1.0, "class_weight": 1.0 if binary else 0.0}]
     for kind, penalty, weight in cube(trials - 1, 3, task.seed):

@@ -156,9 +156,7 @@ def rank_stage(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}; wrap a function in a module")
-    objective = Objective.parse(objective) if isinstance(objective, str) else objective
-    if not isinstance(objective, Objective):
-        raise TypeError(f"objective must be an Objective or a string, got {type(objective).__name__}")
+    objective = Objective.of(objective)
     if distributed.world_size(None) > 1:
         raise ValueError("rank_stage runs in one process, got several ranks; train with objective.loss(...) there")
     checks.integer("steps", steps, least=1)
@@ -188,7 +186,8 @@ def rank_stage(
     rate = _LEARNING_RATES[kind] if learning_rate is None else learning_rate
     checks.positive_number("learning_rate", rate)
 
-    before = float(_on_validation(model, held_out, objective, chunk_size, resamples=0)[0])
+    start = _scores(model, held_out.inputs, chunk_size)
+    before = float(_judged(start, held_out, objective, resamples=0)[0])
     if not math.isfinite(before):
         raise ValueError(
             f"{objective.name} of the given model on validation is {before}; validation needs positives and negatives, "
@@ -197,14 +196,13 @@ def rank_stage(
     if losses is not None and not losses:
         raise ValueError("losses is empty; name at least one, or leave it out for those of the objective")
     if losses is None:
-        start = _scores(model, held_out.inputs, chunk_size)
         outputs = 1 if start.ndim == 1 else start.shape[1]
         losses = ranking_losses(objective, outputs, kind, queue_size=16_384 if whole is None else 0)
     best = RankStage(copy.deepcopy(model), objective, before, before, 0, None, [])
     for loss in losses:
         tried = copy.deepcopy(model)
         scores_of = _in_chunks(tried, chunk_size)
-        judge = partial(_on_validation, tried, held_out, objective, chunk_size, resamples=_RESAMPLES)
+        judge = partial(_on_validation, tried, held_out, objective, chunk_size)
         if optimizer == "lbfgs" and whole is not None:
             found = _solve(tried, loss, whole, judge, scores_of)
         else:
@@ -363,11 +361,12 @@ def _margin(model: nn.Module, targets: Tensor) -> float:
     return _MARGIN * math.sqrt(max(1.0, 10 * weights / outputs / max(rarest, 1)))
 
 
-def _on_validation(
-    model: nn.Module, held_out: Batch, objective: Objective, chunk_size: int, *, resamples: int
-) -> Tensor:
+def _on_validation(model: nn.Module, held_out: Batch, objective: Objective, chunk_size: int) -> Tensor:
+    return _judged(_scores(model, held_out.inputs, chunk_size), held_out, objective, resamples=_RESAMPLES)
+
+
+def _judged(scores: Tensor, held_out: Batch, objective: Objective, *, resamples: int) -> Tensor:
     # The objective, and the same on rows with weights from an exponential distribution: the Bayesian bootstrap.
-    scores = _scores(model, held_out.inputs, chunk_size)
     targets = held_out.targets.to(scores.device)
     weight = torch.ones(len(targets)) if held_out.weight is None else held_out.weight
     found = []
