@@ -55,8 +55,8 @@ def test_sets_are_the_files_of_two_classes_and_what_ships_with_packages(folder: 
 def test_plan_holds_what_the_protocol_says() -> None:
     sizes = {"small": Size(2_000), "middle": Size(50_000), "large": Size(120_000)}
     core, full = list(grid.units(CORE, sizes)), list(grid.units(FULL, sizes))
-    assert len(core) == 2 * 2 * (20 + 10 + 5) + 2 * 3 * 5
-    assert len(list(grid.units(CORE, {"many classes": Size(2_000, 10)}))) == 2 * 2 * 10 + 2 * 2
+    assert len(core) == 2 * 3 * (20 + 10 + 5) + 2 * 2 * 3 * 5
+    assert len(list(grid.units(CORE, {"many classes": Size(2_000, 10)}))) == 2 * 3 * 10 + 2 * 2 * 2
     assert full[: len(core)] == core
     assert len(set(full)) == len(full)
     # Average precision of the linear scorecard on every set comes first, a split of each set after another.
@@ -108,6 +108,8 @@ def test_further_arms_of_a_scorecard_and_a_network_are_trained(folder: Path) -> 
     results = collect(folder / "out", wanted)
     assert [failure["error"] for failure in results["failed"]] == []
     trained = {(one["scorer"], one["arm"]) for one in results["runs"]}
+    assert ("linear", "distilled") in trained
+    assert ("mlp8", "distilled") not in trained
     assert {"logit_adjusted", "hard_examples", "smooth_ap_warmup"} <= {arm for scorer, arm in trained}
     assert ("mlp8", "class_weight") in trained
     assert ("linear", "class_weight") not in trained
@@ -150,7 +152,7 @@ def test_command_runs_lists_and_refuses(folder: Path, capsys: pytest.CaptureFixt
     assert main([*data, "--list", "--part", "1/50"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "core/small/ap/linear, split 100"
     assert main([*data, "--out", str(folder / "out"), "--minutes", "0"]) == 0
-    assert "90 units are left" in capsys.readouterr().out
+    assert "140 units are left" in capsys.readouterr().out
     for wrong, said in (
         (["--part", "3/2"], "--part is K/N"),
         (["--sets", "none"], "there is no set 'none'"),

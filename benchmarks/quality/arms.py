@@ -1,20 +1,23 @@
 """The arms of the grid: those of ``rareloss compare``, cheap rivals, and the losses of other libraries."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from benchmarks.quality import peers
 from torch import Tensor, nn
 
 from rareloss import Objective
 from rareloss.integrations.search import between, cube
+from rareloss.integrations.sklearn import solve_logistic
 from rareloss.study.arms import Arm, arms_for
 from rareloss.study.fitting import Fitted, Task, cross_entropy
-from rareloss.study.scorers import Scorer, find_scorer
-from rareloss.study.ways import draws_for, further, network
+from rareloss.study.scorers import Scorer, find_scorer, logits_of
+from rareloss.study.ways import best_of, draws_for, fit_trees, further, network
 
-__all__ = ["core", "missing", "more"]
+__all__ = ["core", "missing", "more", "outside"]
 
 # The loss of the same name as the objective.
 OWN_LOSS = {"ap": "smooth_ap", "pauc@fpr": "pauc"}
@@ -50,7 +53,10 @@ def more(objective: Objective, scorer: str, multiclass: bool) -> tuple[Arm, ...]
             fit=_hard_examples,
         ),
     ]
-    if not find_scorer(scorer).scorecard:
+    if find_scorer(scorer).scorecard:
+        about = "logistic regression on the probabilities of boosted trees, penalty and inputs chosen on validation"
+        rivals.append(Arm("distilled", "Distilled from trees", about, "reweight", fit=_distilled))
+    else:
         # A scorecard's tuned cross-entropy has the class weight among its draws already.
         about = "cross-entropy, the positives' weight from .3 to 100 drawn beside rate and decay"
         rivals.append(Arm("class_weight", "Class weight, tuned", about, "reweight", fit=_class_weight))
@@ -60,6 +66,11 @@ def more(objective: Objective, scorer: str, multiclass: bool) -> tuple[Arm, ...]
         *rivals,
         *(peers.libauc(objective) if not multiclass else ()),
     )
+
+
+def outside(objective: Objective) -> tuple[Arm, ...]:
+    """Return what no loss of this package takes part in: boosted trees."""
+    return tuple(arm for arm in arms_for(objective) if arm.kind == "reference")
 
 
 def missing() -> list[str]:
@@ -92,6 +103,35 @@ def _hard_examples(task: Task, scorer: Scorer, tuned: Fitted, trials: int) -> Fi
 def _class_weight(task: Task, scorer: Scorer, tuned: Fitted, trials: int) -> Fitted:
     weights = [between(share, 0.3, 100) for (share,) in cube(trials, 1, task.seed)]
     return network(task, scorer, draws_for(scorer, task, trials), [{"class_weight": weight} for weight in weights])
+
+
+def _distilled(task: Task, scorer: Scorer, tuned: Fitted, trials: int) -> Fitted:
+    """Teach a scorecard the probabilities of trees: every row counts once as each class, by its probability."""
+    teacher = fit_trees(task, 1)
+    scores = teacher.score(task.inputs("trees")[0]).double()
+    taught = torch.stack([-scores, scores], 1).sigmoid() if task.outputs == 1 else scores.softmax(1)
+    classes = np.repeat(np.arange(taught.shape[1]), len(taught))
+
+    def tried() -> Iterator[Fitted]:
+        for draw in draws_for(scorer, task, trials):
+            x, x_validation = task.inputs(draw["kind"])
+            model, converged = solve_logistic(
+                x.repeat(taught.shape[1], 1),
+                classes,
+                dict.fromkeys(range(taught.shape[1]), 1.0),
+                draw["C"],
+                taught.T.reshape(-1),
+            )
+            score = partial(_scores, model, task.outputs)
+            chosen = {"kind": draw["kind"], "C": draw["C"], "converged": converged}
+            yield Fitted(draw["kind"], score, task.judge(score(x_validation)), chosen, model=model)
+
+    return best_of(tried())
+
+
+@torch.no_grad()
+def _scores(model: nn.Module, outputs: int, x: Tensor) -> Tensor:
+    return logits_of(model, x, outputs)
 
 
 def _tried(

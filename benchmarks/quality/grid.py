@@ -12,6 +12,7 @@ from benchmarks.quality import arms
 from rareloss import Objective
 from rareloss.study.arms import Arm
 from rareloss.study.data import Table, load
+from rareloss.study.runs import TREES
 
 __all__ = [
     "CORE",
@@ -33,7 +34,7 @@ __all__ = [
 
 TRIALS = 8
 BUILT_IN = ("flights", "digits")
-SCORECARDS = ("linear", "additive")
+SCORECARDS = ("linear", "additive", "linear_normal")
 # The splits from 0 on were seen while the defaults were made.
 FIRST_SEED = 100
 # Below so many rows, so many splits: one of a small table says little, one of a large table takes long.
@@ -72,11 +73,11 @@ class Size(NamedTuple):
 
 
 AT_BASE_RATE = "recall@top=rate"
-CORE = (Block("core", ("ap", AT_BASE_RATE), (*SCORECARDS, "mlp"), "core"),)
+CORE = (Block("core", ("ap", AT_BASE_RATE), (*SCORECARDS, TREES, "mlp"), "core"),)
 FULL = (
     *CORE,
     Block("networks", ("ap", AT_BASE_RATE), ("mlp8", "mlp32"), "core"),
-    Block("points", ("recall@top=0.5%", "recall@fpr=0.5%"), (*SCORECARDS, "mlp"), "core"),
+    Block("points", ("recall@top=0.5%", "recall@fpr=0.5%"), (*SCORECARDS, TREES, "mlp"), "core"),
     Block("arms", ("ap", AT_BASE_RATE), (*SCORECARDS, "mlp", "mlp8", "mlp32"), "more"),
 )
 
@@ -131,6 +132,8 @@ def objective_of(text: str, table: Table) -> Objective:
 def arms_of(unit: Unit, table: Table) -> tuple[Arm, ...]:
     """Return what a unit trains; arms whose package is missing are left out."""
     objective = objective_of(unit.objective, table)
+    if unit.scorer == TREES:
+        return arms.outside(objective)
     return arms.core(objective) if unit.block.arms == "core" else arms.more(objective, unit.scorer, table.multiclass)
 
 

@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from benchmarks.quality.analysis import LEAST_ERROR, Effect, Overall, effects, overall
 
 from rareloss.study.arms import BASELINE
+from rareloss.study.runs import TREES
 from rareloss.study.statistics import Interval
 
 __all__ = ["page"]
@@ -20,7 +22,9 @@ OBJECTIVES = {
 }
 SCORERS = {
     "linear": "Linear scorecard",
+    "linear_normal": "Linear scorecard on quantile-normal inputs",
     "additive": "Additive scorecard",
+    "trees": "Boosted trees",
     "mlp": "Network 128-64",
     "mlp8": "Network of 8 hidden units",
     "mlp32": "Network of 32 hidden units",
@@ -30,8 +34,10 @@ OWN_STAGE = {"ap": "smooth_ap_stage", "recall@top=rate": "recall_stage"}
 # The protocol's bars: least mean gain, where there is one.
 PROMISES = (
     ("linear", "ap", 0.03),
+    ("linear_normal", "ap", 0.03),
     ("additive", "ap", 0.01),
     ("linear", "recall@top=rate", None),
+    ("linear_normal", "recall@top=rate", None),
     ("additive", "recall@top=rate", None),
     ("mlp", "ap", None),
     ("mlp", "recall@top=rate", None),
@@ -49,7 +55,7 @@ def page(results: Results) -> str:
         results: what ``quality.json`` holds.
     """
     machine = results["machine"]
-    pairs = list(dict.fromkeys((row["scorer"], row["objective"]) for row in results["plan"]))
+    pairs = list(dict.fromkeys((row["scorer"], row["objective"]) for row in results["plan"] if row["scorer"] != TREES))
     found = {pair: effects(results["runs"], *pair) for pair in pairs}
     done, planned = (sum(row[key] for row in results["plan"]) for key in ("done", "planned"))
     peers = ", ".join(f"{name} {version}" for name, version in machine.get("peers", {}).items() if version)
@@ -221,6 +227,10 @@ def _by_set(results: Results, scorer: str, objective: str, mine: Sequence[Effect
         if (run["scorer"], run["objective"]) == (scorer, objective)
     }
     arms = [arm for arm in label if any(effect.arm == arm for effect in mine)]
+    trees: dict[str, list[float]] = {}
+    for run in results["runs"]:
+        if (run["scorer"], run["objective"]) == (TREES, objective):
+            trees.setdefault(run["data"], []).append(run["test"])
     rows = []
     for data in dict.fromkeys(effect.data for effect in mine):
         by_arm = {effect.arm: effect for effect in mine if effect.data == data}
@@ -229,7 +239,10 @@ def _by_set(results: Results, scorer: str, objective: str, mine: Sequence[Effect
             f"{_range(by_arm[arm].interval)}{'*' if by_arm[arm].sure else ''}" if arm in by_arm else "" for arm in arms
         ]
         rows.append((data, str(len(first.differences)), str(positives[data]), f"{first.base:.3f}", *cells))
-    return _table(("set", "splits", "test positives", "tuned CE", *(label[arm] for arm in arms)), rows)
+        if trees:
+            rows[-1] = (*rows[-1], f"{np.mean(trees[data]):.3f}" if data in trees else "")
+    heads = ("set", "splits", "test positives", "tuned CE", *(label[arm] for arm in arms))
+    return _table((*heads, "(boosted trees)") if trees else heads, rows)
 
 
 def _not_run(results: Results) -> list[str]:

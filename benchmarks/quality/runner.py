@@ -192,6 +192,7 @@ def _short(one: Record, unit: Record, place: Record) -> Record:
         "seconds": one["seconds"],
         "test_over_train": round(unit["test_over_train"], 4),
         "test_positives": unit["test_positives"],
+        **({"signals": one["signals"]} if "signals" in one else {}),
     }
 
 

@@ -8,17 +8,17 @@ from torch import nn
 
 pytest.importorskip("sklearn")
 from rareloss.study.data import DataError
-from rareloss.study.scorers import SCORERS, SMALL_NETWORKS, find_scorer, logits_of, start_at_base_rate
+from rareloss.study.scorers import ON_REQUEST, SCORERS, find_scorer, logits_of, start_at_base_rate
 
 
-@pytest.mark.parametrize("name", [*SCORERS, *SMALL_NETWORKS])
+@pytest.mark.parametrize("name", [*SCORERS, *ON_REQUEST])
 @pytest.mark.parametrize(("outputs", "shape"), [(1, (5,)), (4, (5, 4))])
 def test_logits_have_one_value_per_output(name: str, outputs: int, shape: tuple[int, ...]) -> None:
     model = find_scorer(name).build(3, outputs)
     assert logits_of(model, torch.zeros(5, 3), outputs).shape == shape
 
 
-@pytest.mark.parametrize("name", [*SCORERS, *SMALL_NETWORKS])
+@pytest.mark.parametrize("name", [*SCORERS, *ON_REQUEST])
 def test_binary_scorer_starts_at_the_log_odds_of_the_base_rate(name: str) -> None:
     model = find_scorer(name).build(3, 1)
     start_at_base_rate(model, torch.tensor([90, 10]), 1)

@@ -20,6 +20,7 @@ from rareloss.study.arms import Arm
 from rareloss.study.data import DataError, Table
 from rareloss.study.evaluation import evaluate
 from rareloss.study.fitting import Fitted, Task
+from rareloss.study.forecast import signals
 from rareloss.study.scorers import find_scorer
 from rareloss.study.split import split
 from rareloss.study.ways import fit_arms, fit_trees
@@ -101,6 +102,10 @@ def _run(task: Task, arm: Arm, scorer: str, fitted: Fitted) -> dict[str, Any] | 
     scores = fitted.score(task.test_inputs(fitted.kind))
     if not bool(torch.isfinite(scores).all()):
         return FloatingPointError("its scores of the test fold are not finite")
+    known: dict[str, Any] = {}
+    if arm.kind in ("baseline", "reference"):  # what a forecast of the ranking arms knows
+        x = task.inputs(fitted.kind)[1]
+        known = {"signals": signals(fitted.score(x), task.validation_target.numpy(), task.objective)._asdict()}
     history = [{key: None if math.isnan(value) else value for key, value in row.items()} for row in fitted.history]
     return {
         "seed": task.seed,
@@ -111,6 +116,7 @@ def _run(task: Task, arm: Arm, scorer: str, fitted: Fitted) -> dict[str, Any] | 
         "chosen": fitted.chosen,
         "kept": fitted.kept,
         "history": history,
+        **known,
     }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rareloss.study.data import DataError
 from rareloss.study.inputs import Kind
 
-__all__ = ["SCORERS", "SMALL_NETWORKS", "Scorer", "find_scorer", "logits_of", "start_at_base_rate"]
+__all__ = ["ON_REQUEST", "SCORERS", "Scorer", "find_scorer", "logits_of", "start_at_base_rate"]
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,11 @@ SCORERS = {
         ),
     )
 }
-# Networks that cannot fit everything; a comparison has them where they are asked for.
-SMALL_NETWORKS = {
+# Scorers that a comparison has where they are asked for: networks that cannot fit everything, and a linear scorecard
+# whose inputs are given, as they are where a scorecard's columns are prescribed.
+ON_REQUEST = {
+    "linear_normal": Scorer("linear_normal", "a linear scorecard on quantile-normal inputs", ("normal",), True, _linear)
+} | {
     f"mlp{units}": Scorer(
         f"mlp{units}", f"a network of {units} hidden units on quantile-normal inputs", ("normal",), False, _mlp(units)
     )
@@ -91,7 +94,7 @@ def find_scorer(name: str) -> Scorer:
     Raises:
         DataError: there is no such scorer, or the function cannot be imported.
     """
-    known = SCORERS | SMALL_NETWORKS
+    known = SCORERS | ON_REQUEST
     if name in known:
         return known[name]
     module, found, function = name.partition(":")
