@@ -47,8 +47,9 @@ def first_units(many: int) -> list[Unit]:
     return list(grid.units(CORE, {"small": Size(300)}))[:many]
 
 
-def test_sets_are_the_files_of_two_classes_and_what_ships_with_packages(folder: Path) -> None:
-    assert grid.sets(folder / "data") == ["small", "flights", "digits"]
+def test_sets_are_the_files_with_inputs_and_target_and_what_ships_with_packages(folder: Path) -> None:
+    np.savez(folder / "data" / "other.npz", Z=np.zeros(3))
+    assert grid.sets(folder / "data") == ["small", "three", "flights", "digits"]
     assert grid.sets(None) == ["flights", "digits"]
 
 

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, help="a folder of npz files with X and y; those of two classes take part")
+    parser.add_argument("--data", type=Path, help="a folder of npz files with X and y")
     parser.add_argument("--sets", action="append", metavar="NAME", help="only this set; may be repeated")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--core", action="store_true", help="the core of the grid (the default)")

@@ -108,11 +108,11 @@ class Unit:
 
 
 def sets(folder: Path | None) -> list[str]:
-    """Return the names of all sets: the npz files of two classes in a folder, then those that ship with packages."""
+    """Return the names of all sets: the npz files in a folder that hold ``X`` and ``y``, then those of packages."""
     found = []
     for path in sorted(folder.glob("*.npz")) if folder else ():
         with np.load(path) as arrays:
-            if "y" in arrays and len(np.unique(arrays["y"])) == 2:
+            if "X" in arrays and "y" in arrays:
                 found.append(path.stem)
     return [*found, *BUILT_IN]
 
