@@ -157,10 +157,20 @@ def test_command_runs_lists_and_refuses(folder: Path, capsys: pytest.CaptureFixt
     for wrong, said in (
         (["--part", "3/2"], "--part is K/N"),
         (["--sets", "none"], "there is no set 'none'"),
+        (["--scorer", "none"], "no unit of this grid has the scorer 'none'"),
+        (["--sets", "three=7"], "three has no class '7'; there are 0, 1, 2"),
         ([], "name a folder"),
     ):
         assert main([*data, *wrong]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_one_class_against_the_others_is_a_set(folder: Path) -> None:
+    assert main(["--data", str(folder / "data"), "--sets", "three=2", "--scorer", "linear", "--list"]) == 0
+    whole, one = (grid.open_set(name, folder / "data") for name in ("three", "three=2"))
+    assert one.classes == ("others", "2")
+    assert np.array_equal(one.target == 1, whole.target == 2)
+    assert grid.size_of(one) == Size(300, 2)
 
 
 def made_up() -> dict[str, Any]:

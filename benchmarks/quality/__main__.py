@@ -28,7 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, help="a folder of npz files with X and y")
-    parser.add_argument("--sets", action="append", metavar="NAME", help="only this set; may be repeated")
+    parser.add_argument(
+        "--sets",
+        action="append",
+        metavar="NAME",
+        help="only this set, or NAME=CLASS: one class against the others; may be repeated",
+    )
+    parser.add_argument("--scorer", action="append", metavar="NAME", help="only this scorer; may be repeated")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--core", action="store_true", help="the core of the grid (the default)")
     size.add_argument("--full", action="store_true", help="all of it")
@@ -56,11 +62,14 @@ def _run(given: argparse.Namespace) -> int:
         raise DataError(f"{given.data} is no folder; --data is where the npz files are")
     part, parts = _part(given.part)
     every = grid.sets(given.data)
-    chosen = [name for name in every if not given.sets or name in given.sets]
-    if unknown := set(given.sets or ()) - set(every):
+    chosen = list(dict.fromkeys(given.sets or every))
+    if unknown := {name.partition("=")[0] for name in chosen} - set(every):
         raise DataError(f"there is no set {sorted(unknown)[0]!r}; there are {', '.join(every)}")
     sizes = {name: grid.size_of(grid.open_set(name, given.data)) for name in chosen}
     wanted = list(grid.units(grid.FULL if given.full else grid.CORE, sizes))
+    if unknown := set(given.scorer or ()) - {unit.scorer for unit in wanted}:
+        raise DataError(f"no unit of this grid has the scorer {sorted(unknown)[0]!r}")
+    wanted = [unit for unit in wanted if not given.scorer or unit.scorer in given.scorer]
     if given.page:
         save(collect(given.out, wanted), given.results)
         return _write_page(given)

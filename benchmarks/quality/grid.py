@@ -1,7 +1,7 @@
 """What is run: sets, objectives, scorers, arms and splits, cut into units that are finished one by one."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from benchmarks.quality import arms
 
 from rareloss import Objective
 from rareloss.study.arms import Arm
-from rareloss.study.data import Table, load
+from rareloss.study.data import DataError, Table, load
 from rareloss.study.runs import TREES
 
 __all__ = [
@@ -119,8 +119,15 @@ def sets(folder: Path | None) -> list[str]:
 
 @cache
 def open_set(name: str, folder: Path | None) -> Table:
-    """Read a set; kept for the next unit of this process."""
-    return load(name) if name in BUILT_IN or folder is None else load(folder / f"{name}.npz")
+    """Read a set; kept for the next unit of this process. ``name=class`` is that class against all others."""
+    plain, one_class, positive = name.partition("=")
+    if not one_class:
+        return load(name) if name in BUILT_IN or folder is None else load(folder / f"{name}.npz")
+    table = open_set(plain, folder)
+    if positive not in table.classes:
+        raise DataError(f"{plain} has no class {positive!r}; there are {', '.join(table.classes)}")
+    target = (table.target == table.classes.index(positive)).astype(table.target.dtype)
+    return replace(table, name=name, target=target, classes=("others", positive))
 
 
 def objective_of(text: str, table: Table) -> Objective:
