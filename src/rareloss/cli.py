@@ -131,6 +131,8 @@ def _compare(say: Console, *, out: Path, **options: Any) -> None:
         say.print(f"- {warning}", markup=False)
     for scorer, sentence in comparison.verdicts.items():
         say.print(f"{scorer}: {sentence}", markup=False)
+        if scorer in comparison.forecasts:
+            say.print(f"  {comparison.forecasts[scorer]}", markup=False)
     say.print(results["overall"], markup=False)
     if not stopped and not comparison.verdicts:
         typer.echo("Nothing could be compared: see what failed above.", err=True)

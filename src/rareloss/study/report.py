@@ -210,10 +210,12 @@ def _panel(
             }
         )
     verdict = next((row["sentence"] for row in results["verdicts"] if row["scorer"] == name), None)
+    forecast = next((row["sentence"] for row in results.get("forecasts", ()) if row["scorer"] == name), None)
     return {
         "name": name,
         "about": scorer["about"],
         "verdict": verdict,
+        "forecast": forecast,
         "rows": rows,
         "default": _default_arms(rows),
         "per_class": _per_class(arms, runs, name, results),
