@@ -251,10 +251,10 @@ def test_meta_estimators_tables_and_routed_weights() -> None:
     assert np.isfinite(scores).all()
 
 
-EXPECTED_FAILURES = dict.fromkeys(
-    ("check_sample_weight_equivalence_on_dense_data", "check_sample_weight_equivalence_on_sparse_data"),
-    "a positive of weight 2 is not two rows of it, which rank one another; and the split for validation is by row",
-)
+EXPECTED_FAILURES = {
+    "check_sample_weight_equivalence_on_dense_data": "a positive of weight 2 is not two rows of it, which rank one "
+    "another; and the split for validation is by row"
+}
 
 
 @parametrize_with_checks(

@@ -150,9 +150,9 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         train, held = (taken(whole, torch.from_numpy(np.sort(part))) for part in parts)
         fit = self._fit_network if self.hidden_layer_sizes else self._fit_linear
         chosen, self._model = fit(objective, losses, whole, train, held, seed)
-        scores = _scores(chosen, held)
-        self._slope, self._offset = platt(scores, held.targets.numpy(), _numbers(held.weight))
-        log_odds = torch.from_numpy(self._slope * scores + self._offset)
+        some = sample(held, LAST_POOL, torch.Generator().manual_seed(seed), chosen)
+        self._slope, self._offset = platt(_scores(chosen, some), some.targets.numpy(), _numbers(some.weight))
+        log_odds = torch.from_numpy(self._slope * _scores(chosen, held) + self._offset)
         self.threshold_ = _threshold(objective, log_odds, held.targets, held.weight)
         if self._model is not chosen:
             (mean, spread), (own_mean, own_spread) = (_moments(model, whole) for model in (chosen, self._model))
@@ -352,7 +352,8 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: Any) -> np.ndarray:
         """Say the second class above ``threshold_``."""
-        return np.asarray(self.classes_[(self.decision_function(X) > self.threshold_).astype(int)])
+        above = self.decision_function(X) > self.threshold_
+        return np.asarray(self.classes_[above.astype(int)])
 
     def standard_errors(
         self, X: Any, y: Any, sample_weight: Any = None, *, resamples: int = 50, random_state: Any = None
