@@ -16,7 +16,7 @@ from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, get_scorer
 from sklearn.model_selection import GridSearchCV, TunedThresholdClassifierCV, cross_val_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import QuantileTransformer, StandardScaler
@@ -238,8 +238,9 @@ def test_meta_estimators_tables_and_routed_weights() -> None:
     table, target = pd.DataFrame(x, columns=["a", "b", "c"]), (y == "fraud").astype(int)
     with sklearn.config_context(enable_metadata_routing=True, transform_output="pandas"):
         model = RareClassifier(trials=1, random_state=0).set_fit_request(sample_weight=True)
-        steps = Pipeline([("scale", StandardScaler()), ("model", model)])
-        search = GridSearchCV(steps, {"model__loss": [None, "cross_entropy"]}, cv=2, scoring="average_precision")
+        steps = Pipeline([("scale", StandardScaler().set_fit_request(sample_weight=False)), ("model", model)])
+        scorer = get_scorer("average_precision").set_score_request(sample_weight=True)
+        search = GridSearchCV(steps, {"model__loss": [None, "cross_entropy"]}, cv=2, scoring=scorer)
         search.fit(table, target, sample_weight=np.ones(len(y)))
         assert search.best_estimator_["model"].feature_names_in_.tolist() == ["a", "b", "c"]
     plain = RareClassifier(trials=1, random_state=0)

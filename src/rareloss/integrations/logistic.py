@@ -84,12 +84,16 @@ def in_log_odds(scores: np.ndarray, target: np.ndarray, weight: np.ndarray | Non
 
     A score that ranks the wrong way round would be turned; it is flattened at least.
     """
-    spread = float(scores.std()) or 1.0
+    centre, spread = float(scores.mean()), float(scores.std())
+    if not spread:
+        rate = float(np.average(target, weights=weight))
+        return 1.0, float(np.log(rate / (1 - rate))) - centre
     solver = LogisticRegression(C=np.inf, tol=1e-8, solver="newton-cholesky")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        solver.fit(scores[:, None] / spread, target, weight)
-    return max(float(solver.coef_[0, 0]) / spread, 1e-12), float(solver.intercept_[0])
+        warnings.simplefilter("ignore")  # as above, or the classes are told apart without fault
+        solver.fit((scores[:, None] - centre) / spread, target, weight)
+    slope = max(float(solver.coef_[0, 0]) / spread, 1e-12)
+    return slope, float(solver.intercept_[0]) - slope * centre
 
 
 def platt(scores: np.ndarray, target: np.ndarray, weight: np.ndarray | None = None) -> tuple[float, float]:
