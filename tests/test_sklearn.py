@@ -215,12 +215,15 @@ def test_refuses_a_loss(loss: Any) -> None:
         RareClassifier(loss=loss).fit(*bent(100, 0))
 
 
-def test_partial_fit_learns_from_a_stream_and_goes_on_after_fit(fitted: tuple[RareClassifier, Rows]) -> None:
-    x, y = bent(40_000, 13)
+def test_partial_fit_learns_from_a_stream_and_goes_on_after_fit(
+    fitted: tuple[RareClassifier, Rows], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rareloss.integrations.sklearn.WARM_UP", 60)
+    x, y = bent(12_000, 13)
     model = RareClassifier("ap", random_state=0)
     with pytest.raises(ValueError, match="classes"):
         model.partial_fit(x[:100], y[:100])
-    for part in np.split(np.arange(len(y)), 400):
+    for part in np.split(np.arange(len(y)), 120):
         model.partial_fit(x[part], y[part], classes=["fine", "fraud"])
     x, y = bent(8_000, 14)
     streamed = average_precision_score(y == "fraud", model.decision_function(x))
