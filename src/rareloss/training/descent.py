@@ -126,6 +126,7 @@ def follow_path(
     penalties: Sequence[float] = PENALTIES,
     margin: float = 0.5,
     scores_of: Callable[..., Tensor] | None = None,
+    solver: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
 ) -> Descent:
     r"""Minimise a loss of all rows ever more freely, and keep what is best on validation, the start included.
 
@@ -144,6 +145,7 @@ def follow_path(
         penalties: from the largest to the smallest.
         margin: as in :func:`descend`.
         scores_of: as in :func:`descend`.
+        solver: makes the optimiser whose one ``step(closure)`` minimises; L-BFGS by default.
 
     Returns:
         looks whose ``step`` counts the gradients that were computed until then.
@@ -170,16 +172,20 @@ def follow_path(
     with keeping_modes(model):
         _train(model)
         for penalty in penalties:
-            solver = torch.optim.LBFGS(
-                trained, max_iter=30, history_size=10, tolerance_change=1e-6, line_search_fn="strong_wolfe"
-            )
-            solver.step(partial(penalised, penalty))
+            optimiser: Any = (solver or _lbfgs)(trained)
+            optimiser.step(partial(penalised, penalty))
             if not (math.isfinite(last) and all(bool(torch.isfinite(parameter).all()) for parameter in trained)):
                 break
             keeper.look(gradients, last)
             if len(keeper.looks) - keeper.looks.index(keeper.kept) > _PATIENCE:
                 break
     return keeper.descent()
+
+
+def _lbfgs(trained: list[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.LBFGS(
+        trained, max_iter=30, history_size=10, tolerance_change=1e-6, line_search_fn="strong_wolfe"
+    )
 
 
 class _Keeper:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +77,7 @@ def rank_stage(
     validation: Any,
     *,
     losses: Sequence[nn.Module] | None = None,
-    optimizer: str | None = None,
+    optimizer: str | Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
     steps: int = 200,
     learning_rate: float | None = None,
     weight_decay: float = 0.0,
@@ -119,7 +119,9 @@ def rank_stage(
         losses: what to try in turn; by default the objective's own at one or two temperatures, see
             :func:`ranking_losses`.
         optimizer: ``"lbfgs"``, which needs all rows in every step, or ``"adamw"``; by default the first for a model of
-            one weight matrix where ``train`` is whole and ``pool_size`` None.
+            one weight matrix where ``train`` is whole and ``pool_size`` None. Or what makes an optimiser for each place
+            of the path from the parameters, which its one ``step(closure)`` is to minimise over, for example under
+            bounds.
         steps: of AdamW, for each loss.
         learning_rate: of AdamW at its peak; by default 3e-2 for a model of one weight matrix (for inputs of about unit
             spread), 3e-4 for a network.
@@ -180,9 +182,13 @@ def rank_stage(
     everything = whole is not None and (pool_size is None or pool_size >= len(whole.targets))
     if optimizer is None:
         optimizer = "lbfgs" if kind == "linear" and everything else "adamw"
-    checks.choice("optimizer", optimizer, ("lbfgs", "adamw"))
-    if optimizer == "lbfgs" and not everything:
-        raise ValueError("optimizer='lbfgs' needs all rows in every step; give train as tensors, without pool_size")
+    solver = None if isinstance(optimizer, str) or not callable(optimizer) else optimizer
+    if solver is None:
+        checks.choice("optimizer", cast(str, optimizer), ("lbfgs", "adamw"))
+    if optimizer != "adamw" and not everything:
+        raise ValueError(
+            f"optimizer={optimizer!r} needs all rows in every step; give train as tensors, without pool_size"
+        )
     rate = _LEARNING_RATES[kind] if learning_rate is None else learning_rate
     checks.positive_number("learning_rate", rate)
 
@@ -203,8 +209,8 @@ def rank_stage(
         tried = copy.deepcopy(model)
         scores_of = _in_chunks(tried, chunk_size)
         judge = partial(_on_validation, tried, held_out, objective, chunk_size)
-        if optimizer == "lbfgs" and whole is not None:
-            found = _solve(tried, loss, whole, judge, scores_of)
+        if optimizer != "adamw" and whole is not None:
+            found = _solve(tried, loss, whole, judge, scores_of, solver)
         else:
             found = descend(
                 tried,
@@ -302,13 +308,18 @@ def _in_chunks(model: nn.Module, chunk_size: int) -> Callable[..., Tensor]:
 
 
 def _solve(
-    model: nn.Module, loss: nn.Module, whole: Batch, judge: Callable[[], Tensor], scores_of: Callable[..., Tensor]
+    model: nn.Module,
+    loss: nn.Module,
+    whole: Batch,
+    judge: Callable[[], Tensor],
+    scores_of: Callable[..., Tensor],
+    solver: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None,
 ) -> Descent:
     margin = _margin(model, whole.targets)
     # A linear layer is solved in coordinates in which its inputs are uncorrelated: splines and dummies are far from
     # it, and the penalty is then on how far the scores move.
     if not (isinstance(model, nn.Linear) and isinstance(whole.inputs, Tensor) and whole.inputs.ndim == 2):
-        return follow_path(model, loss, whole, judge, margin=margin, scores_of=scores_of)
+        return follow_path(model, loss, whole, judge, margin=margin, scores_of=scores_of, solver=solver)
     x = whole.inputs.to(model.weight.device, torch.float64)
     weight = torch.ones(len(x)) if whole.weight is None else whole.weight
     weight = weight.to(x).reshape(len(x), -1).sum(1)
@@ -340,7 +351,8 @@ def _solve(
         if model.bias is not None:
             solved.bias.add_(model.weight.double() @ centre)
     origin, given = solved.weight.detach().clone(), copy.deepcopy(model.state_dict())
-    found = follow_path(solved, loss, whole._replace(inputs=uncorrelated.to(origin.dtype)), judged, margin=margin)
+    there = whole._replace(inputs=uncorrelated.to(origin.dtype))
+    found = follow_path(solved, loss, there, judged, margin=margin, solver=solver)
     carry_back()
     if not found.kept.step:
         model.load_state_dict(given)
