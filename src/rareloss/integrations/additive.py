@@ -159,7 +159,7 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
         if self.smoothness is not None:
             checks.positive_number("smoothness", self.smoothness)
         checks.probability("validation_fraction", self.validation_fraction, open_low=True, open_high=True)
-        columns, y = self._columns(X, y)
+        columns, y = self._columns(X, y, fit=True)
         named = self._named(columns)
         monotone = _check_monotonic_cst(self, self.monotonic_cst)
         if wrong := [self._name(place) for place in np.flatnonzero(named & (monotone != 0))]:
@@ -317,36 +317,34 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
 
     # ------------------------------------------------------------------------------------------------------- the rows
 
-    def _columns(self, X: Any, y: Any = None) -> tuple[list[np.ndarray], Any]:
+    def _columns(self, X: Any, y: Any = None, *, fit: bool = False) -> tuple[list[np.ndarray], Any]:
         # Each input as numbers with NaN, or as names with None; and y, in a fit.
-        given = {} if y is None else {"y": y}
+        given = {"X": X, "y": y} if fit else {"X": X}
         if not isinstance(X, pd.DataFrame):
-            options = {"dtype": np.float64, "ensure_all_finite": "allow-nan", "reset": y is not None}
-            checked = validate_data(self, X, **given, **options)
-            x, y = checked if given else (checked, None)
-            names = np.flatnonzero(self._named(list(x.T)))
-            return [_names(column) if place in names else column for place, column in enumerate(x.T)], y
-        validate_data(self, X, skip_check_array=True, reset=y is not None)
-        if y is not None:
+            checked = validate_data(self, **given, dtype=np.float64, ensure_all_finite="allow-nan", reset=fit)
+            x, y = checked if fit else (checked, None)
+            named = self._named(list(x.T))
+            return [_names(column) if name else column for column, name in zip(x.T, named, strict=True)], y
+        validate_data(self, **given, skip_check_array=True, reset=fit)
+        if not len(X):
+            raise ValueError(f"Found array with 0 sample(s) (shape={X.shape}) while a minimum of 1 is required.")
+        if fit:
             y = column_or_1d(y, warn=True)
             check_consistent_length(X, y)
             assert_all_finite(y, input_name="y")
-        if not len(X):
-            raise ValueError(f"Found array with 0 sample(s) (shape={X.shape}) while a minimum of 1 is required.")
-        asked = {self._place(feature) for feature in self.categorical_features}
-        known = set(asked) if y is not None else {place for place, one in enumerate(self._inputs) if one.named}
+        types = [X.iloc[:, place].dtype for place in range(X.shape[1])]
+        numbers = [pd.api.types.is_numeric_dtype(each) or pd.api.types.is_bool_dtype(each) for each in types]
+        named = ~np.array(numbers) if fit else np.array([one.named for one in self._inputs])
+        named[[self._place(feature) for feature in self.categorical_features]] = True
         columns = []
         for place, name in enumerate(X.columns):
             column = X.iloc[:, place]
-            holds_numbers = pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column)
-            if place in known or (y is not None and not holds_numbers):
-                if pd.api.types.is_datetime64_any_dtype(column):
-                    raise ValueError(f"input {name!r} holds dates; give it as a number, for example of days")
-                columns.append(_names(column))
-            elif not holds_numbers and y is None:
+            if pd.api.types.is_datetime64_any_dtype(column):
+                raise ValueError(f"input {name!r} holds dates; give it as a number, for example of days")
+            if not (named[place] or numbers[place]):
                 raise ValueError(f"input {name!r} was a number in the fit, got {column.dtype}")
-            else:
-                columns.append(column.to_numpy(dtype=np.float64, na_value=np.nan))
+            columns.append(_names(column) if named[place] else column.to_numpy(dtype=np.float64, na_value=np.nan))
+            if not named[place]:
                 assert_all_finite(columns[-1], allow_nan=True, input_name=str(name))
         return columns, y
 
@@ -755,30 +753,30 @@ def _figure(model: AdditiveRareClassifier, places: Sequence[int], columns: int) 
     height = (high - low) or 1.0
     for place, panel in enumerate(panels):
         row, column = place // columns + 1, place % columns + 1
-        here, first = {"row": row, "col": column}, place == 0
+        here = {"row": row, "col": column}
         x, curve = panel["x"], panel["mode"] == "lines"
         figure.add_bar(
             x=panel["at"], y=panel["counts"], width=panel["width"], marker={"color": ROWS, "line": {"width": 0}},
-            name="rows", showlegend=first, legendgroup="rows", secondary_y=True, **here,
+            name="rows", legendgroup="rows", secondary_y=True, **here,
         )  # fmt: skip
         if len(panel["low"]) and curve:
             figure.add_scatter(
                 x=np.concatenate([x, x[::-1]]), y=np.concatenate([panel["low"], panel["high"][::-1]]),
                 fill="toself", fillcolor="rgba(0, 114, 178, 0.18)", line={"width": 0}, mode="lines", hoverinfo="skip",
-                name="90 % of resamples", showlegend=first, legendgroup="band", **here,
+                name="90 % of resamples", legendgroup="band", **here,
             )  # fmt: skip
         error = {"type": "data", "symmetric": False, "thickness": 1.5}
         if not curve and len(panel["low"]):
             error |= {"array": panel["high"] - panel["final"], "arrayminus": panel["final"] - panel["low"]}
         figure.add_scatter(
-            x=x, y=panel["start"], mode=panel["mode"], line={"color": START, "width": 3},
+            x=x, y=panel["start"], mode=panel["mode"], line={"color": START, "width": 4},
             marker={"color": START, "size": 10, "symbol": "circle-open", "line": {"width": 2}},
-            name="cross-entropy", showlegend=first, legendgroup="start", **here,
+            name="cross-entropy", legendgroup="start", **here,
         )  # fmt: skip
         figure.add_scatter(
             x=x, y=panel["final"], mode=panel["mode"], line={"color": FINAL, "width": 2},
             marker={"color": FINAL, "size": 7}, error_y=None if curve else error,
-            name="trained for " + model.stage_.objective.name, showlegend=first, legendgroup="final", **here,
+            name="trained for " + model.stage_.objective.name, legendgroup="final", **here,
         )  # fmt: skip
         top = float(np.max(panel["counts"], initial=1.0))
         figure.update_yaxes(range=[0, 7 * top], visible=False, secondary_y=True, **here)
@@ -786,18 +784,24 @@ def _figure(model: AdditiveRareClassifier, places: Sequence[int], columns: int) 
         figure.update_yaxes(showticklabels=column == 1, title="adds to the log-odds" if column == 1 else None,
                             secondary_y=False, **here)  # fmt: skip
         figure.update_xaxes(range=panel["range"], type="linear" if curve else "category", showgrid=False, **here)
+    seen: set[str] = set()  # one entry in the legend for each kind of drawing
+    for trace in figure.data:
+        trace.showlegend = trace.legendgroup not in seen
+        seen.add(trace.legendgroup)
     figure.update_yaxes(gridcolor="#e3e6ea", zerolinecolor="#8a8f98", zerolinewidth=1)
     figure.update_layout(
         template="plotly_white", height=90 + 250 * many, width=60 + 340 * columns, bargap=0.05,
-        legend={"orientation": "h", "y": 1 + 50 / (250 * many), "yanchor": "bottom", "x": 0},
-        margin={"l": 60, "r": 20, "t": 100, "b": 40},
+        title={"text": html.escape(str(model.stage_)), "x": 0, "xref": "paper", "font": {"size": 14}},
+        legend={"orientation": "h", "y": 1 + 30 / (250 * many), "yanchor": "bottom", "x": 0},
+        margin={"l": 60, "r": 20, "t": 120, "b": 40},
     )  # fmt: skip
     return figure
 
 
 def _panel(model: AdditiveRareClassifier, place: int) -> dict[str, Any]:
     one, (at, counts) = model._inputs[place], model._rows[place]
-    name, mode = html.escape(str(model._name(place))), "lines"
+    name = html.escape(str(model._name(place))) if hasattr(model, "feature_names_in_") else f"input {place}"
+    mode = "lines"
     if isinstance(one, _Number):
         low, high = float(at[0]), float(at[-1])
         x = np.linspace(low, high, 200)
@@ -823,4 +827,7 @@ def _panel(model: AdditiveRareClassifier, place: int) -> dict[str, Any]:
 
 
 def _labels(names: Any) -> list[str]:
-    return ["missing" if name is None else html.escape(str(name)) for name in names]
+    # Long names are cut where they can still be told apart.
+    whole = ["missing" if name is None else str(name) for name in names]
+    short = [name if len(name) <= 14 else name[:13] + "…" for name in whole]
+    return [html.escape(name) for name in (short if len(set(short)) == len(short) else whole)]
