@@ -48,12 +48,12 @@ def short(**given: Any) -> AdditiveRareClassifier:
 @pytest.fixture(scope="module")
 def known() -> tuple[AdditiveRareClassifier, Rows]:
     rows = drawn(12_000, 0)
-    return short(trials=4).fit(*rows), rows
+    return short(trials=3).fit(*rows), rows
 
 
 @pytest.fixture(scope="module")
 def misfit() -> tuple[AdditiveRareClassifier, Rows]:
-    rows = bent(6_000, 0)
+    rows = bent(5_000, 0)
     return short(monotonic_cst=[0, 1, -1]).fit(*rows), rows
 
 
@@ -83,7 +83,7 @@ def test_contributions_are_centred_and_sum_to_the_log_odds(known: tuple[Additive
 
 @pytest.mark.parametrize("order", [0, 1])
 def test_limit_of_smoothness_is_a_straight_line(order: int) -> None:
-    x, y = drawn(3_000, 2)
+    x, y = drawn(1_500, 2)
     model = short(smoothness=1e12, trials=1, monotonic_cst=[0, order, 0]).fit(x, y)
     for points in (model.points_, model.cross_entropy_):
         for coefficients in points.coefficients:
@@ -194,7 +194,7 @@ def framed() -> tuple[AdditiveRareClassifier, pd.DataFrame, pd.Series]:
 
 
 def test_frame_of_names_and_gaps(framed: tuple[AdditiveRareClassifier, pd.DataFrame, pd.Series]) -> None:
-    model, x, y = framed
+    model, x, _ = framed
     countries = model.shape("country", ["at", "de", "fr", "never seen"])
     assert countries[2] > countries[:2].max() + 0.7
     assert model.shape("shop", [None])[0] > model.shape("shop", ["web"])[0] + 0.4
@@ -252,8 +252,9 @@ def test_numbers_asked_to_be_names_and_rows_of_weight_zero() -> None:
     np.testing.assert_allclose(other.decision_function(x), model.decision_function(x), atol=1e-6)
 
 
-def test_same_seed_gives_the_same_scorecard(misfit: tuple[AdditiveRareClassifier, Rows]) -> None:
-    model, (x, y) = misfit
+def test_same_seed_gives_the_same_scorecard() -> None:
+    x, y = bent(1_000, 8)
+    model = short(monotonic_cst=[0, 1, -1]).fit(x, y)
     np.testing.assert_array_equal(clone(model).fit(x, y).decision_function(x), model.decision_function(x))
 
 
@@ -283,10 +284,10 @@ def test_refuses(change: dict[str, Any], error: type[Exception], said: str) -> N
         AdditiveRareClassifier(**change).fit(*drawn(100, 0))
 
 
-@pytest.mark.parametrize("far", [np.inf, 8e307])
+@pytest.mark.parametrize("far", [np.inf, 1e200])
 def test_refuses_numbers_without_end(far: float) -> None:
     x, y = drawn(100, 0)
-    x[0, 1], x[1, 1] = far, 0.0 - min(far, 8e307)
+    x[0, 1] = far
     with pytest.raises(ValueError, match=r"infinity|reaches from"):
         short().fit(x, y)
 
@@ -301,7 +302,7 @@ def test_not_fitted() -> None:
 
 
 def contract() -> list[Any]:
-    """Return scikit-learn's checks, less those on weights: the split is by row, so a weight of 2 is not the row twice."""
+    """Return scikit-learn's checks, less the one on weights: the split is by row, so a weight of 2 is not two rows."""
     every = estimator_checks_generator(AdditiveRareClassifier(trials=1, n_knots=5))
     named = [(estimator, check, getattr(check, "func", check).__name__) for estimator, check in every]
     left_out = ("check_sample_weight_equivalence", "check_array_api_input")

@@ -43,6 +43,8 @@ LEAST_ROWS_OF_A_CATEGORY = 10
 MOST_CATEGORIES = 100
 # Share of the rows beyond the outer knots but one. A rare class lies at the ends, so the knots do.
 TAIL = 0.005
+# Numbers beyond it cannot be squared safely.
+LARGEST = 1e100
 # In units of the mean cross-entropy: the largest slope along which the bounds would still let it fall.
 TOLERANCE = 1e-8
 FINAL, START, ROWS = "#0072b2", "#8a8f98", "rgba(138, 143, 152, 0.35)"
@@ -550,7 +552,7 @@ class _Number(_Input):
     def __init__(self, values: Array, weight: Array, n_knots: int, order: int, name: Any) -> None:
         there = ~np.isnan(values)
         seen, of = (values[there], weight[there]) if there.any() else (np.zeros(1), np.ones(1))
-        if not np.isfinite(8 * np.ptp(seen)):
+        if np.abs(seen).max() > LARGEST:
             raise ValueError(f"input {name!r} reaches from {seen.min():g} to {seen.max():g}; scale it")
         self.gaps, self.order = not there.all(), order
         self.median = float(np.quantile(seen, 0.5, weights=of, method="inverted_cdf"))
