@@ -47,13 +47,13 @@ def short(**given: Any) -> AdditiveRareClassifier:
 
 @pytest.fixture(scope="module")
 def known() -> tuple[AdditiveRareClassifier, Rows]:
-    rows = drawn(12_000, 0)
-    return short(trials=3).fit(*rows), rows
+    rows = drawn(8_000, 0)
+    return short().fit(*rows), rows
 
 
 @pytest.fixture(scope="module")
 def misfit() -> tuple[AdditiveRareClassifier, Rows]:
-    rows = bent(5_000, 0)
+    rows = bent(4_000, 0)
     return short(monotonic_cst=[0, 1, -1]).fit(*rows), rows
 
 
@@ -190,7 +190,7 @@ def framed() -> tuple[AdditiveRareClassifier, pd.DataFrame, pd.Series]:
     x.loc[gone, "amount"] = np.nan
     y = pd.Series(np.where(rng.random(2_500) < expit(score), "fraud", "fine"))
     model = short(monotonic_cst={"amount": 1, "night": 1, "age": -1}).fit(x, y)
-    return model.resample(x, y, resamples=3, random_state=0), x, y
+    return model.resample(x, y, resamples=2, random_state=0), x, y
 
 
 def test_frame_of_names_and_gaps(framed: tuple[AdditiveRareClassifier, pd.DataFrame, pd.Series]) -> None:
