@@ -1,5 +1,7 @@
 """AdditiveRareClassifier: curves that are near the truth, as smooth and as monotone as asked, and never worse."""
 
+import importlib
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -290,6 +292,13 @@ def test_refuses_numbers_without_end(far: float) -> None:
     x[0, 1] = far
     with pytest.raises(ValueError, match=r"infinity|reaches from"):
         short().fit(x, y)
+
+
+def test_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
+    monkeypatch.delitem(sys.modules, "rareloss.integrations.additive")
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "rareloss\[study\]"'):
+        importlib.import_module("rareloss.integrations.additive")
 
 
 def test_not_fitted() -> None:

@@ -13,11 +13,17 @@ from typing import Any, NamedTuple
 from rareloss.integrations.sklearn import _batch, _log_odds, logistic_draws, solve_logistic
 
 # isort: split
+try:
+    import pandas as pd
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f'{error.name} is missing, which AdditiveRareClassifier needs: pip install "rareloss[study]"', name=error.name
+    ) from error
+
 import numpy as np
-import pandas as pd
-import plotly.graph_objects as go
 import torch
-from plotly.subplots import make_subplots
 from scipy.linalg import block_diag
 from scipy.optimize import lsq_linear, minimize
 from scipy.special import expit
