@@ -483,7 +483,8 @@ def solve_monotone(
     .. math:: \min_\beta \; C \sum_i w_i \, \mathrm{CE}_i(x_i \beta + b) + \tfrac12 \lVert \beta \rVert^2
         \quad \text{with} \quad (S \beta)_k \ge 0 \text{ for bounded } k
 
-    It is convex. The steps end where no direction inside the bounds lowers the mean loss by a slope above 1e-8.
+    It is convex. The steps end where no direction inside the bounds lowers the mean loss by a slope above 1e-8, or
+    nothing is lower in float64; a slope above 1e-6 is then no convergence.
 
     Args:
         x: inputs ``[n, k]``.
