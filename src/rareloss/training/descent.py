@@ -159,6 +159,7 @@ def follow_path(
     scores_of: Callable[..., Tensor] | None = None,
     first: nn.Module | None = None,
     tolerance: float = 1e-6,
+    solver: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
 ) -> Descent:
     r"""Minimise a loss of all rows ever more freely, and keep what is best on validation, the start included.
 
@@ -179,6 +180,7 @@ def follow_path(
         scores_of: as in :func:`descend`.
         first: a model of the same kind, from whose parameters the first search starts; by default the given one's.
         tolerance: change of the loss (or of every parameter) by which a search ends.
+        solver: makes the optimiser whose one ``step(closure)`` minimises; L-BFGS by default.
 
     Returns:
         looks whose ``step`` counts the gradients that were computed until then.
@@ -207,16 +209,20 @@ def follow_path(
     with keeping_modes(model):
         _train(model)
         for penalty in penalties:
-            solver = torch.optim.LBFGS(
-                trained, max_iter=30, history_size=10, tolerance_change=tolerance, line_search_fn="strong_wolfe"
-            )
-            solver.step(partial(penalised, penalty))
+            optimiser: Any = _lbfgs(trained, tolerance) if solver is None else solver(trained)
+            optimiser.step(partial(penalised, penalty))
             if not (math.isfinite(last) and all(bool(torch.isfinite(parameter).all()) for parameter in trained)):
                 break
             keeper.look(gradients, last)
             if len(keeper.looks) - keeper.looks.index(keeper.kept) > _PATIENCE:
                 break
     return keeper.descent()
+
+
+def _lbfgs(trained: list[nn.Parameter], tolerance: float) -> torch.optim.Optimizer:
+    return torch.optim.LBFGS(
+        trained, max_iter=30, history_size=10, tolerance_change=tolerance, line_search_fn="strong_wolfe"
+    )
 
 
 class _Keeper:

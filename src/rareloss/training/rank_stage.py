@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +89,7 @@ def rank_stage(
     validation: Any,
     *,
     losses: Sequence[nn.Module] | None = None,
-    optimizer: str | None = None,
+    optimizer: str | Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
     steps: int = 200,
     learning_rate: float | None = None,
     weight_decay: float = 0.0,
@@ -132,7 +132,9 @@ def rank_stage(
         losses: what to try in turn; by default the objective's own at one or two temperatures, see
             :func:`ranking_losses`.
         optimizer: ``"lbfgs"``, which needs all rows in every step, or ``"adamw"``; by default the first for a model of
-            one weight matrix where ``train`` is whole and ``pool_size`` None.
+            one weight matrix where ``train`` is whole and ``pool_size`` None. Or what makes an optimiser for each place
+            of the path from the parameters, which its one ``step(closure)`` is to minimise over, for example under
+            bounds.
         steps: of AdamW, for each loss.
         learning_rate: of AdamW at its peak; by default 3e-2 for a model of one weight matrix (for inputs of about unit
             spread), 3e-4 for a network.
@@ -195,9 +197,13 @@ def rank_stage(
     everything = whole is not None and (pool_size is None or pool_size >= len(whole.targets))
     if optimizer is None:
         optimizer = "lbfgs" if kind == "linear" and everything else "adamw"
-    checks.choice("optimizer", optimizer, ("lbfgs", "adamw"))
-    if optimizer == "lbfgs" and not everything:
-        raise ValueError("optimizer='lbfgs' needs all rows in every step; give train as tensors, without pool_size")
+    solver = None if isinstance(optimizer, str) or not callable(optimizer) else optimizer
+    if solver is None:
+        checks.choice("optimizer", cast(str, optimizer), ("lbfgs", "adamw"))
+    if optimizer != "adamw" and not everything:
+        raise ValueError(
+            f"optimizer={optimizer!r} needs all rows in every step; give train as tensors, without pool_size"
+        )
     rate = _LEARNING_RATES[kind] if learning_rate is None else learning_rate
     checks.positive_number("learning_rate", rate)
 
@@ -218,8 +224,8 @@ def rank_stage(
         tried = copy.deepcopy(model)
         scores_of = _in_chunks(tried, chunk_size)
         judge = partial(_on_validation, tried, held_out, objective, chunk_size)
-        if optimizer == "lbfgs" and whole is not None:
-            found = _solve(tried, loss, whole, judge, scores_of, tolerance=tolerance)
+        if optimizer != "adamw" and whole is not None:
+            found = _solve(tried, loss, whole, judge, scores_of, solver=solver, tolerance=tolerance)
         else:
             found = descend(
                 tried,
