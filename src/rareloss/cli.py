@@ -59,7 +59,7 @@ def compare(
     group: Annotated[str | None, typer.Option(help="Column whose equal values stay in one fold; 'none': rows.")] = None,
     time: Annotated[str | None, typer.Option(help="Column to split by: train, then validation, then test.")] = None,
     objective: Annotated[
-        str, typer.Option(help="ap, recall@top=0.5%, recall@fpr=0.1% or pauc@fpr=0-0.5%: what scorers are judged by.")
+        str, typer.Option(help="What scorers are judged by, such as ap, recall@top=200/40000 or recall@precision=50%.")
     ] = "ap",
     seeds: Annotated[int, typer.Option(min=1, help="How many splits; an interval needs 2, a narrow one more.")] = 3,
     trials: Annotated[int, typer.Option(min=1, help="Draws of hyper-parameters for tuned cross-entropy.")] = 8,

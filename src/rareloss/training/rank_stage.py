@@ -233,8 +233,9 @@ def ranking_losses(objective: Objective, num_classes: int, kind: str, **options:
         kind: ``"linear"`` for a model of one weight matrix, or ``"network"``.
         options: as in :class:`~rareloss.ranking.ranking_loss.RankingLoss`.
     """
-    temperatures = TEMPERATURES[objective.kind][kind]
-    return [objective.loss(num_classes, temperature=temperature, **options) for temperature in temperatures]
+    trained, _ = objective.trains
+    temperatures = TEMPERATURES[trained.kind][kind]
+    return [trained.loss(num_classes, temperature=temperature, **options) for temperature in temperatures]
 
 
 class _Pools:
