@@ -23,7 +23,7 @@ _FORMS = (
     "'precision@recall=80%' or 'cost@fn=500,fp=5'"
 )
 _WHY = {
-    "recall@precision": "how many rows a precision lets through is only known once the scores are, so no fixed share of "
+    "recall@precision": "how many rows a precision lets through is only known once the scores are, so no share of "
     "rows can be trained for; average precision is the mean precision over all recalls",
     "precision@recall": "what lies above the threshold of a recall is nearly all negatives and no fixed share of rows; "
     "average precision is the mean precision over all recalls",
@@ -137,7 +137,9 @@ class Objective:
         if kind == "recall@top" and (count := re.fullmatch(r"(\d+)/(\d+)", value)):
             alerts, rows = map(int, count.groups())
             if not 0 < alerts < rows:
-                raise ValueError(f"a capacity is a count out of more rows, such as 200/40000, got {value!r} in {text!r}")
+                raise ValueError(
+                    f"a capacity is a count out of more rows, such as 200/40000, got {value!r} in {text!r}"
+                )
             return cls(kind, alerts / rows, rows=rows)
         low, dash, high = value.partition("-") if kind == "pauc@fpr" else ("0", "-", value)
         if dash and high.endswith("%") and not low.endswith("%"):

@@ -44,7 +44,9 @@ def test_intervals_of_a_budget_cover() -> None:
         labels = random.random(2000) < 0.02
         cut = find_threshold(random.normal(size=2000) + 2 * labels, labels, "recall@fpr=2%")
         recall = norm.sf(cut.threshold.value - 2)
-        held.append((cut.threshold.low <= norm.isf(0.02) <= cut.threshold.high, cut.recall.low <= recall <= cut.recall.high))
+        held.append(
+            (cut.threshold.low <= norm.isf(0.02) <= cut.threshold.high, cut.recall.low <= recall <= cut.recall.high)
+        )
     assert np.mean(held, axis=0).min() > 0.91
 
 

@@ -68,8 +68,8 @@ def check_drift(before: np.ndarray, after: np.ndarray, threshold: float) -> Drif
     verdict = "more than" if got > high else "fewer than" if got < low else "within"
     sentence = (
         f"{got} alerts, {verdict} the {low} to {high} that 99 of 100 unchanged periods of {m} rows give; the scores "
-        f"differ by up to {test.statistic:.3g} of all rows. The threshold for the old share of alerts is now {same:.6g}, "
-        f"was {threshold:.6g}"
+        f"differ by up to {test.statistic:.3g} of all rows. The threshold for the old share of alerts is now "
+        f"{same:.6g}, was {threshold:.6g}"
     )
     return Drift(above / n * m, got, p_value, float(test.statistic), float(test.pvalue), same, sentence)
 

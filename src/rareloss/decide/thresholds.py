@@ -168,9 +168,8 @@ def find_threshold(
         elif objective.kind == "recall@top" and not (scores > threshold).any():
             note = f"the capacity is less than the highest score's rows; the nearest is {_tied(scores, weight):.4g}"
         elif objective.share is not None and not (scores[~positive] > threshold).any() and "fpr" in objective.kind:
-            note = (
-                f"the budget is less than the highest negative; the nearest is {_tied(scores[~positive], weight[~positive]):.4g}"
-            )
+            nearest = _tied(scores[~positive], weight[~positive])
+            note = f"the budget is less than the highest negative; the nearest is {nearest:.4g}"
     return _achieved(scores, positive, weight, objective, threshold, note, confidence, prevalence_factor, guarantee)
 
 
@@ -287,8 +286,8 @@ def _precision(
         ]
     odds *= heavy[0] / heavy[1]
     low, high = clopper_pearson(a, a + b, confidence)
-    moved = [odds * p / (odds * p + 1 - p) for p in (a / (a + b), low, high)]
-    return Interval(*moved, exact=exact and equal and _equal(weight))
+    value, low, high = (odds * p / (odds * p + 1 - p) for p in (a / (a + b), low, high))
+    return Interval(value, low, high, exact=exact and equal and _equal(weight))
 
 
 def _sum(confidence: float, *parts: tuple[float, Interval]) -> Interval:
@@ -338,8 +337,8 @@ def _nearest(scores: np.ndarray, positive: np.ndarray, weight: np.ndarray, objec
     hits, taken = np.cumsum((weight * positive)[order])[ends], np.cumsum(weight[order])[ends]
     best = int(np.argmax(hits / taken))
     return (
-        f"no cut has a precision of {objective.level:.4g}; the nearest is {hits[best] / taken[best]:.4g}, with a recall "
-        f"of {hits[best] / hits[-1]:.4g}"
+        f"no cut has a precision of {objective.level:.4g}; the nearest is {hits[best] / taken[best]:.4g}, with a "
+        f"recall of {hits[best] / hits[-1]:.4g}"
     )
 
 

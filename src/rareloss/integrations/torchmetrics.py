@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from rareloss.objective import Objective
@@ -28,6 +27,7 @@ class ObjectiveMetric(Metric):
         options: of ``torchmetrics.Metric``.
 
     Example:
+        >>> import torch
         >>> metric = ObjectiveMetric("ap")
         >>> metric.update(torch.tensor([2.0, 1.0]), torch.tensor([1, 0]))
         >>> metric.update(torch.tensor([0.5]), torch.tensor([1]))
