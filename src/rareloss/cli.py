@@ -59,7 +59,7 @@ def compare(
     group: Annotated[str | None, typer.Option(help="Column whose equal values stay in one fold; 'none': rows.")] = None,
     time: Annotated[str | None, typer.Option(help="Column to split by: train, then validation, then test.")] = None,
     objective: Annotated[
-        str, typer.Option(help="ap, recall@top=0.5%, recall@fpr=0.1% or pauc@fpr=0-0.5%: what scorers are judged by.")
+        str, typer.Option(help="What scorers are judged by, such as ap, recall@top=200/40000 or recall@precision=50%.")
     ] = "ap",
     seeds: Annotated[int, typer.Option(min=1, help="How many splits; an interval needs 2, a narrow one more.")] = 3,
     trials: Annotated[int, typer.Option(min=1, help="Draws of hyper-parameters for tuned cross-entropy.")] = 8,
@@ -209,6 +209,34 @@ def verify(
         say.print(f"Written: {out}", markup=False)
     if not certificate.passed:
         raise typer.Exit(FAILED)
+
+
+@app.command()
+def check(
+    before: Annotated[Path, typer.Argument(help="The scores that the threshold was cut on: csv or parquet.")],
+    after: Annotated[Path, typer.Argument(help="The new scores: csv or parquet.")],
+    threshold: Annotated[float, typer.Option(help="Rows above it are alerts.")],
+    score: Annotated[str, typer.Option(help="Column of the scores.")] = "score",
+) -> None:
+    """Compare new scores with those that a threshold was cut on. Exit code 1: the alerts are not what they were."""
+    from rareloss.decide.drift import check_drift
+
+    with _refusing():
+        drift = check_drift(_read_scores(before, score), _read_scores(after, score), threshold)
+    typer.echo(f"{drift.sentence}.")
+    typer.echo(f"Alerts: {drift.got}, expected {drift.expected:.4g}, p = {drift.p_value:.3g}.")
+    typer.echo(f"Scores: Kolmogorov-Smirnov {drift.distance:.3g}, p = {drift.distance_p_value:.3g}.")
+    if drift.drifted:
+        raise typer.Exit(FAILED)
+
+
+def _read_scores(path: Path, column: str) -> Any:
+    import pandas as pd
+
+    frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    if column not in frame:
+        raise ValueError(f"{path} has no column {column!r}; it has {', '.join(map(str, frame.columns))}")
+    return frame[column].to_numpy()
 
 
 _STYLES = {"fail": "bold red", "not applicable": "dim", "skipped": "dim"}

@@ -56,7 +56,7 @@ class Arm:
 
 def arms_for(objective: Objective) -> tuple[Arm, ...]:
     """Return every arm that fits an objective."""
-    ranking = {"ap": ("smooth_ap",), "pauc@fpr": ("pauc",)}.get(objective.kind, ("recall", "pauc"))
+    ranking = {"ap": ("smooth_ap",), "pauc@fpr": ("pauc",)}.get(objective.trains[0].kind, ("recall", "pauc"))
     arms = [
         Arm(
             BASELINE,
@@ -131,4 +131,4 @@ def ranking_objective(arm: Arm, objective: Objective) -> Objective:
     """Return what a ranking arm trains for: the objective itself, or the one that stands in for it."""
     if arm.loss == "pauc" and objective.kind != "pauc@fpr":
         return Objective("pauc@fpr", objective.level)
-    return objective
+    return objective.trains[0]

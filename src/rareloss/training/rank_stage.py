@@ -254,8 +254,9 @@ def ranking_losses(objective: Objective, num_classes: int, kind: str, **options:
         kind: ``"linear"`` for a model of one weight matrix, or ``"network"``.
         options: as in :class:`~rareloss.ranking.ranking_loss.RankingLoss`.
     """
-    temperatures = TEMPERATURES[objective.kind][kind]
-    return [objective.loss(num_classes, temperature=temperature, **options) for temperature in temperatures]
+    trained, _ = objective.trains
+    temperatures = TEMPERATURES[trained.kind][kind]
+    return [trained.loss(num_classes, temperature=temperature, **options) for temperature in temperatures]
 
 
 def repeat_stage(stage: RankStage, model: nn.Module, train: Any, *, tolerance: float = 1e-6) -> nn.Module:

@@ -1,0 +1,1 @@
+"""From scores to a decision: thresholds with intervals, and whether tomorrow's scores are still those."""
