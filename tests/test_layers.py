@@ -21,6 +21,7 @@ LAYERS = (
     "objective",
     "training",
     "verify",
+    "decide",
     "integrations",
     "study",
     "cli",
