@@ -249,7 +249,9 @@ def report(
         )
     for what, number in made["left_out"].items():
         if number:
-            typer.echo(f"- {number:,} rows left out: {what.replace('_', ' ')}{'' if what == 'weight_0' else ' missing'}")
+            typer.echo(
+                f"- {number:,} rows left out: {what.replace('_', ' ')}{'' if what == 'weight_0' else ' missing'}"
+            )
     curve, start = made["curve"], made["start"]
     typer.echo(
         f"{curve['alerts'][start]:,.10g} alerts (score at least {curve['threshold'][start]:.6g}) catch "

@@ -172,7 +172,10 @@ def _start(counts: Counts, point: Objective, fn_cost: float | None, fp_cost: flo
         return int(np.argmin(fn_cost * (tp[-1] - tp) + fp_cost * fp)), "the least cost on these rows"
     spent, budget, how = tp + fp, tp[-1], "as many alerts as there are positives"
     if point.kind == "recall@top" and point.level is not None:
-        budget, how = point.level * (tp[-1] + fp[-1]), f"the most alerts kept within {100 * point.level:g} % of the rows"
+        budget, how = (
+            point.level * (tp[-1] + fp[-1]),
+            f"the most alerts kept within {100 * point.level:g} % of the rows",
+        )
     elif point.level is not None:
         spent, budget = fp, point.level * fp[-1]
         how = f"the most alerts kept within a false-positive rate of {100 * point.level:g} %"

@@ -85,9 +85,7 @@ def count(
         ValueError: a file, column or value that cannot be used; the message says which and what to do.
     """
     with _connected(data) as (connection, source):
-        return _count(
-            connection, source, label, score, group, weight, positive, drop_missing_scores, probability
-        )
+        return _count(connection, source, label, score, group, weight, positive, drop_missing_scores, probability)
 
 
 @contextmanager
@@ -148,7 +146,9 @@ def _count(
     w = "1::DOUBLE" if weight is None else f"{_quoted(weight)}::DOUBLE"
     labelled = f"{_quoted(label)} IS NOT NULL" + (f" AND NOT isnan({_quoted(label)})" if _real(kinds[label]) else "")
     known = f"({s} IS NOT NULL AND NOT isnan({s}))"
-    view = f"SELECT {s} + 0.0 AS s, ({is_positive}) AS y, {w} AS w FROM {source} WHERE {labelled} AND {known} AND {w} > 0"
+    view = (
+        f"SELECT {s} + 0.0 AS s, ({is_positive}) AS y, {w} AS w FROM {source} WHERE {labelled} AND {known} AND {w} > 0"
+    )
     facts = connection.execute(
         f"""SELECT count(*), count(*) FILTER (NOT ({labelled})),
             count(*) FILTER ({labelled} AND NOT {known}), count(*) FILTER ({labelled} AND isinf({s})),
