@@ -168,7 +168,8 @@ def test_dragging_on_the_page_gives_the_numbers_of_scikit_learn(tmp_path: Path) 
     steps = """<script>
     const seen = [];
     const read = () => seen.push([Number(document.body.dataset.at),
-      ...["caught", "false", "missed", "precision", "recall", "cost"].map(name => document.getElementById(name).textContent)]);
+      ...["caught", "false", "missed", "precision", "recall", "cost"].map(name =>
+        document.getElementById(name).textContent)]);
     const input = (name, value) => { const it = document.getElementById(name); it.value = value;
       it.dispatchEvent(new Event("input", {bubbles: true})); read(); };
     read(); input("slider", 50); input("slider", 900); input("fn", 7);

@@ -3,7 +3,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const curve = data.curve, last = curve.tp.length - 1;
 const by = name => document.getElementById(name);
 const whole = value => value.toLocaleString("en", {maximumFractionDigits: value < 100 && value % 1 ? 1 : 0});
-const percent = value => value === null ? "–" : (100 * value).toPrecision(3).replace(/\.?0+$/, "") + " %";
+const percent = value => value === null ? "–" : Number((100 * value).toPrecision(3)) + " %";
 const span = (name, at) => `${percent(curve[name + "_low"][at])} to ${percent(curve[name + "_high"][at])}`;
 const svg = (name, attributes, text) => {
   const made = document.createElementNS("http://www.w3.org/2000/svg", name);

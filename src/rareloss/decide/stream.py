@@ -107,7 +107,12 @@ def _connected(data: Any) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
     else:
         raise TypeError(f"data must be a path or a data frame, got {type(data).__name__}")
     with tempfile.TemporaryDirectory() as spill:
-        settings = {"memory_limit": MEMORY, "temp_directory": spill, "preserve_insertion_order": "false"}
+        settings: dict[str, Any] = {
+            "enable_progress_bar": "false",
+            "memory_limit": MEMORY,
+            "temp_directory": spill,
+            "preserve_insertion_order": "false",
+        }
         with duckdb.connect(config=settings) as connection:
             if source == "given":
                 connection.register("given", data)
@@ -141,7 +146,7 @@ def _count(
         if name is not None and kinds[name] in ("VARCHAR", "DATE", "TIMESTAMP", "BOOLEAN"):
             raise ValueError(f"column {name!r} ({role}) holds {kinds[name]}; numbers were expected")
 
-    negative, positive, is_positive = _labels(connection, source, label, positive)
+    negative, positive, is_positive = _labels(connection, source, label, kinds[label], positive)
     s = f"{_quoted(score)}::DOUBLE"
     w = "1::DOUBLE" if weight is None else f"{_quoted(weight)}::DOUBLE"
     labelled = f"{_quoted(label)} IS NOT NULL" + (f" AND NOT isnan({_quoted(label)})" if _real(kinds[label]) else "")
@@ -200,12 +205,13 @@ def _real(kind: str) -> bool:
 
 
 def _labels(
-    connection: duckdb.DuckDBPyConnection, source: str, label: str, positive: str | None
+    connection: duckdb.DuckDBPyConnection, source: str, label: str, kind: str, positive: str | None
 ) -> tuple[str, str, str]:
     """Find what the two labels are called, and the SQL that says which rows are positive."""
     column = f"{_quoted(label)}::VARCHAR"
     found = connection.execute(
-        f"SELECT DISTINCT {column} FROM {source} WHERE {column} IS NOT NULL AND {column} <> 'nan' LIMIT 21"
+        f"""SELECT {column} FROM (SELECT DISTINCT {_quoted(label)} FROM {source})
+            WHERE {column} IS NOT NULL AND {column} <> 'nan' LIMIT 21"""
     ).fetchall()
     values = sorted(str(row[0]) for row in found)
     if positive is None:
@@ -217,7 +223,9 @@ def _labels(
         ones = [value for value in values if truths[value.lower()] == 1]
         zeros = [value for value in values if truths[value.lower()] == 0]
         chosen = ones[0] if ones else "1"
-        return zeros[0] if zeros else "0", chosen, f"{column} IN ('1', '1.0', 'true')"
+        if kind != "VARCHAR":  # comparing numbers is faster than comparing text
+            return zeros[0] if zeros else "0", chosen, f"{_quoted(label)}::DOUBLE = 1"
+        return zeros[0] if zeros else "0", chosen, f"lower({column}) IN ('1', '1.0', 'true')"
     if positive not in values and len(values) <= 20:
         raise ValueError(f"no label in {label!r} is {positive!r}; the labels are {', '.join(values[:5])}")
     name = positive.replace("'", "''")
@@ -287,4 +295,4 @@ def _counted(
     return Counts(
         thresholds, tp, fp, tp_squared, fp_squared, alerts.cumsum(), by_group,
         None if probability is None else reliability.T, **facts,
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
