@@ -108,12 +108,12 @@ def _connected(data: Any) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
         raise TypeError(f"data must be a path or a data frame, got {type(data).__name__}")
     with tempfile.TemporaryDirectory() as spill:
         settings: dict[str, Any] = {
-            "enable_progress_bar": "false",
             "memory_limit": MEMORY,
             "temp_directory": spill,
             "preserve_insertion_order": "false",
         }
         with duckdb.connect(config=settings) as connection:
+            connection.execute("SET enable_progress_bar = false")
             if source == "given":
                 connection.register("given", data)
             try:
