@@ -1,6 +1,7 @@
 """The report on scores: counts equal scikit-learn's, in Python, in the file and on the page as it is dragged."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -159,6 +160,16 @@ def test_command_writes_both_files_and_refuses_with_code_2(tmp_path: Path) -> No
     assert json.loads((tmp_path / "out" / "report.json").read_text())["rows"] == 2_000
     assert "http" not in re.sub(r"http://www\.w3\.org/2000/svg", "", (tmp_path / "out" / "report.html").read_text())
     assert CliRunner().invoke(app, [*arguments, "--fn-cost", "3"]).exit_code == 2
+
+
+def test_an_interrupted_run_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        report(drawn(500), tmp_path / "out", label="y", score="s")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")

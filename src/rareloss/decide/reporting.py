@@ -222,16 +222,15 @@ def _write(folder: Path, results: dict[str, Any]) -> None:
         "report.json": json.dumps(results, allow_nan=False) + "\n",
         "report.html": template.render(results=results, script=script),
     }
-    made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    # Both files are whole before either has its name.
-    try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".report-") as part:
-            for name, text in pages.items():
-                (Path(part) / name).write_text(text, encoding="utf-8", newline="\n")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # A new folder appears with both files in it; in an old one both are whole before either has its name.
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        part = Path(scratch) / "report"
+        part.mkdir()
+        for name, text in pages.items():
+            (part / name).write_text(text, encoding="utf-8", newline="\n")
+        if folder.exists():
             for name in pages:
-                os.replace(Path(part) / name, folder / name)
-    except BaseException:
-        if made:
-            folder.rmdir() if not any(folder.iterdir()) else None
-        raise
+                os.replace(part / name, folder / name)
+        else:
+            os.replace(part, folder)
