@@ -52,6 +52,7 @@ def test_average_precision_is_exact_where_all_scores_of_positives_are_kept(weigh
     weights = None if weight is None else data["w"]
     expected = average_precision_score(data["y"], data["s"], sample_weight=weights)
     assert made["value"] == pytest.approx(expected, rel=1e-12)
+    assert made["bound_low"] == pytest.approx(made["bound_high"], rel=1e-12)
 
 
 def test_bounds_of_average_precision_hold_where_thresholds_are_sparse() -> None:

@@ -136,7 +136,7 @@ def _results(counts: Counts, point: Objective, fn_cost: float | None, fp_cost: f
         "costs": {"fn": fn_cost, "fp": fp_cost},
         "start": start,
         "start_is": how,
-        "average_precision": _average_precision(tp, fp, counts.alerts),
+        "average_precision": _average_precision(counts),
         "curve": curve,
         "table": [{name: values[row] for name, values in curve.items()} for row in rows],
         "groups": {
@@ -185,15 +185,16 @@ def _start(counts: Counts, point: Objective, fn_cost: float | None, fp_cost: flo
     return place, how
 
 
-def _average_precision(tp: Array, fp: Array, alerts: NDArray[np.int64]) -> dict[str, Any]:
+def _average_precision(counts: Counts) -> dict[str, Any]:
     """The average precision over kept thresholds, and how far the ties that they make can move it.
 
     A positive between two thresholds has at least the precision of none of its fellows and all negatives before it,
     and at most that of all fellows and none of the negatives.
     """
+    tp, fp = counts.tp, counts.fp
     before_tp, before_fp = np.concatenate([[0], tp[:-1]]), np.concatenate([[0], fp[:-1]])
     gained = tp - before_tp
-    single = np.diff(alerts, prepend=0) <= 1
+    single = counts.every_positive | (np.diff(counts.alerts, prepend=0) <= 1)
     pure = (gained == 0) | single
     value = float(np.sum(gained * tp / (tp + fp)) / tp[-1])
     least = np.where(pure, tp / (tp + fp), before_tp / np.maximum(before_tp + fp, 1e-300))

@@ -42,6 +42,7 @@ class Counts:
             ``[B, 3]``; None where scores are no probabilities.
         rows, missing_labels, missing_scores, absent: rows counted, and left out without a label, without a score, and
             of weight 0.
+        every_positive: whether every score of a positive is a threshold.
         negative, positive: what the two labels are called.
     """
 
@@ -57,6 +58,7 @@ class Counts:
     missing_labels: int
     missing_scores: int
     absent: int
+    every_positive: bool
     negative: str
     positive: str
 
@@ -181,7 +183,7 @@ def _count(
     if probability == "probability" and (least < 0 or most > 1):
         raise ValueError(f"scores reach from {least:g} to {most:g}, so they are no probabilities; say logit")
 
-    thresholds = _thresholds(connection, view, distinct, distinct_positives, least)
+    thresholds, every_positive = _thresholds(connection, view, distinct, distinct_positives, least)
     names = [] if group is None else _group_names(connection, source, group)
     columns = f"s, y, w{'' if group is None else ', g'}"
     if group is not None:
@@ -195,6 +197,7 @@ def _count(
         probability,
         {
             "rows": kept, "missing_labels": unlabelled, "missing_scores": unknown, "absent": absent,
+            "every_positive": every_positive,
             "negative": negative, "positive": positive,
         },
     )  # fmt: skip
@@ -243,7 +246,7 @@ def _group_names(connection: duckdb.DuckDBPyConnection, source: str, group: str)
 
 def _thresholds(
     connection: duckdb.DuckDBPyConnection, view: str, distinct: int, distinct_positives: int, least: float
-) -> Array:
+) -> tuple[Array, bool]:
     """Choose scores: all of the top, all of the positives where they are few, and ranks in equal ratios."""
 
     def scores(query: str) -> Array:
@@ -264,7 +267,8 @@ def _thresholds(
                 places = np.searchsorted(ranks, np.geomspace(ranks[0], ranks[-1], most)).clip(max=len(values) - 1)
             values = values[places]
         chosen.append(values)
-    return np.unique(np.concatenate(chosen))[::-1].copy()
+        whole = one_of == 1 and len(values) == len(ranks)
+    return np.unique(np.concatenate(chosen))[::-1].copy(), whole  # of the positives, which come last
 
 
 def _counted(
