@@ -239,6 +239,57 @@ def _read_scores(path: Path, column: str) -> Any:
     return frame[column].to_numpy()
 
 
+@app.command()
+def report(
+    scores: Annotated[Path, typer.Argument(help="A csv or parquet file of scores, of any size.")],
+    label: Annotated[str, typer.Option(help="Column of labels.")],
+    score: Annotated[str, typer.Option(help="Column of scores; higher is more positive.")],
+    group: Annotated[str | None, typer.Option(help="Column of groups, for the recall of each.")] = None,
+    weight: Annotated[str | None, typer.Option(help="Column of weights.")] = None,
+    positive: Annotated[str | None, typer.Option(help="Label that is positive, where they are not 0 and 1.")] = None,
+    objective: Annotated[str, typer.Option(help="Operating point where the page opens.")] = "ap",
+    fn_cost: Annotated[float | None, typer.Option(help="Cost of a missed positive.")] = None,
+    fp_cost: Annotated[float | None, typer.Option(help="Cost of a false alarm.")] = None,
+    probability: Annotated[
+        str | None, typer.Option(help="What the score is, for calibration: probability or logit.")
+    ] = None,
+    drop_missing_scores: Annotated[bool, typer.Option(help="Leave out rows without a score, and count them.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for report.html and report.json.")] = Path("rareloss-report"),
+) -> None:
+    """Show what any model's alerts catch, miss and cost, on a page where the threshold is dragged."""
+    try:
+        from rareloss.decide import report as reported
+    except ModuleNotFoundError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(REFUSED) from None
+    with _refusing():
+        made = reported(
+            scores,
+            out,
+            label=label,
+            score=score,
+            group=group,
+            weight=weight,
+            positive=positive,
+            objective=objective,
+            fn_cost=fn_cost,
+            fp_cost=fp_cost,
+            probability=probability,
+            drop_missing_scores=drop_missing_scores,
+        )
+    for what, number in made["left_out"].items():
+        if number:
+            typer.echo(
+                f"- {number:,} rows left out: {what.replace('_', ' ')}{'' if what == 'weight_0' else ' missing'}"
+            )
+    curve, start = made["curve"], made["start"]
+    typer.echo(
+        f"{curve['alerts'][start]:,.10g} alerts (score at least {curve['threshold'][start]:.6g}) catch "
+        f"{curve['tp'][start]:,.10g} of {made['positives']:,.10g}: {made['start_is']}."
+    )
+    typer.echo(f"Written: {out / 'report.html'} and {out / 'report.json'}")
+
+
 _STYLES = {"fail": "bold red", "not applicable": "dim", "skipped": "dim"}
 
 
