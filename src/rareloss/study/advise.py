@@ -124,7 +124,9 @@ def advise(
         _between("rate", rate)
         total, positives = int(rows), round(rows * rate)
         if not 0 < positives < total:
-            raise DataError(f"{total:,} rows at a rate of {rate:g} hold {positives:,} positives; both classes are needed")
+            raise DataError(
+                f"{total:,} rows at a rate of {rate:g} hold {positives:,} positives; both classes are needed"
+            )
     else:
         table = load(data, target=target, positive=positive, group=group, time=time)
         counts = np.bincount(table.target)
@@ -211,7 +213,7 @@ def _measurable(goal: Objective, positives: int, rate: float, plausible: float, 
     value = min(plausible, cap * plausible) if cap < 1 else plausible
     test = max(1, round(TEST_SHARE * positives))
     low, high = _interval(goal, value, test)
-    worst = _width(goal, 0.5, test)
+    worst = max(_width(goal, share * cap, test) for share in np.linspace(0.01, 0.99, 99).tolist())
     needed = math.ceil(_needed(goal, value, width) / TEST_SHARE)
     more = max(0, needed - positives)
     formula = (
@@ -220,7 +222,7 @@ def _measurable(goal: Objective, positives: int, rate: float, plausible: float, 
         else "Clopper-Pearson: Beta quantiles of k of n test positives"
     )
     rough = " (a mean of recalls, so this interval is rather wide)" if goal.kind == "pauc@fpr" else ""
-    verdict = "Two models closer than about that cannot be told apart by one test fold."
+    verdict = "No model's value is known better than that; two models on the same rows compare somewhat closer."
     found = [
         Finding(
             "interval",
@@ -255,7 +257,10 @@ def _pool(goal: Objective, rate: float, batch: int) -> list[Finding]:
         rows, formula = NEEDED_ROWS / goal.level, "10 / q: M q >= 10"
     elif goal.kind in ("recall@fpr", "pauc@fpr") and goal.level:
         edge = goal.low or goal.level
-        rows, formula = NEEDED_ROWS / (edge * (1 - rate)), "10 / (edge (1 - rate)): negatives times the least edge >= 10"
+        rows, formula = (
+            NEEDED_ROWS / (edge * (1 - rate)),
+            "10 / (edge (1 - rate)): negatives times the least edge >= 10",
+        )
     else:
         return [_unknown("pool", goal)]
     pool = math.ceil(rows * (1 - 1e-12))
@@ -293,7 +298,9 @@ def _alerts(goal: Objective, rate: float, per_period: float | None) -> list[Find
         share, best = q * (1 - rate) + rate, rate / (rate + (1 - rate) * q)
         formula = "at recall R: N (f (1 - rate) + R rate); precision = R rate / (R rate + f (1 - rate))"
         trade = f"false alarms alone are {q * (1 - rate):.3g} of all rows"
-    count = f"{share * per_period:,.3g} a period of {per_period:,.0f} rows" if per_period else f"{share:.3g} of all rows"
+    count = (
+        f"{share * per_period:,.3g} a period of {per_period:,.0f} rows" if per_period else f"{share:.3g} of all rows"
+    )
     most = "" if goal.kind == "recall@top" else " at most"
     return [
         Finding(
@@ -332,9 +339,12 @@ def _noise(goal: Objective, rate: float, plausible: float) -> Finding:
     elif goal.kind == "ap":
         missed = "Of the positives, 10 % and half may be missed at random for the same"
     else:
-        missed = f"Positives labelled negative use up 10 % of the budget at a share of {tenth_missed:.2g}, half at {half_missed:.2g}"
+        missed = (
+            f"Positives labelled negative use up 10 % of the budget at a share of {tenth_missed:.2g}, "
+            f"half at {half_missed:.2g}, if the recall is {plausible:.2g}"
+        )
     formula = {
-        "ap": "d rate (1 - d)^2 / (rate + (1 - rate) d); missed: 1 - m",
+        "ap": "rate (1 - d)^2 / (rate + (1 - rate) d); missed: 1 - m",
         "recall@top": "rate (1 - d) / (rate + (1 - rate) d); missed: none",
     }.get(goal.kind, "rate / (rate + (1 - rate) d); missed: F = f - m rate (R - f) / (1 - rate)")
     return Finding(
@@ -345,7 +355,7 @@ def _noise(goal: Objective, rate: float, plausible: float) -> Finding:
             "positives_tenth": None if math.isnan(tenth_missed) else tenth_missed,
             "positives_half": None if math.isnan(half_missed) else half_missed,
         },
-        formula.removeprefix("d "),
+        "differences shrink by the factor " + formula,
         f"If {tenth:.2g} of the negatives were labelled positive at random, every difference between models would look "
         f"10 % smaller; at {half:.2g}, half as large. {missed}.",
     )
@@ -412,7 +422,9 @@ def _split_advice(
     ]
     alone = leaks(table)
     listed = ", ".join(f"{name} ({value:.3f})" for name, value in alone.items())
-    sentence = f"{listed} alone ranks almost perfectly: was it known at the time?" if alone else "No column alone does it."
+    sentence = "No single column ranks the positives almost perfectly, so none looks like a leak."
+    if alone:
+        sentence = f"A leak? By itself this column ranks almost perfectly, was it known in time: {listed}."
     found.append(Finding("leaks", alone, "average precision of one column above .95", sentence))
     return found, options
 
@@ -435,21 +447,21 @@ def _forecast() -> Any:
 def _quick_fits(table: Table, goal: Objective) -> Finding:
     from rareloss.study.fitting import Task, logistic, trees
     from rareloss.study.forecast import signals
-    from rareloss.study.scorers import scorer
+    from rareloss.study.scorers import find_scorer
     from rareloss.study.split import split
 
     fold = split(table, 0)
     fold = fold._replace(train=_sample(table.target, fold.train))
     task = Task(table, fold, goal, 0)
     line = logistic(
-        task, scorer("linear"), [{"kind": kind, "C": 1.0, "class_weight": 1.0} for kind in ("standard", "normal")]
+        task, find_scorer("linear"), [{"kind": kind, "C": 1.0, "class_weight": 1.0} for kind in ("standard", "normal")]
     )
     usual = {"learning_rate": 0.1, "max_leaf_nodes": 31, "min_samples_leaf": 20, "l2_regularization": 0.0}
     forest = trees(task, [usual], most=100)
     labels = table.target[fold.validation]
     scores = [one.score(task.inputs(one.kind)[1]) for one in (line, forest)]
     known = [signals(one, labels, goal) for one in scores]
-    value = {
+    value: dict[str, dict[str, float]] = {
         "logistic": {"validation": line.validation, **known[0]._asdict()},
         "trees": {"validation": forest.validation, **known[1]._asdict()},
     }
