@@ -36,9 +36,9 @@ def test_logit_interval_covers_the_average_precision_of_normal_scores() -> None:
         labels = np.arange(50 * positives) < positives
         return float(average_precision_score(labels, rng.standard_normal(len(labels)) + 2.0 * labels))
 
-    truth = drawn(20_000)
+    truth = drawn(5_000)
     inside = [low <= truth <= high for low, high in (logit_interval(drawn(100), 100) for _ in range(300))]
-    assert np.mean(inside) >= 0.93
+    assert 0.90 <= np.mean(inside) <= 0.99  # 95 % asked; the page says what more draws gave
 
 
 @pytest.mark.parametrize("text", KINDS)
@@ -78,7 +78,7 @@ def test_chance_of_an_empty_batch_and_alerts() -> None:
 @pytest.mark.parametrize("shrink", [0.1, 0.5])
 def test_noise_shrinks_differences_by_what_is_said(text: str, shrink: float) -> None:
     goal, rng = Objective.parse(text), np.random.default_rng(1)
-    labels = np.arange(2_000_000) < 20_000
+    labels = np.arange(300_000) < 6_000
     normal = rng.standard_normal(len(labels))
     better, worse = (torch.from_numpy(normal + shift * labels) for shift in (2.5, 1.5))
     share, missed = noise_that_shrinks(goal, float(labels.mean()), shrink)
@@ -89,12 +89,12 @@ def test_noise_shrinks_differences_by_what_is_said(text: str, shrink: float) -> 
 
     true = difference(labels)
     noisy = difference(labels | (rng.random(len(labels)) < share))
-    assert noisy / true == pytest.approx(1 - shrink, abs=0.03)
+    assert noisy / true == pytest.approx(1 - shrink, abs=0.05)
     if goal.kind == "ap":
-        assert difference(labels & (rng.random(len(labels)) >= missed)) / true == pytest.approx(1 - shrink, abs=0.03)
+        assert difference(labels & (rng.random(len(labels)) >= missed)) / true == pytest.approx(1 - shrink, abs=0.05)
     elif goal.kind == "recall@top":
         assert math.isnan(missed)
-        assert difference(labels & (rng.random(len(labels)) >= 0.3)) / true == pytest.approx(1, abs=0.03)
+        assert difference(labels & (rng.random(len(labels)) >= 0.3)) / true == pytest.approx(1, abs=0.05)
 
 
 def test_missed_positives_use_up_the_budget_as_said() -> None:

@@ -408,7 +408,7 @@ def _split_advice(
     groups = [name for name in free if name not in times and _repeats(frame[name])]
     options = dict(options)
     said = [f"It is split by {table.split_by}."]
-    if times and options["time"] is None and table.group is None:
+    if times and options["time"] is None and not table.split_by.startswith("group"):
         options["time"] = times[0]
         said.append(f"{', '.join(times)} looks like time: if the model is to score later rows, use --time {times[0]}.")
     if groups and options["group"] is None:
@@ -489,7 +489,7 @@ def _quick_fits(table: Table, goal: Objective) -> Finding:
         sentence += (
             " Trees are ahead: the linear model misfits, which is where a ranking stage can pay."
             if gap > 0
-            else " Trees are not ahead: nothing shows that the linear model misfits, so expect little of a ranking loss."
+            else " Trees are not ahead: no sign that the linear model misfits, so expect little of a ranking loss."
         ) + " See docs/evidence.md for what was measured."
     return Finding("ranking_loss", value, "logistic regression and boosted trees on one split", sentence)
 
