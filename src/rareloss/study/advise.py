@@ -416,7 +416,7 @@ def _split_advice(
         said.append(f"{', '.join(groups)} looks like an id that repeats: use --group {groups[0]}.")
     copies = int(table.frame.assign(**{"": table.target}).duplicated().sum())
     if copies:
-        said.append(f"{copies:,} rows repeat another one, label and all: they are no new evidence.")
+        said.append(f"Rows that repeat another one, label and all, and are no new evidence: {copies:,}.")
     found = [
         Finding("split", {"time": times, "groups": groups, "duplicates": copies}, "see docs/advise.md", " ".join(said))
     ]
@@ -485,12 +485,12 @@ def _quick_fits(table: Table, goal: Objective) -> Finding:
         value["forecast"] = {"gain": told.gain, "low": told.low, "high": told.high}
         sentence += f" A ranking stage of a linear scorer: {told}"
     else:
-        gap = forest.validation - line.validation
-        sentence += (
-            " Trees are ahead: the linear model misfits, which is where a ranking stage can pay."
-            if gap > 0
-            else " Trees are not ahead: no sign that the linear model misfits, so expect little of a ranking loss."
-        ) + " See docs/evidence.md for what was measured."
+        low, high = _interval(goal, min(max(forest.validation, 0.01), 0.99), int((labels == 1).sum()))
+        if forest.validation - line.validation > (high - low) / 2:
+            sentence += " Trees are clearly ahead: the linear model misfits, where a ranking stage may pay."
+        else:
+            sentence += " The gap is within the noise of one fold: no clear sign that a ranking stage would pay."
+        sentence += " A hint, no forecast; docs/evidence.md has what was measured."
     return Finding("ranking_loss", value, "logistic regression and boosted trees on one split", sentence)
 
 
