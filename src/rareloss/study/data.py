@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from pandas.api import types
 
-__all__ = ["DataError", "Table", "load"]
+__all__ = ["DataError", "Table", "dates_of", "load", "raw_frame"]
 
 # Train, validation and test must each hold a few rows of every class: 6, 2 and 2 at 60/20/20.
 LEAST_ROWS_OF_A_CLASS = 10
@@ -168,6 +168,17 @@ def load(
         sha256=_sha256(features, rows, labels, classes),
         split_by=split_by,
     )
+
+
+def raw_frame(data: str | Path | pd.DataFrame | None = None) -> pd.DataFrame:
+    """Read a table as it is, all columns by their names as text, before anything is cleaned; see :func:`load`."""
+    frame = _source(data, None, None).frame
+    return frame.set_axis([str(column) for column in frame.columns], axis=1)
+
+
+def dates_of(column: pd.Series) -> pd.Series | None:
+    """Return dates without a zone; ``None`` where the column holds anything else."""
+    return _dates(column)
 
 
 # ---------------------------------------------------------------------------------------------------------- sources
