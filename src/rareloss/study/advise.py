@@ -5,7 +5,6 @@ import math
 import re
 import shlex
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +142,8 @@ def advise(
     if table is None:
         findings.append(_measured_elsewhere())
     else:
+        if table.notes:
+            findings.insert(0, Finding("data", list(table.notes), "-", "Read: " + "; ".join(table.notes) + "."))
         found, options = _split_advice(data, table, options)
         findings += found
         findings.append(_quick_fits(table, goal) if fits and not table.multiclass else _measured_elsewhere())
@@ -416,7 +417,7 @@ def _split_advice(
         said.append(f"{', '.join(groups)} looks like an id that repeats: use --group {groups[0]}.")
     copies = int(table.frame.assign(**{"": table.target}).duplicated().sum())
     if copies:
-        said.append(f"Rows that repeat another one, label and all, and are no new evidence: {copies:,}.")
+        said.append(f"Rows that repeat another one, label and all, which may be coarse inputs or copies: {copies:,}.")
     found = [
         Finding("split", {"time": times, "groups": groups, "duplicates": copies}, "see docs/advise.md", " ".join(said))
     ]
@@ -437,16 +438,9 @@ def _repeats(column: pd.Series) -> bool:
     return bool(distinct > max(50, math.sqrt(present)) and present >= 1.5 * distinct)
 
 
-@cache
-def _forecast() -> Any:
-    from rareloss.study import forecast
-
-    return getattr(forecast, "forecast", None)
-
-
 def _quick_fits(table: Table, goal: Objective) -> Finding:
     from rareloss.study.fitting import Task, logistic, trees
-    from rareloss.study.forecast import signals
+    from rareloss.study.forecast import forecast, signals
     from rareloss.study.scorers import find_scorer
     from rareloss.study.split import split
 
@@ -469,28 +463,15 @@ def _quick_fits(table: Table, goal: Objective) -> Finding:
         f"Quick fits, judged on validation rows: logistic regression {line.validation:.3f}, boosted trees "
         f"{forest.validation:.3f}."
     )
-    forecast = _forecast()
-    if forecast is not None:
-        inputs = task.inputs(line.kind)[0].shape[1]
-        told = forecast(
-            known[0],
-            known[1],
-            value=line.validation,
-            reference_value=forest.validation,
-            positives=int((task.train_target == 1).sum()),
-            weights=inputs,
-            rate=table.rate,
-            objective=goal,
-        )
-        value["forecast"] = {"gain": told.gain, "low": told.low, "high": told.high}
-        sentence += f" A ranking stage of a linear scorer: {told}"
-    else:
-        low, high = _interval(goal, min(max(forest.validation, 0.01), 0.99), int((labels == 1).sum()))
-        if forest.validation - line.validation > (high - low) / 2:
-            sentence += " Trees are clearly ahead: the linear model misfits, where a ranking stage may pay."
-        else:
-            sentence += " The gap is within the noise of one fold: no clear sign that a ranking stage would pay."
-        sentence += " A hint, no forecast; docs/evidence.md has what was measured."
+    told = forecast(
+        known[0],
+        known[1],
+        value=line.validation,
+        reference_value=forest.validation,
+        positives=int((table.target[split(table, 0).train] == 1).sum()),
+    )
+    value["forecast"] = told._asdict()
+    sentence += f" Expected of a ranking stage of the linear scorer: {told} (docs/forecast.md)."
     return Finding("ranking_loss", value, "logistic regression and boosted trees on one split", sentence)
 
 
