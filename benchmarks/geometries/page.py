@@ -80,8 +80,8 @@ def _dial(rows: pd.DataFrame) -> list[str]:
         *_table(heads, table),
         "\nWhere the line is right (bend 0) nothing is gained and nothing lost, whatever the rate. As it misfits\n"
         "more, cross-entropy keeps to the bulk, and the stage turns the line to the top: the rarer the positives, the\n"
-        "less bend it takes. Where the top weighs enough for cross-entropy to turn by itself (.3 %, bend 1.5), the gain\n"
-        "shrinks again. A ranking loss pays in between, where likelihood and ranking want two different lines.",
+        "less bend it takes. Where the top weighs enough for cross-entropy to turn by itself (.3 %, bend 1.5), the\n"
+        "gain shrinks again. A ranking loss pays in between, where likelihood and ranking want two different lines.",
     ]
 
 
