@@ -213,3 +213,23 @@ def test_dragging_on_the_page_gives_the_numbers_of_scikit_learn(tmp_path: Path) 
         assert [int(text.replace(",", "")) for text in (caught, false, missed, cost)] == [tp, fp, fn, price]
         for text, value in ((precision, precision_score(data["y"], alerts)), (recall, recall_score(data["y"], alerts))):
             assert float(text.removesuffix(" %")) == pytest.approx(100 * value, rel=6e-3)
+
+
+def test_page_opens_where_the_objective_says() -> None:
+    data = drawn(ties=True)
+    y, s = data["y"].to_numpy(), data["s"].to_numpy()
+
+    def opened(objective: str) -> tuple[float, str]:
+        made = report(data, label="y", score="s", objective=objective)
+        return made["curve"]["threshold"][made["start"]], made["start_is"]
+
+    kept = np.unique(s)
+    recalls = np.array([recall_score(y, s >= at) for at in kept])
+    precisions = np.array([precision_score(y, s >= at) for at in kept])
+    assert opened("precision@recall=80%")[0] == kept[recalls >= 0.8].max()
+    assert opened("recall@precision=30%")[0] == kept[precisions >= 0.3].min()
+    costs = np.array([50 * (y[s < at] == 1).sum() + (y[s >= at] == 0).sum() for at in kept])
+    assert opened("cost@fn=50,fp=1") == (kept[np.argmin(costs)], "the least cost on these rows")
+    assert opened("recall@top=200/20000") == opened("recall@top=1%")
+    backwards = data.assign(s=-s)
+    assert "highest precision" in report(backwards, label="y", score="s", objective="recall@precision=90%")["start_is"]

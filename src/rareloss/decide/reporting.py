@@ -64,6 +64,8 @@ def report(
         (0.8333, [1.0, 1.0, 2.0, 2.0])
     """
     point = Objective.of(objective)
+    if point.kind == "cost" and fn_cost is None and fp_cost is None:
+        fn_cost, fp_cost = point.fn, point.fp
     if probability not in (None, "probability", "logit"):
         raise ValueError(f"probability must be 'probability' or 'logit', got {probability!r}")
     if (fn_cost is None) != (fp_cost is None):
@@ -170,15 +172,24 @@ def _start(counts: Counts, point: Objective, fn_cost: float | None, fp_cost: flo
     tp, fp = counts.tp, counts.fp
     if fn_cost is not None and fp_cost is not None:
         return int(np.argmin(fn_cost * (tp[-1] - tp) + fp_cost * fp)), "the least cost on these rows"
+    recall, precision = tp / tp[-1], tp / (tp + fp)
+    if point.kind == "precision@recall" and point.level is not None:
+        return int(np.argmax(recall >= point.level)), f"the fewest alerts kept that catch {100 * point.level:g} %"
+    if point.kind == "recall@precision" and point.level is not None:
+        enough = np.flatnonzero(precision >= point.level)
+        how = f"a precision of {100 * point.level:g} %"
+        if not len(enough):
+            return int(np.argmax(precision)), f"the highest precision, since no threshold gives {how}"
+        return int(enough[-1]), f"the most alerts kept at {how}"
     spent, budget, how = tp + fp, tp[-1], "as many alerts as there are positives"
-    if point.kind == "recall@top" and point.level is not None:
+    if point.kind == "recall@top" and point.share is not None:
         budget, how = (
-            point.level * (tp[-1] + fp[-1]),
-            f"the most alerts kept within {100 * point.level:g} % of the rows",
+            point.share * (tp[-1] + fp[-1]),
+            f"the most alerts kept within {100 * point.share:g} % of the rows",
         )
-    elif point.level is not None:
-        spent, budget = fp, point.level * fp[-1]
-        how = f"the most alerts kept within a false-positive rate of {100 * point.level:g} %"
+    elif point.share is not None:
+        spent, budget = fp, point.share * fp[-1]
+        how = f"the most alerts kept within a false-positive rate of {100 * point.share:g} %"
     place = int(np.searchsorted(spent, budget * (1 + 1e-12), side="right")) - 1
     if place < 0:
         return 0, f"the highest score, since no threshold gives {how}"
