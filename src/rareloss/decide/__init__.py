@@ -1,0 +1,1 @@
+"""From scores to a decision. Needs the extra ``study``."""
