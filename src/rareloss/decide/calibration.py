@@ -537,7 +537,7 @@ def _near(scores: np.ndarray, weight: np.ndarray, threshold: float) -> np.ndarra
 def _quality(
     probability: np.ndarray, labels: np.ndarray, weight: np.ndarray, groups: np.ndarray | None, seed: int
 ) -> Quality:
-    loss, total = _loss(probability, labels), float(weight.sum())
+    loss = _loss(probability, labels)
     edges = np.quantile(probability, np.linspace(0, 1, BINS + 1)[1:-1], weights=weight, method="inverted_cdf")
     bins = np.searchsorted(np.unique(edges), probability)
     gap = weight * (probability - labels)
