@@ -21,8 +21,10 @@ LAYERS = (
     "objective",
     "training",
     "verify",
+    "decide",
     "integrations",
     "study",
+    "deploy",
     "cli",
 )
 CORE = LAYERS[: LAYERS.index("verify") + 1]

@@ -1,5 +1,8 @@
 """Losses that optimise the ranking of a rare class at its operating point, on plain PyTorch."""
 
+from importlib import import_module
+from typing import Any
+
 from rareloss import distributed, functional, metrics
 from rareloss.losses.average_precision import SmoothAPLoss
 from rareloss.losses.focal import SigmoidFocalLoss, SoftmaxFocalLoss
@@ -30,3 +33,19 @@ __all__ = [
     "rank_stage",
     "verify",
 ]
+
+# What needs an extra is looked up late, so that the core depends on torch alone.
+_LATE = {"calibrate": "rareloss.decide.calibration"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(_LATE[name]), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] == "rareloss":
+            raise
+        raise ModuleNotFoundError(
+            f'{error.name} is missing, which rareloss.{name} needs: pip install "rareloss[study]"', name=error.name
+        ) from error

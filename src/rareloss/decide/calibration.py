@@ -588,9 +588,8 @@ def _rows(scores: Any, labels: Any, weight: Any, groups: Any) -> _Rows:
     s = np.where(np.abs(s) < 1 / LARGEST, 0.0, s)
     if not np.isin(y, (0, 1)).all():
         raise ValueError(f"labels must be 0 or 1, got {np.unique(y[~np.isin(y, (0, 1))])[0]!r}")
-    y = y.astype(bool)
-    if y.sum() < 2 or (~y).sum() < 2:
-        raise ValueError(
-            f"{int(y.sum())} positives and {int((~y).sum())} negatives; two of each are the least to calibrate on"
-        )
-    return _Rows(s, y, w, None if g is None else g[present])
+    positive: np.ndarray = y.astype(np.bool_)
+    many = int(positive.sum())
+    if min(many, len(s) - many) < 2:
+        raise ValueError(f"{many} positives and {len(s) - many} negatives; two of each are the least to calibrate on")
+    return _Rows(s, positive, w, None if g is None else g[present])

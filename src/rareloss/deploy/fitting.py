@@ -132,7 +132,7 @@ def fit(
         with threadpool_limits(1):
             (_, found), *_ = fit_arms(task, scorer, [chosen], settings["trials"])
             if isinstance(found, Exception):
-                raise found
+                raise DataError(f"{chosen.name} of {scorer.name} failed: {type(found).__name__}: {found}") from found
             model = _model(task, found, {"arm": chosen.name, "scorer": scorer.name}, settings, told)
     finally:
         torch.set_num_threads(threads)

@@ -72,7 +72,7 @@ class Inputs:
             raise DataError(f"inputs of kind {kind!r} cannot be saved; {', '.join(KINDS)} can")
         columns = fitted[0]
         names = {name: tuple(chosen) for name, _, chosen in columns.transformers_ if name != "remainder"}
-        arrays = {}
+        arrays: dict[str, np.ndarray] = {}
         for part in ("numbers", "flags"):
             if names[part]:
                 arrays |= {f"{part}.{name}": values for name, values in _arrays(columns.named_transformers_[part])}
@@ -155,7 +155,7 @@ class Inputs:
         for each in found["categories"]:
             own = read("inputs, categories", each, {"name": str, "frequent": list, "rare": bool})
             frequent = listed(f"category {own['name']!r:.60}", own["frequent"], missing=True)
-            categories.append(Category(own["name"], frequent, own["rare"]))  # type: ignore[arg-type]
+            categories.append(Category(own["name"], frequent, own["rare"]))
         made = cls(found["kind"], names["numbers"], names["flags"], names["gaps"], tuple(categories), arrays)
         listed("inputs, features", list(made.features))
         if not set(made.gaps) <= {*made.numbers, *made.flags}:

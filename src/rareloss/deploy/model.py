@@ -68,7 +68,7 @@ class Model:
         Raises:
             DataError: a column is missing, unknown, or of another type.
         """
-        self.check_names(rows.columns)
+        self.check_names(list(rows.columns))
         rows = text_for_objects(rows[[column.name for column in self.columns]])
         found: dict[str, pd.Series] = {}
         for column in self.columns:
@@ -213,7 +213,7 @@ class Model:
             columns,
             listed("unused", given["unused"]),
             given["target"],
-            listed("classes", given["classes"]),  # type: ignore[arg-type]
+            listed("classes", given["classes"]),
             objective,
             float(given["threshold"]),
             calibrator,
@@ -278,7 +278,9 @@ def network_of(layers: Sequence[str], tensors: Mapping[str, Tensor]) -> nn.Modul
         DataError: tensors that are missing, too many, not finite, or do not fit.
     """
     alone = list(layers) == ["linear"] and "weight" in tensors
-    expected, built, width = set(), [], None
+    expected: set[str] = set()
+    built: list[nn.Module] = []
+    width: int | None = None
     for index, name in enumerate(layers):
         if name == "relu":
             built.append(nn.ReLU())

@@ -117,7 +117,7 @@ def _batches(
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise DataError(f"{data} cannot be read: {reason}") from error
     frame = source_frame(data)
-    _check(frame.columns, model, keep)
+    _check(list(frame.columns), model, keep)
     kept = pa.Table.from_pandas(frame[keep], preserve_index=False)
     for start in range(0, max(len(frame), 1), size):
         yield frame[_needed(model)].iloc[start : start + size], kept.slice(start, size)

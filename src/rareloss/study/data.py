@@ -756,10 +756,10 @@ def _giveaways(features: pd.DataFrame, target: np.ndarray, classes: tuple[str, .
                     f"check {name!r}: where it is {state}, {counts[often]:,} of {counts.sum():,} rows are of class "
                     f"{classes[often]!r}; leave it out if that is not known when the score is needed"
                 )
-    rows = slice(None, None, -(-len(target) // MOST_ROWS_TO_LOOK_AT))
+    some = slice(None, None, -(-len(target) // MOST_ROWS_TO_LOOK_AT))
     for name in features.columns:
         for index in [index for index, share in enumerate(shares) if share < 0.5]:
-            found = _alone(features[name].iloc[rows], target[rows] == index)
+            found = _alone(features[name].iloc[some], target[some] == index)
             if found > GIVEN_AWAY:
                 notes.append(
                     f"check {name!r}: it ranks {classes[index]!r} by itself, with an average precision of {found:.3f}; "
