@@ -26,7 +26,7 @@ __all__ = ["METHODS", "Calibration", "Calibrator", "Estimate", "Quality", "calib
 # With fewer positives than this a step function is noise, and maps of at most two numbers are tried alone.
 FEW_POSITIVES = 30
 # Venn-Abers is exact at this many scores where the class changes and as many others, and linear between them.
-MOST_KNOTS = 200
+MOST_KNOTS = 100
 BINS = 10
 RESAMPLES = 200
 LEVEL = 0.95
@@ -113,10 +113,11 @@ class Calibrator:
         """Compute probabilities, float64, of the shape of ``scores``; NaN stays NaN."""
         s = np.asarray(scores, dtype=np.float64)
         if self.scores:
-            found = np.interp(s, self.scores, self.probabilities)
+            found = np.where(np.isnan(s), s, np.interp(s, self.scores, self.probabilities))
             return np.asarray(found if not self.shift else expit(logit(found) + self.shift))
         with np.errstate(over="ignore"):
-            z = np.clip(self.slope * s + self.offset, -CERTAIN, CERTAIN) if self.slope else s * 0 + self.offset
+            scaled = self.slope * s if self.slope else np.where(np.isnan(s), s, 0.0)
+            z = np.clip(scaled + self.offset, -CERTAIN, CERTAIN)
         odds = self.left * log_expit(z) - self.right * log_expit(-z) + self.constant + self.shift
         return np.asarray(expit(odds))
 
