@@ -36,7 +36,7 @@ def measure(
     """
     alert = scores.astype(np.float64) > threshold
     caught, alerts, positives = int((alert & labels).sum()), int(alert.sum()), int(labels.sum())
-    y, s = torch.from_numpy(labels.astype(np.int64)), torch.from_numpy(scores)
+    y, s = torch.from_numpy(labels.astype(np.int64)), torch.from_numpy(scores.astype(np.float64))
     tiny = np.finfo(np.float64).eps
     loss = -np.log(np.where(labels, probability, 1 - probability).clip(tiny, 1 - tiny))
     squared = (probability - labels) ** 2
