@@ -1,6 +1,8 @@
 """One operating point: its loss, metric, threshold and cap mean the same thing."""
 
+import numpy as np
 import pytest
+import sklearn.metrics
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -150,3 +152,66 @@ def test_cap_is_reached_by_a_perfect_order() -> None:
 def test_constructor_refuses_what_parse_would(kind: str, level: float | None, low: float) -> None:
     with pytest.raises(ValueError, match=r"."):
         Objective(kind, level, low)
+
+
+NEW = ("recall@top=200/40000", "recall@precision=50%", "precision@recall=80%", "cost@fn=500,fp=5")
+
+
+@pytest.mark.parametrize("text", NEW)
+def test_new_kinds_parsed_and_printed_are_the_same(text: str) -> None:
+    objective = Objective.parse(text)
+    assert str(objective) == text
+    assert Objective.parse(str(objective)) == objective
+    assert objective.name
+    trained, why = objective.trains
+    assert (trained == objective) == (why == "")
+    assert type(objective.loss(1)) is type(trained.loss(1))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "recall@top=0/10", "recall@top=10/10", "recall@top=200/40000%", "recall@fpr=1/10", "recall@precision=0",
+        "precision@recall=101%", "cost@fn=0,fp=1", "cost@fn=1", "cost=1", "cost@fp=1,fn=2", "cost@fn=a,fp=1",
+        "cost@fn=nan,fp=1", "cost@fn=1,fp=inf",
+    ],
+)  # fmt: skip
+def test_new_kinds_out_of_range_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        Objective.parse(text)
+
+
+@given(pool=pools(), share=st.sampled_from([0.1, 0.5, 0.9, 1.0]))
+def test_new_kinds_equal_scikit_learn(pool: Pool, share: float) -> None:
+    labels, weight = pool.positive.numpy(), pool.weight.double().numpy()
+    value, defined = Objective("precision@recall", share).metric(pool.scores, pool.positive, pool.weight)
+    if not defined:
+        return
+    scores = pool.scores.double().numpy()
+    there = weight > 0  # a row of weight 0 is absent, and sets no cut
+    curve = sklearn.metrics.precision_recall_curve(labels[there], scores[there], sample_weight=weight[there])
+    precision, recall = curve[0][:-1], curve[1][:-1]
+    assert value.item() == pytest.approx(precision[recall >= share - 1e-9].max(), abs=1e-6)
+    most = recall[precision >= min(share, 0.99) - 1e-9]
+    got = Objective("recall@precision", min(share, 0.99)).metric(pool.scores, pool.positive, pool.weight).value
+    assert got.item() == pytest.approx(most.max() if len(most) else 0.0, abs=1e-6)
+    cost = Objective("cost", fn=7.0, fp=2.0)
+    costs = []
+    for cut in [np.inf, *np.unique(scores[there])]:
+        alarm = scores >= cut
+        costs.append(7.0 * weight[labels & ~alarm].sum() + 2.0 * weight[~labels & alarm].sum())
+    blind = min(7.0 * weight[labels].sum(), 2.0 * weight[~labels].sum())
+    expected = max(0.0, 1 - min(costs) / blind)
+    assert cost.metric(pool.scores, pool.positive, pool.weight).value.item() == pytest.approx(expected, abs=1e-6)
+    alarm = scores > cost.threshold(pool.scores, pool.positive, pool.weight).item()
+    reached = 7.0 * weight[labels & ~alarm].sum() + 2.0 * weight[~labels & alarm].sum()
+    assert expected == 0 or reached == pytest.approx(min(costs), rel=1e-6)
+
+
+def test_new_thresholds_by_hand() -> None:
+    scores, labels = torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0]), torch.tensor([1, 0, 1, 0, 0])
+    assert Objective.parse("recall@precision=60%").threshold(scores, labels).item() == 2.0
+    assert Objective.parse("precision@recall=50%").threshold(scores, labels).item() == 4.0
+    assert Objective.parse("cost@fn=10,fp=1").threshold(scores, labels).item() == 2.0
+    assert Objective.parse("recall@precision=60%").threshold(scores, 1 - labels).item() == -torch.inf
+    assert Objective.parse("recall@precision=99%").threshold(-scores, labels).item() == torch.inf

@@ -383,3 +383,27 @@ def test_descent_refuses_batches_that_end() -> None:
 
     with pytest.raises(ValueError, match="no batch"):
         descend(model, SmoothAPLoss(1, queue_size=0), two(), lambda: torch.zeros(1), steps=5, learning_rate=0.1)
+
+
+def test_optimiser_of_ones_own_searches_each_place_of_the_path(parts: tuple[nn.Linear, Rows, Rows]) -> None:
+    made: list[int] = []
+
+    class NotNegative(torch.optim.LBFGS):
+        def step(self, closure: Any) -> Any:
+            made.append(1)
+            found = super().step(closure)
+            with torch.no_grad():
+                for group in self.param_groups:
+                    for parameter in group["params"]:
+                        parameter.clamp_(min=0.0)
+            return found
+
+    model, train, validation = parts
+    model = nn.Sequential(model)  # solved in its own coordinates
+    stage = rank_stage(model, "ap", train, validation, optimizer=lambda trained: NotNegative(trained, max_iter=10))
+    assert len(made) == len(stage.looks[0]) - 1 > 0
+    assert not stage.changed or bool((stage.model[0].weight >= 0).all())
+    with pytest.raises(ValueError, match="all rows"):
+        rank_stage(model, "ap", train, validation, optimizer=NotNegative, pool_size=50)
+    with pytest.raises((TypeError, ValueError), match="optimizer"):
+        rank_stage(model, "ap", train, validation, optimizer=3)

@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="only this set, or NAME=CLASS: one class against the others; may be repeated",
     )
     parser.add_argument("--scorer", action="append", metavar="NAME", help="only this scorer; may be repeated")
+    parser.add_argument("--block", action="append", metavar="NAME", help="only this part of the grid; may be repeated")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--core", action="store_true", help="the core of the grid (the default)")
     size.add_argument("--full", action="store_true", help="all of it")
@@ -67,9 +68,13 @@ def _run(given: argparse.Namespace) -> int:
         raise DataError(f"there is no set {sorted(unknown)[0]!r}; there are {', '.join(every)}")
     sizes = {name: grid.size_of(grid.open_set(name, given.data)) for name in chosen}
     wanted = list(grid.units(grid.FULL if given.full else grid.CORE, sizes))
-    if unknown := set(given.scorer or ()) - {unit.scorer for unit in wanted}:
-        raise DataError(f"no unit of this grid has the scorer {sorted(unknown)[0]!r}")
-    wanted = [unit for unit in wanted if not given.scorer or unit.scorer in given.scorer]
+    for what, asked, of in (
+        ("scorer", given.scorer, lambda unit: unit.scorer),
+        ("block", given.block, lambda unit: unit.block.name),
+    ):
+        if unknown := set(asked or ()) - {of(unit) for unit in wanted}:
+            raise DataError(f"no unit of this grid has the {what} {sorted(unknown)[0]!r}")
+        wanted = [unit for unit in wanted if not asked or of(unit) in asked]
     if given.page:
         save(collect(given.out, wanted), given.results)
         return _write_page(given)

@@ -12,8 +12,8 @@ from benchmarks.speed.peers import load, versions
 from torch import Tensor, nn
 
 from rareloss import Objective
+from rareloss.integrations.network import batches
 from rareloss.study.arms import RECIPE, Arm
-from rareloss.study.batches import batches
 from rareloss.study.fitting import Fitted, Task, cross_entropy, descend, fitted, new_model
 from rareloss.study.scorers import Scorer, logits_of
 from rareloss.study.ways import best_of, draws_for

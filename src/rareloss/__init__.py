@@ -34,8 +34,8 @@ __all__ = [
     "verify",
 ]
 
-# What needs an extra is looked up late, so that the core depends on torch alone.
-_LATE = {"calibrate": "rareloss.decide.calibration"}
+# What needs an extra, by the module that has it: looked up late, so that the core stays on torch alone.
+_LATE = {"advise": "rareloss.study.advise", "calibrate": "rareloss.decide.calibration"}
 
 
 def __getattr__(name: str) -> Any:

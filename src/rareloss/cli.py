@@ -59,7 +59,7 @@ def compare(
     group: Annotated[str | None, typer.Option(help="Column whose equal values stay in one fold; 'none': rows.")] = None,
     time: Annotated[str | None, typer.Option(help="Column to split by: train, then validation, then test.")] = None,
     objective: Annotated[
-        str, typer.Option(help="ap, recall@top=0.5%, recall@fpr=0.1% or pauc@fpr=0-0.5%: what scorers are judged by.")
+        str, typer.Option(help="What scorers are judged by, such as ap, recall@top=200/40000 or recall@precision=50%.")
     ] = "ap",
     seeds: Annotated[int, typer.Option(min=1, help="How many splits; an interval needs 2, a narrow one more.")] = 3,
     trials: Annotated[int, typer.Option(min=1, help="Draws of hyper-parameters for tuned cross-entropy.")] = 8,
@@ -131,6 +131,8 @@ def _compare(say: Console, *, out: Path, **options: Any) -> None:
         say.print(f"- {warning}", markup=False)
     for scorer, sentence in comparison.verdicts.items():
         say.print(f"{scorer}: {sentence}", markup=False)
+        if scorer in comparison.forecasts:
+            say.print(f"  {comparison.forecasts[scorer]}", markup=False)
     say.print(results["overall"], markup=False)
     if not stopped and not comparison.verdicts:
         typer.echo("Nothing could be compared: see what failed above.", err=True)
@@ -140,6 +142,61 @@ def _compare(say: Console, *, out: Path, **options: Any) -> None:
         typer.echo(f"Stopped with {left} units left; what is finished is kept in {out}: same command, go on.", err=True)
         raise typer.Exit(INTERRUPTED)
     say.print(f"Written: {out / 'results.json'} and {out / 'report.html'}", markup=False)
+
+
+@app.command()
+def advise(
+    data: Annotated[str | None, typer.Argument(help="A csv, parquet or npz file, flights or digits.")] = None,
+    target: Annotated[str | None, typer.Option(help="Column to predict.")] = None,
+    positive: Annotated[str | None, typer.Option(help="Value of the target that is the positive class.")] = None,
+    group: Annotated[str | None, typer.Option(help="Column whose equal values stay in one fold.")] = None,
+    time: Annotated[str | None, typer.Option(help="Column to split by.")] = None,
+    objective: Annotated[str, typer.Option(help="The operating point, as in compare.")] = "ap",
+    rows: Annotated[float | None, typer.Option(help="Without data: how many rows, such as 1e6.")] = None,
+    rate: Annotated[str | None, typer.Option(help="Without data: share of positives, such as 0.1%.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Rows of a training step.")] = 1024,
+    per_period: Annotated[float | None, typer.Option(help="Rows that come in a day, or any period.")] = None,
+    plausible: Annotated[float, typer.Option(help="Value at which the interval is stated.")] = 0.5,
+    width: Annotated[float, typer.Option(help="Width of the 95 % interval that is wanted.")] = 0.1,
+    out: Annotated[Path | None, typer.Option(help="Where to write the findings as JSON.")] = None,
+) -> None:
+    """Say what an operating point needs and what these data can show of it, before any training."""
+    say = Console(soft_wrap=True, highlight=False)
+    with _refusing():
+        if out is not None and not out.parent.is_dir():
+            raise ValueError(f"there is no folder {out.parent} to write {out.name} into")
+        try:
+            from rareloss.study.advise import advise as advised
+        except ModuleNotFoundError as error:
+            raise ValueError(f'{error.name} is missing: pip install "rareloss[study]"') from error
+        advice = advised(
+            data,
+            target=target,
+            positive=positive,
+            group=group,
+            time=time,
+            objective=objective,
+            rows=rows,
+            rate=None if rate is None else _rate(rate),
+            batch=batch,
+            per_period=per_period,
+            plausible=plausible,
+            width=width,
+        )
+        if out is not None:
+            out.write_text(advice.to_json() + "\n", encoding="utf-8")
+    title = f"{advice.objective}: {advice.rows:,} rows, {advice.positives:,} positives"
+    say.print(title, markup=False, style="bold")
+    for finding in advice.findings:
+        say.print(f"- {finding.sentence}", markup=False)
+    say.print(f"Next: {advice.command}", markup=False)
+
+
+def _rate(text: str) -> float:
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        raise ValueError(f"rate must be a share such as 0.1% or 0.001, got {text!r}") from None
 
 
 @app.command()
@@ -207,6 +264,85 @@ def verify(
         say.print(f"Written: {out}", markup=False)
     if not certificate.passed:
         raise typer.Exit(FAILED)
+
+
+@app.command()
+def check(
+    before: Annotated[Path, typer.Argument(help="The scores that the threshold was cut on: csv or parquet.")],
+    after: Annotated[Path, typer.Argument(help="The new scores: csv or parquet.")],
+    threshold: Annotated[float, typer.Option(help="Rows above it are alerts.")],
+    score: Annotated[str, typer.Option(help="Column of the scores.")] = "score",
+) -> None:
+    """Compare new scores with those that a threshold was cut on. Exit code 1: the alerts are not what they were."""
+    from rareloss.decide.drift import check_drift
+
+    with _refusing():
+        drift = check_drift(_read_scores(before, score), _read_scores(after, score), threshold)
+    typer.echo(f"{drift.sentence}.")
+    typer.echo(f"Alerts: {drift.got}, expected {drift.expected:.4g}, p = {drift.p_value:.3g}.")
+    typer.echo(f"Scores: Kolmogorov-Smirnov {drift.distance:.3g}, p = {drift.distance_p_value:.3g}.")
+    if drift.drifted:
+        raise typer.Exit(FAILED)
+
+
+def _read_scores(path: Path, column: str) -> Any:
+    import pandas as pd
+
+    frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    if column not in frame:
+        raise ValueError(f"{path} has no column {column!r}; it has {', '.join(map(str, frame.columns))}")
+    return frame[column].to_numpy()
+
+
+@app.command()
+def report(
+    scores: Annotated[Path, typer.Argument(help="A csv or parquet file of scores, of any size.")],
+    label: Annotated[str, typer.Option(help="Column of labels.")],
+    score: Annotated[str, typer.Option(help="Column of scores; higher is more positive.")],
+    group: Annotated[str | None, typer.Option(help="Column of groups, for the recall of each.")] = None,
+    weight: Annotated[str | None, typer.Option(help="Column of weights.")] = None,
+    positive: Annotated[str | None, typer.Option(help="Label that is positive, where they are not 0 and 1.")] = None,
+    objective: Annotated[str, typer.Option(help="Operating point where the page opens.")] = "ap",
+    fn_cost: Annotated[float | None, typer.Option(help="Cost of a missed positive.")] = None,
+    fp_cost: Annotated[float | None, typer.Option(help="Cost of a false alarm.")] = None,
+    probability: Annotated[
+        str | None, typer.Option(help="What the score is, for calibration: probability or logit.")
+    ] = None,
+    drop_missing_scores: Annotated[bool, typer.Option(help="Leave out rows without a score, and count them.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for report.html and report.json.")] = Path("rareloss-report"),
+) -> None:
+    """Show what any model's alerts catch, miss and cost, on a page where the threshold is dragged."""
+    try:
+        from rareloss.decide import report as reported
+    except ModuleNotFoundError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(REFUSED) from None
+    with _refusing():
+        made = reported(
+            scores,
+            out,
+            label=label,
+            score=score,
+            group=group,
+            weight=weight,
+            positive=positive,
+            objective=objective,
+            fn_cost=fn_cost,
+            fp_cost=fp_cost,
+            probability=probability,
+            drop_missing_scores=drop_missing_scores,
+        )
+    for what, number in made["left_out"].items():
+        if number:
+            typer.echo(
+                f"- {number:,} rows left out: {what.replace('_', ' ')}{'' if what == 'weight_0' else ' missing'}"
+            )
+    curve, start = made["curve"], made["start"]
+    typer.echo(
+        f"{curve['alerts'][start]:,.10g} alerts (score at least {curve['threshold'][start]:.6g}) catch "
+        f"{curve['tp'][start]:,.10g} of {made['positives']:,.10g}: {made['start_is']}."
+    )
+    typer.echo(f"Written: {out / 'report.html'} and {out / 'report.json'}")
 
 
 _STYLES = {"fail": "bold red", "not applicable": "dim", "skipped": "dim"}

@@ -5,14 +5,28 @@ A class without positives or without negatives is not defined and its value is N
 infinite makes the value NaN. Weight 0 means absent.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from rareloss import checks
 from rareloss.ranking.pool import PerClass, Pool, make_pool, per_class, picked, safe_ratio
 from rareloss.ranking.selection import hard_count, top
 
-__all__ = ["PerClass", "average_precision", "partial_auc", "recall_at_fpr", "recall_at_quantile"]
+__all__ = [
+    "Cuts",
+    "PerClass",
+    "average_precision",
+    "cost_saved",
+    "cuts",
+    "partial_auc",
+    "precision_at_recall",
+    "recall_at_fpr",
+    "recall_at_precision",
+    "recall_at_quantile",
+]
 
 
 @torch.no_grad()
@@ -193,6 +207,144 @@ def partial_auc(
     area = (hits * (rising + high - leave)).sum(1)
     whole = hits.sum(1, dtype=torch.float64)
     return per_class(pool, safe_ratio(area, whole * (high - low)[:, 0]), whole).like(scores)
+
+
+class Cuts(NamedTuple):
+    """What lies above each cut between two groups of equal scores, downwards.
+
+    Attributes:
+        below: ``[C, M]``, the highest score below the cut; -inf where there is none.
+        ends: bool ``[C, M]``, whether this row is the last of its group: only there is a cut.
+        hits: ``[C, M]`` float64, the weight of positives above.
+        taken: ``[C, M]`` float64, the weight of all rows above.
+    """
+
+    below: Tensor
+    ends: Tensor
+    hits: Tensor
+    taken: Tensor
+
+    @property
+    def precision(self) -> Tensor:
+        """The share of positives above, ``[C, M]``."""
+        return safe_ratio(self.hits, self.taken)
+
+    @property
+    def recall(self) -> Tensor:
+        """The share of the positives that lie above, ``[C, M]``."""
+        return safe_ratio(self.hits, self.hits[:, -1:])
+
+    def saved(self, fn: float, fp: float) -> Tensor:
+        """The cost saved over alarming nobody or everybody, whichever is cheaper, as a share of that cost."""
+        positive, negative = self.hits[:, -1:], self.taken[:, -1:] - self.hits[:, -1:]
+        blind = torch.minimum(fn * positive, fp * negative)
+        return safe_ratio(blind - fn * (positive - self.hits) - fp * (self.taken - self.hits), blind)
+
+
+def cuts(pool: Pool) -> Cuts:
+    """Find the cuts of each class: all that a threshold can do to these rows."""
+    present = torch.where(pool.weight > 0, pool.scores, -torch.inf)
+    ordered, order = present.sort(dim=1, descending=True)
+    below = pad(ordered[:, 1:], (0, 1), value=-torch.inf)
+    hits, taken = (
+        weight.gather(1, order).cumsum(1, dtype=torch.float64)
+        for weight in (torch.where(pool.is_positive, pool.weight, 0.0), pool.weight)
+    )
+    return Cuts(below, ordered > below, hits, taken)
+
+
+@torch.no_grad()
+def recall_at_precision(
+    scores: Tensor, positive: Tensor, weight: Tensor | None = None, *, precision: float = 0.5
+) -> PerClass:
+    """Compute the most recall among the cuts of at least this precision; 0 where there is none.
+
+    It is the largest recall of scikit-learn's ``precision_recall_curve`` where the precision is reached.
+
+    Args:
+        scores: ``[M]`` or ``[M, C]``, raw logits.
+        positive: bool, same shape.
+        weight: same shape or ``[M]``, not negative; 1 by default.
+        precision: in (0, 1].
+
+    Returns:
+        the value per class, in [0, 1].
+
+    Raises:
+        TypeError: a wrong dtype.
+        ValueError: a wrong shape, a weight that is negative or not finite, or ``precision`` out of range.
+
+    Example:
+        >>> scores, positive = torch.tensor([4.0, 3.0, 2.0, 1.0]), torch.tensor([True, False, True, False])
+        >>> recall_at_precision(scores, positive, precision=0.6).value  # 2 of the upper 3 are positive
+        tensor(1., dtype=torch.float64)
+    """
+    checks.probability("precision", precision, open_low=True)
+    pool = make_pool(scores, positive, weight)
+    found = cuts(pool)
+    reached = found.ends & (found.precision >= precision * (1 - 1e-12))
+    return per_class(pool, torch.where(reached, found.recall, 0.0).amax(1), found.hits[:, -1]).like(scores)
+
+
+@torch.no_grad()
+def precision_at_recall(
+    scores: Tensor, positive: Tensor, weight: Tensor | None = None, *, recall: float = 0.8
+) -> PerClass:
+    """Compute the most precision among the cuts of at least this recall.
+
+    It is the largest precision of scikit-learn's ``precision_recall_curve`` where the recall is reached.
+
+    Args:
+        scores: ``[M]`` or ``[M, C]``, raw logits.
+        positive: bool, same shape.
+        weight: same shape or ``[M]``, not negative; 1 by default.
+        recall: in (0, 1].
+
+    Returns:
+        the value per class, in [0, 1].
+
+    Raises:
+        TypeError: a wrong dtype.
+        ValueError: a wrong shape, a weight that is negative or not finite, or ``recall`` out of range.
+    """
+    checks.probability("recall", recall, open_low=True)
+    pool = make_pool(scores, positive, weight)
+    found = cuts(pool)
+    reached = found.ends & (found.recall >= recall * (1 - 1e-12))
+    return per_class(pool, torch.where(reached, found.precision, 0.0).amax(1), found.hits[:, -1]).like(scores)
+
+
+@torch.no_grad()
+def cost_saved(
+    scores: Tensor, positive: Tensor, weight: Tensor | None = None, *, fn: float = 1.0, fp: float = 1.0
+) -> PerClass:
+    r"""Compute the share of the avoidable cost that the best cut on these rows saves.
+
+    .. math:: 1 - \frac{\min_\theta \; c_{FN} \, FN(\theta) + c_{FP} \, FP(\theta)}{\min(c_{FN} P, \; c_{FP} N)}
+
+    The divisor is the cost without a model: alarm nobody or everybody, whichever is cheaper. So 0 is no use, 1 is no
+    mistake, and models are comparable on any rows.
+
+    Args:
+        scores: ``[M]`` or ``[M, C]``, raw logits.
+        positive: bool, same shape.
+        weight: same shape or ``[M]``, not negative; 1 by default.
+        fn: what a missed positive costs.
+        fp: what a false alarm costs.
+
+    Returns:
+        the value per class, in [0, 1].
+
+    Raises:
+        TypeError: a wrong dtype.
+        ValueError: a wrong shape, a weight that is negative or not finite, or a cost that is not above 0.
+    """
+    checks.positive_number("fn", fn)
+    checks.positive_number("fp", fp)
+    pool = make_pool(scores, positive, weight)
+    found = cuts(pool)
+    saved = torch.where(found.ends, found.saved(fn, fp), 0.0).amax(1).clamp(min=0.0)
+    return per_class(pool, saved, found.hits[:, -1]).like(scores)
 
 
 def threshold_weight(pool: Pool, among: str) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 
 pytest.importorskip("sklearn")
 from rareloss import Objective, SmoothAPLoss
+from rareloss.integrations.network import batches
 from rareloss.study.arms import RECIPE, Arm, arms_for, choose_arms
-from rareloss.study.batches import batches
 from rareloss.study.data import DataError, load
 from rareloss.study.fitting import Fitted, Task, cross_entropy, descend, new_model
 from rareloss.study.runs import run_unit

@@ -4,7 +4,7 @@ import contextlib
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,7 +75,9 @@ def score_file(
         with open(handle, "wb") as file:
             with contextlib.ExitStack() as stack:
                 writer = None
-                for batch, kept in _batches(data, model, list(keep), rows_at_once):
+                # Closed also where a batch is refused, and with it the file that it reads.
+                batches = stack.enter_context(contextlib.closing(_batches(data, model, list(keep), rows_at_once)))
+                for batch, kept in batches:
                     try:
                         found = model.score(batch)
                     except DataError as error:
@@ -100,7 +102,7 @@ def score_file(
 
 def _batches(
     data: str | Path | pd.DataFrame, model: Model, keep: list[str], size: int
-) -> Iterator[tuple[pd.DataFrame, pa.Table]]:
+) -> Generator[tuple[pd.DataFrame, pa.Table]]:
     """Yield rows with the columns of the model, and the columns to keep."""
     endings = [] if isinstance(data, pd.DataFrame) else [ending.lower() for ending in Path(data).suffixes]
     if not isinstance(data, pd.DataFrame) and Path(data).is_file():
@@ -134,7 +136,7 @@ def _check(names: Sequence[str], model: Model, keep: list[str]) -> None:
         raise DataError(f"there is no column {', '.join(map(repr, lacking))} to keep")
 
 
-def _parquet(path: Path, model: Model, keep: list[str], size: int) -> Iterator[tuple[pd.DataFrame, pa.Table]]:
+def _parquet(path: Path, model: Model, keep: list[str], size: int) -> Generator[tuple[pd.DataFrame, pa.Table]]:
     with pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER) as file:
         schema = file.schema_arrow
         _check(schema.names, model, keep)
@@ -149,7 +151,7 @@ def _parquet(path: Path, model: Model, keep: list[str], size: int) -> Iterator[t
             yield empty.select(needed).to_pandas(), empty.select(keep)
 
 
-def _csv(path: Path, model: Model, keep: list[str], size: int) -> Iterator[tuple[pd.DataFrame, pa.Table]]:
+def _csv(path: Path, model: Model, keep: list[str], size: int) -> Generator[tuple[pd.DataFrame, pa.Table]]:
     mark, names = separator(path)
     _check(names, model, keep)
     needed = _needed(model)
@@ -157,9 +159,10 @@ def _csv(path: Path, model: Model, keep: list[str], size: int) -> Iterator[tuple
     with warnings.catch_warnings():
         # A row with more fields than the header would shift its values into other columns.
         warnings.simplefilter("error", pd.errors.ParserWarning)
-        for frame in pd.read_csv(path, sep=mark, dtype=str, index_col=False, chunksize=size):
-            if mark == ";":  # which often stands where the comma is the decimal mark
-                for name in numbers:
-                    frame[name] = frame[name].str.replace(",", ".", regex=False)
-            kept = [pa.array(frame[name], pa.string(), from_pandas=True) for name in keep]
-            yield frame[needed], pa.Table.from_arrays(kept, keep)
+        with pd.read_csv(path, sep=mark, dtype=str, index_col=False, chunksize=size) as reader:
+            for frame in reader:
+                if mark == ";":  # which often stands where the comma is the decimal mark
+                    for name in numbers:
+                        frame[name] = frame[name].str.replace(",", ".", regex=False)
+                kept = [pa.array(frame[name], pa.string(), from_pandas=True) for name in keep]
+                yield frame[needed], pa.Table.from_arrays(kept, keep)

@@ -3,10 +3,9 @@
 Needs the extra ``study``: ``pip install "rareloss[study]"``.
 """
 
-import itertools
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+import copy
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 try:
@@ -18,43 +17,62 @@ except ModuleNotFoundError as error:
 
 import numpy as np
 import torch
+from scipy.special import expit
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state
-from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils.multiclass import _check_partial_fit_first_call, check_classification_targets, type_of_target
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from rareloss import Objective, SigmoidFocalLoss, checks, rank_stage
-from rareloss.integrations.search import between, cube, network_draws
-from rareloss.training.descent import PENALTIES, Batch, descend, follow_path
+from rareloss import LossWarmupWrapper, Objective, RankStage, SigmoidFocalLoss, checks, rank_stage
+from rareloss.integrations.logistic import in_log_odds, logistic_draws, platt, sample, solve_logistic, taken
+from rareloss.integrations.network import NETWORK, batches, perceptron
+from rareloss.integrations.search import network_draws
+from rareloss.training.descent import Batch, descend
+from rareloss.training.rank_stage import ranking_losses, repeat_stage
 
 __all__ = ["RareClassifier", "logistic_draws", "solve_logistic"]
 
-# The Hessian of so many weights is solved whole; beyond this, by conjugate gradients, which is faster and as exact.
-MOST_UNKNOWNS = 1000
-NETWORK = {"steps": 400, "batch": 1024, "warm_up": 40, "every": 20}
+# Rows that choose among the draws and walk the path, and rows on which the chosen place is found again.
+POOL, LAST_POOL = 8192, 16_384
+# Of logistic regression's gradient, and of the ranking loss: a change that moves no row in the ranking.
+TOLERANCE, STAGE_TOLERANCE = 1e-4, 1e-5
+# Of ``partial_fit``: remembered rows, steps of cross-entropy before a ranking, and the constant learning rates.
+QUEUE, WARM_UP, RATES = 16_384, 200, {"linear": 1e-2, "network": 1e-3}
 
 
 class RareClassifier(ClassifierMixin, BaseEstimator):
     r"""Rank a rare class by a linear model, or a small network, trained for its operating point.
 
-    Where a model cannot fit everything, the loss decides where it is right. Four steps:
+    Where a model cannot fit everything, the loss decides where it is right. Five steps:
 
     1. Rows are split into train and validation, which makes every choice below by the objective itself.
     2. Cross-entropy: logistic regression on standardised inputs, solved to convergence for each of ``trials`` draws of
        penalty and class weight.
-    3. :func:`rareloss.rank_stage` from there on all train rows. Validation keeps it only as far as it helps.
-    4. A ranking has no scale, so scores are mapped to log-odds by a logistic regression of the target on the one score.
+    3. :func:`rareloss.rank_stage` from there. Validation keeps it only as far as it helps.
+    4. A linear model is solved again on all rows, train and validation, with what was chosen: penalty, class weight and
+       place on the path. A network is not: nothing would tell it where to stop.
+    5. A ranking has no scale, so scores are mapped to log-odds by Platt's method on the validation rows, with the model
+       that had not seen them, and the threshold is cut there too. The refitted model's scores are given the mean and
+       the spread of that one's.
+
+    Of many rows, steps 2 and 3 see 8,192: positives, the highest negatives, and a weighted sample of the others. What
+    they choose is then solved on all rows, its place on the path on 16,384.
+
+    The second of the two classes is ranked to the top. A row of weight 0 is absent; other weights count as in the
+    losses, so a positive of weight 2 is not the same as two rows of it, which rank one another.
 
     Args:
-        objective: an operating point such as ``"ap"`` or ``"recall@top=0.5%"``.
+        objective: an operating point such as ``"ap"`` or ``"recall@top=0.5%"``; validation judges by it.
         hidden_layer_sizes: of a network with ReLU; () for a linear model.
+        loss: what the stage minimises. None: the objective's own ranking loss. Another operating point: its ranking
+            loss. ``"focal"``: focal loss with gamma 2. A module called with scores, targets and ``sample_weight``.
+            ``"cross_entropy"``: there is no stage.
         trials: draws of hyper-parameters for cross-entropy.
         validation_fraction: share of the rows that choose.
+        refit: whether a linear model is solved again on all rows.
         random_state: of the split, the draws and the network; an integer, a generator, or None.
 
     Attributes:
@@ -62,10 +80,11 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         coef_: ``[1, d]``, log-odds per unit of each input; of a linear model.
         intercept_: ``[1]``.
         threshold_: the log-odds above which :meth:`predict` says the second class: the objective's on validation, 0 for
-            average precision.
-        stage_: what the ranking stage found, see :class:`rareloss.RankStage`.
+            average precision, which has none.
+        stage_: what the ranking stage found, see :class:`rareloss.RankStage`; None where there was none.
         chosen_: the hyper-parameters of cross-entropy that validation chose.
         n_features_in_: d.
+        feature_names_in_: of a table whose columns have names.
 
     Example:
         >>> from sklearn.datasets import make_classification
@@ -80,15 +99,21 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         objective: str | Objective = "ap",
         hidden_layer_sizes: Sequence[int] = (),
         *,
+        loss: str | Objective | nn.Module | None = None,
         trials: int = 8,
         validation_fraction: float = 0.25,
+        refit: bool = True,
         random_state: Any = None,
     ) -> None:
         self.objective = objective
         self.hidden_layer_sizes = hidden_layer_sizes
+        self.loss = loss
         self.trials = trials
         self.validation_fraction = validation_fraction
+        self.refit = refit
         self.random_state = random_state
+
+    # ------------------------------------------------------------------------------------------------------------ fit
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "RareClassifier":
         """Fit the model.
@@ -99,15 +124,11 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
             sample_weight: ``[n]``, not negative; 1 by default.
 
         Raises:
+            TypeError: an argument of a wrong type.
             ValueError: an argument out of range, more or fewer than two classes, or too few rows of one.
         """
-        objective = Objective.of(self.objective)
-        checks.integer("trials", self.trials, least=1)
-        checks.probability("validation_fraction", self.validation_fraction, open_low=True, open_high=True)
-        if not isinstance(self.hidden_layer_sizes, (tuple, list)):
-            raise TypeError(f"hidden_layer_sizes must be a tuple of widths, got {self.hidden_layer_sizes!r}")
-        for width in self.hidden_layer_sizes:
-            checks.integer("hidden_layer_sizes", width, least=1)
+        objective = self._checked()
+        losses = self._losses(0)
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
         check_classification_targets(y)
         weight = None if sample_weight is None else _check_sample_weight(sample_weight, X, ensure_non_negative=True)
@@ -121,38 +142,218 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
             )
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         rows = np.arange(len(target))
-        train, held = train_test_split(rows, test_size=self.validation_fraction, stratify=target, random_state=seed)
-        self._scaler = StandardScaler().fit(X[train], sample_weight=None if weight is None else weight[train])
-        parts = [_batch(self._scaler.transform(X[part]), target[part], weight, part) for part in (train, held)]
-
-        def judge(model: nn.Module) -> float:
-            with torch.no_grad():
-                return float(objective.metric(model(parts[1].inputs), *parts[1][1:]).value)
-
-        tried = self._linear(parts[0], seed) if not self.hidden_layer_sizes else self._networks(parts[0], judge, seed)
-        start, self.chosen_ = max(tried, key=lambda found: judge(found[0]))
-        self.stage_ = rank_stage(start, objective, *parts, seed=seed)
-        self._slope, self._offset = _log_odds(self.stage_.model, parts[0])
-        if isinstance(self.stage_.model, nn.Linear):
-            self.coef_, self.intercept_ = self._coefficients(self.stage_.model, self._slope, self._offset)
-        scores = torch.from_numpy(self.decision_function(X[held]))
-        self.threshold_ = 0.0 if objective.kind == "ap" else float(objective.threshold(scores, *parts[1][1:]))
+        parts = train_test_split(rows, test_size=self.validation_fraction, stratify=target, random_state=seed)
+        self._stream: _Stream | None = None
+        # Mean and spread are no labels, so validation rows may have a part in them.
+        self._scaler = StandardScaler().fit(X, sample_weight=weight)
+        whole = _batch(self._scaler.transform(X), target, weight, rows)
+        train, held = (taken(whole, torch.from_numpy(np.sort(part))) for part in parts)
+        fit = self._fit_network if self.hidden_layer_sizes else self._fit_linear
+        chosen, self._model = fit(objective, losses, whole, train, held, seed)
+        some = sample(held, LAST_POOL, torch.Generator().manual_seed(seed), chosen)
+        self._slope, self._offset = platt(_scores(chosen, some), some.targets.numpy(), _numbers(some.weight))
+        log_odds = torch.from_numpy(self._slope * _scores(chosen, held) + self._offset)
+        self.threshold_ = _threshold(objective, log_odds, held.targets, held.weight)
+        if self._model is not chosen:
+            (mean, spread), (own_mean, own_spread) = (_moments(model, whole) for model in (chosen, self._model))
+            self._offset += self._slope * (mean - own_mean * spread / own_spread)
+            self._slope *= spread / own_spread
+        self._describe()
         return self
+
+    def _fit_linear(
+        self,
+        objective: Objective,
+        losses: list[nn.Module] | None,
+        whole: Batch,
+        train: Batch,
+        held: Batch,
+        seed: int,
+    ) -> tuple[nn.Module, nn.Module]:
+        # The model that the validation rows have not seen, and the last one.
+        generator = torch.Generator().manual_seed(seed)
+        pilot, _ = self._solve(sample(train, POOL, generator), {"C": 1.0, "class_weight": 1.0})
+        seen = sample(train, POOL, generator, pilot), sample(held, POOL, generator, pilot)
+        start = self._choose(objective, seen[1], self._solutions(seen[0], seed, pilot))
+        chosen = self._stage(start, objective, losses, *seen, seed)
+        last = whole if self.refit else train
+        if last is seen[0]:
+            return chosen, chosen
+        model, self.chosen_["converged"] = self._solve(last, self.chosen_, start)
+        moved = self._again(model, sample(last, LAST_POOL, generator, chosen))
+        return chosen if self.refit else moved, moved
+
+    def _fit_network(
+        self,
+        objective: Objective,
+        losses: list[nn.Module] | None,
+        whole: Batch,
+        train: Batch,
+        held: Batch,
+        seed: int,
+    ) -> tuple[nn.Module, nn.Module]:
+        start = self._choose(objective, held, self._networks(objective, train, held, seed))
+        chosen = self._stage(start, objective, losses, train, held, seed)
+        return chosen, chosen
+
+    def _choose(
+        self, objective: Objective, held: Batch, tried: Iterator[tuple[nn.Module, dict[str, Any]]]
+    ) -> nn.Module:
+        model, self.chosen_ = max(tried, key=lambda one: _judge(objective, one[0], held))
+        return model
+
+    def _stage(
+        self,
+        start: nn.Module,
+        objective: Objective,
+        losses: list[nn.Module] | None,
+        train: Batch,
+        held: Batch,
+        seed: int,
+    ) -> nn.Module:
+        self.stage_: RankStage | None = None
+        if losses == []:
+            return start
+        self.stage_ = rank_stage(start, objective, train, held, losses=losses, tolerance=STAGE_TOLERANCE, seed=seed)
+        return self.stage_.model
+
+    def _again(self, model: nn.Module, rows: Batch) -> nn.Module:
+        # The place that the stage has chosen, on other rows.
+        return model if self.stage_ is None else repeat_stage(self.stage_, model, rows, tolerance=STAGE_TOLERANCE)
+
+    def _solve(self, rows: Batch, draw: Mapping[str, float], start: nn.Module | None = None) -> tuple[nn.Linear, bool]:
+        return solve_logistic(
+            rows.inputs,
+            rows.targets.numpy(),
+            {0: 1.0, 1: draw["class_weight"]},
+            draw["C"],
+            rows.weight,
+            tolerance=TOLERANCE,
+            dtype=torch.float32,
+            start=start if isinstance(start, nn.Linear) else None,
+        )
+
+    def _solutions(self, train: Batch, seed: int, start: nn.Linear) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
+        last = 1.0
+        for draw in logistic_draws(self.trials, seed):
+            start = copy.deepcopy(start)
+            with torch.no_grad():  # where positives weigh w times as much, the odds are w times as high
+                start.bias.add_(math.log(draw["class_weight"] / last))
+            last = draw["class_weight"]
+            start, converged = self._solve(train, draw, start)
+            yield start, {**draw, "converged": converged}
+
+    def _networks(
+        self, objective: Objective, train: Batch, held: Batch, seed: int
+    ) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
+        for draw in network_draws(self.trials, seed):
+            model = self._new_model(train, seed)
+            descend(
+                model,
+                SigmoidFocalLoss(alpha=None, gamma=0.0),
+                _shuffled(train, seed),
+                lambda model=model: torch.tensor([_judge(objective, model, held)]),  # type: ignore[misc]
+                steps=NETWORK["steps"],
+                warm_up=NETWORK["warm_up"],
+                every=NETWORK["every"],
+                **draw,  # type: ignore[arg-type]
+            )
+            yield model, draw
+
+    def _new_model(self, rows: Batch, seed: int) -> nn.Module:
+        # Every row starts at the base rate.
+        features = rows.inputs.shape[1]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model: nn.Module = (
+                perceptron(features, 1, self.hidden_layer_sizes) if self.hidden_layer_sizes else nn.Linear(features, 1)
+            )
+        last = model[-1] if isinstance(model, nn.Sequential) else model
+        if isinstance(model, nn.Linear):
+            nn.init.zeros_(model.weight)
+        positives = float(rows.targets.sum())
+        nn.init.constant_(last.bias, math.log((positives + 0.5) / (len(rows.targets) - positives + 0.5)))  # type: ignore[arg-type]
+        return model
+
+    # --------------------------------------------------------------------------------------------------- partial_fit
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> "RareClassifier":
+        r"""Take one AdamW step of the loss on a batch, which is ranked together with the last 16,384 rows.
+
+        For a stream, or to follow new rows after :meth:`fit`. Nothing is held out, so nothing is chosen and no earlier
+        step is kept: the rate is constant (1e-2; 1e-3 for a network), and the objective does not stop it. Without
+        :meth:`fit` before it, the first batch sets mean and spread of the inputs for good, and 200 steps of
+        cross-entropy come first, since a ranking has nothing to say about a random order. Batches in random order, of
+        some hundred rows; a batch without positives learns from those remembered.
+
+        Each batch is scored before its step. Log-odds and threshold are fitted on the last 16,384 such scores, which no
+        step had seen (progressive validation).
+
+        Args:
+            X: ``[n, d]``, numbers.
+            y: ``[n]``.
+            classes: the two classes; needed in the first call, unless :meth:`fit` came before.
+            sample_weight: ``[n]``, not negative; 1 by default.
+
+        Raises:
+            ValueError: classes that are missing, change or are not two; a label that is none of them; or as in
+                :meth:`fit`.
+
+        Reference:
+            Blum, Kalai, Langford, "Beating the Hold-Out: Bounds for K-fold and Progressive Cross-Validation", 1999.
+        """
+        objective = self._checked()
+        losses = self._losses(QUEUE)
+        first = not hasattr(self, "_model")
+        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], reset=first)
+        check_classification_targets(y)
+        weight = None if sample_weight is None else _check_sample_weight(sample_weight, X, ensure_non_negative=True)
+        _check_partial_fit_first_call(self, classes)
+        if len(self.classes_) != 2:
+            count = len(self.classes_)
+            del self.classes_  # the next call is the first one again
+            raise ValueError(f"Only binary classification is supported: classes must name two, got {count} class(es)")
+        if unknown := sorted(set(np.unique(y).tolist()) - set(self.classes_.tolist())):
+            raise ValueError(f"y holds {unknown}, which classes={self.classes_.tolist()} does not name")
+        target = (y == self.classes_[1]).astype(np.int64)
+        if first:
+            self._scaler = StandardScaler().fit(X, sample_weight=weight)
+        rows = _batch(self._scaler.transform(X), target, weight, np.arange(len(target)))
+        if first:
+            self._model = self._new_model(rows, int(check_random_state(self.random_state).randint(2**31 - 1)))
+            self._slope, self._offset, self.threshold_ = 1.0, 0.0, 0.0
+        stream: _Stream = getattr(self, "_stream", None) or _Stream(self._model, losses, WARM_UP if first else 0)
+        self._stream = stream
+        recent = stream.step(rows)
+        if 0 < int(recent.targets.sum()) < len(recent.targets):
+            scores = recent.inputs.double().numpy()
+            self._slope, self._offset = platt(scores, recent.targets.numpy(), _numbers(recent.weight))
+            log_odds = torch.from_numpy(self._slope * scores + self._offset)
+            self.threshold_ = _threshold(objective, log_odds, recent.targets, recent.weight)
+        self._describe()
+        return self
+
+    # ------------------------------------------------------------------------------------------------------- predict
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Compute the log-odds of the second class, ``[n]``."""
-        check_is_fitted(self, "stage_")
+        check_is_fitted(self, "_model")
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-        if not self.hidden_layer_sizes:
+        if isinstance(self._model, nn.Linear):
             return np.asarray(X @ self.coef_[0] + self.intercept_[0])
         with torch.no_grad():
-            scores = self.stage_.model(_inputs(self._scaler.transform(X)))[:, 0]
+            scores = self._model(_inputs(self._scaler.transform(X)))[:, 0]
         return np.asarray(self._slope * scores.double().numpy() + self._offset)
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Compute the probabilities of both classes, ``[n, 2]``: the logistic function of the log-odds."""
+        log_odds = self.decision_function(X)
+        return np.stack([expit(-log_odds), expit(log_odds)], 1)
 
     def predict(self, X: Any) -> np.ndarray:
         """Say the second class above ``threshold_``."""
-        check_is_fitted(self, "stage_")
-        return np.asarray(self.classes_[(self.decision_function(X) > self.threshold_).astype(int)])
+        above = self.decision_function(X) > self.threshold_
+        return np.asarray(self.classes_[above.astype(int)])
 
     def standard_errors(
         self, X: Any, y: Any, sample_weight: Any = None, *, resamples: int = 50, random_state: Any = None
@@ -160,7 +361,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         r"""Estimate the standard errors of ``coef_`` and ``intercept_`` by the Bayesian bootstrap.
 
         Each resample gives all rows weights from an exponential distribution, so that no positive is lost, and repeats
-        the fit with the penalties that validation chose: cross-entropy, the path, the mapping to log-odds.
+        the fit with the penalties that validation chose: cross-entropy, the place on the path, the mapping to log-odds.
 
         Args:
             X: the rows that the model was fitted on.
@@ -174,66 +375,70 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
 
         Raises:
             ValueError: a network, which has no coefficients; or as in :meth:`fit`.
+            NotFittedError: :meth:`fit` has not been called; :meth:`partial_fit` chooses nothing that could be repeated.
 
         Reference:
             Rubin, "The Bayesian Bootstrap", Annals of Statistics 1981.
         """
-        check_is_fitted(self, "stage_")
+        check_is_fitted(self, "chosen_")
         if self.hidden_layer_sizes:
             raise ValueError("a network has no coefficients; fit with hidden_layer_sizes=()")
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], reset=False)
         target = (y == self.classes_[1]).astype(int)
         own = np.ones(len(target)) if sample_weight is None else _check_sample_weight(sample_weight, X)
         random = check_random_state(random_state)
+        generator = torch.Generator().manual_seed(int(random.randint(2**31 - 1)))
         x = self._scaler.transform(X)
         found = []
         for _ in range(resamples):
             rows = _batch(x, target, own * random.exponential(size=len(target)), np.arange(len(target)))
-            model, _ = self._solve(rows, self.chosen_)
-            if self.stage_.loss is not None:
-                looks = next(one for one in self.stage_.looks if any(look.step == self.stage_.step for look in one))
-                many = [look.step for look in looks].index(self.stage_.step)
-                places = iter(range(many + 1))  # judged by their order, so that the last place on the path is kept
-                follow_path(
-                    model,
-                    self.stage_.loss,
-                    rows,
-                    partial(_next_of, places),
-                    penalties=PENALTIES[:many],
-                )
+            solved, _ = self._solve(rows, self.chosen_)
+            model = self._again(solved, sample(rows, LAST_POOL, generator, solved))
+            assert isinstance(model, nn.Linear)
             found.append(np.append(*self._coefficients(model, *_log_odds(model, rows))))
         return np.asarray(np.std(found, axis=0, ddof=1))
 
-    def _solve(self, train: Batch, draw: Mapping[str, float]) -> tuple[nn.Linear, bool]:
-        classes = {0: 1.0, 1: draw["class_weight"]}
-        return solve_logistic(train.inputs, train.targets.numpy(), classes, draw["C"], train.weight)
+    # ---------------------------------------------------------------------------------------------------------- parts
+
+    def _checked(self) -> Objective:
+        objective = Objective.of(self.objective)
+        checks.integer("trials", self.trials, least=1)
+        checks.probability("validation_fraction", self.validation_fraction, open_low=True, open_high=True)
+        if not isinstance(self.hidden_layer_sizes, (tuple, list)):
+            raise TypeError(f"hidden_layer_sizes must be a tuple of widths, got {self.hidden_layer_sizes!r}")
+        for width in self.hidden_layer_sizes:
+            checks.integer("hidden_layer_sizes", width, least=1)
+        return objective
+
+    def _losses(self, queue_size: int) -> list[nn.Module] | None:
+        # What a stage tries: None for the objective's own, nothing for cross-entropy alone.
+        if isinstance(self.loss, nn.Module):
+            return [copy.deepcopy(self.loss)]
+        if self.loss == "cross_entropy":
+            return []
+        if self.loss == "focal":
+            return [SigmoidFocalLoss(alpha=None, gamma=2.0)]
+        if self.loss is not None and not isinstance(self.loss, (str, Objective)):
+            raise TypeError(
+                "loss must be None, 'cross_entropy', 'focal', an operating point such as 'pauc@fpr=0-0.5%', or an "
+                f"nn.Module, got {type(self.loss).__name__}"
+            )
+        try:
+            ranked = Objective.of(self.objective if self.loss is None else self.loss)
+        except ValueError as error:
+            raise ValueError(f"loss is 'cross_entropy', 'focal' or an operating point: {error}") from error
+        return list(
+            ranking_losses(ranked, 1, "network" if self.hidden_layer_sizes else "linear", queue_size=queue_size)
+        )
+
+    def _describe(self) -> None:
+        if isinstance(self._model, nn.Linear):
+            self.coef_, self.intercept_ = self._coefficients(self._model, self._slope, self._offset)
 
     def _coefficients(self, layer: nn.Linear, slope: float, offset: float) -> tuple[np.ndarray, np.ndarray]:
         coefficients = slope * layer.weight.detach().double().numpy() / self._scaler.scale_
         intercept = slope * layer.bias.item() + offset - float(coefficients[0] @ self._scaler.mean_)
         return coefficients, np.array([intercept])
-
-    def _linear(self, train: Batch, seed: int) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
-        for draw in logistic_draws(self.trials, seed):
-            model, converged = self._solve(train, draw)
-            yield model, {**draw, "converged": converged}
-
-    def _networks(
-        self, train: Batch, judge: Callable[[nn.Module], float], seed: int
-    ) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
-        for draw in network_draws(self.trials, seed):
-            model = _network([train.inputs.shape[1], *self.hidden_layer_sizes], train.targets, seed)
-            descend(
-                model,
-                SigmoidFocalLoss(alpha=None, gamma=0.0),
-                _shuffled(train, NETWORK["batch"], torch.Generator().manual_seed(seed)),
-                lambda model=model: torch.tensor([judge(model)]),  # type: ignore[misc]
-                steps=NETWORK["steps"],
-                warm_up=NETWORK["warm_up"],
-                every=NETWORK["every"],
-                **draw,  # type: ignore[arg-type]
-            )
-            yield model, draw
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -241,77 +446,60 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         return tags
 
 
-def logistic_draws(trials: int, seed: int) -> list[dict[str, float]]:
-    """Draw penalties (C) and class weights for logistic regression: the usual setting, then random ones."""
-    drawn = cube(trials - 1, 2, seed)
-    return [{"C": 1.0, "class_weight": 1.0}] + [
-        {"C": between(penalty, 0.1, 1000), "class_weight": between(weight, 0.3, 100)} for penalty, weight in drawn
-    ]
+class _Stream:
+    # Steps on batches as they come, and the last scores that no step had seen.
+
+    def __init__(self, model: nn.Module, losses: list[nn.Module] | None, warm_up: int) -> None:
+        cross_entropy = SigmoidFocalLoss(alpha=None, gamma=0.0)
+        self.model, self.loss = model, cross_entropy if not losses else losses[0]
+        if losses and warm_up:
+            self.loss = LossWarmupWrapper(cross_entropy, losses[0], warmup_steps=warm_up)
+        rate = RATES["linear" if isinstance(model, nn.Linear) else "network"]
+        self.optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
+        self.recent: Batch | None = None
+
+    def step(self, rows: Batch) -> Batch:
+        scores = self.model(rows.inputs)[:, 0]
+        weight = torch.ones(len(scores)) if rows.weight is None else rows.weight
+        value = self.loss(scores, rows.targets, sample_weight=weight)
+        if bool(torch.isfinite(value)):
+            self.optimiser.zero_grad()
+            value.backward()
+            self.optimiser.step()
+        seen = [Batch(scores.detach(), rows.targets, weight)]
+        if self.recent is not None:
+            seen.insert(0, self.recent)
+        self.recent = Batch(*(torch.cat(parts)[-QUEUE:] for parts in zip(*seen, strict=True)))
+        return self.recent
 
 
-def solve_logistic(
-    x: Tensor,
-    target: np.ndarray,
-    class_weight: Mapping[int, float],
-    C: float,
-    weight: Tensor | None = None,
-) -> tuple[nn.Linear, bool]:
-    """Solve logistic regression to convergence.
-
-    Args:
-        x: inputs ``[n, d]``.
-        target: class indices ``[n]``.
-        class_weight: by class.
-        C: inverse penalty.
-        weight: of the rows.
-
-    Returns:
-        the model, with one output for two classes, else one a class; and whether the solver converged.
-    """
-    classes = len(class_weight)
-    outputs = 1 if classes == 2 else classes
-    solver = LogisticRegression(
-        C=C,
-        class_weight=dict(class_weight),
-        solver="newton-cholesky" if (x.shape[1] + 1) * outputs <= MOST_UNKNOWNS else "newton-cg",
-        tol=1e-6,
-        max_iter=1000,
-    )
-    with warnings.catch_warnings(record=True) as caught:
-        # An ill-conditioned Hessian makes scikit-learn go on with lbfgs, which is what is wanted.
-        warnings.simplefilter("always")
-        solver.fit(x.double().numpy(), target, None if weight is None else weight.double().numpy())
-        converged = not any(issubclass(each.category, ConvergenceWarning) for each in caught)
-    model = nn.Linear(x.shape[1], outputs)
+def _judge(objective: Objective, model: nn.Module, held: Batch) -> float:
     with torch.no_grad():
-        model.weight.copy_(torch.from_numpy(solver.coef_))
-        model.bias.copy_(torch.from_numpy(solver.intercept_))
-    return model, converged
+        return float(objective.metric(model(held.inputs), held.targets, held.weight).value)
 
 
-def _network(sizes: Sequence[int], target: Tensor, seed: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        layers = [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
-        last = nn.Linear(sizes[-1], 1)
-    nn.init.constant_(last.bias, float(target.double().mean().logit()))  # every row starts at the base rate
-    return nn.Sequential(*layers, last)
+def _threshold(objective: Objective, log_odds: Tensor, target: Tensor, weight: Tensor | None) -> float:
+    return 0.0 if objective.kind == "ap" else float(objective.threshold(log_odds, target, weight))
+
+
+@torch.no_grad()
+def _scores(model: nn.Module, rows: Batch) -> np.ndarray:
+    return np.asarray(model(rows.inputs)[:, 0].double().numpy())
+
+
+def _moments(model: nn.Module, rows: Batch) -> tuple[float, float]:
+    scores, weight = _scores(model, rows), _numbers(rows.weight)
+    mean = np.average(scores, weights=weight)
+    return float(mean), float(np.sqrt(np.average((scores - mean) ** 2, weights=weight))) or 1.0
 
 
 def _log_odds(model: nn.Module, train: Batch) -> tuple[float, float]:
     # Slope and offset that make scores log-odds on these rows.
-    with torch.no_grad():
-        scores = model(train.inputs).double().numpy()
-    spread = float(scores.std()) or 1.0
-    fitted = LogisticRegression(C=np.inf, tol=1e-8, solver="newton-cholesky").fit(
-        scores / spread, train.targets.numpy(), None if train.weight is None else train.weight.numpy()
-    )
-    # A score that ranks the wrong way round would be turned; it is flat at least.
-    return max(float(fitted.coef_[0, 0]) / spread, 1e-12), float(fitted.intercept_[0])
+    return in_log_odds(_scores(model, train), train.targets.numpy(), _numbers(train.weight))
 
 
-def _next_of(places: Iterator[int]) -> Tensor:
-    return torch.tensor([float(next(places))])
+def _numbers(weight: Tensor | None) -> np.ndarray | None:
+    return None if weight is None else weight.double().numpy()
 
 
 def _inputs(x: np.ndarray) -> Tensor:
@@ -323,8 +511,6 @@ def _batch(x: np.ndarray, target: np.ndarray, weight: np.ndarray | None, rows: n
     return Batch(_inputs(x), torch.from_numpy(target), own)
 
 
-def _shuffled(whole: Batch, size: int, generator: torch.Generator) -> Iterator[Batch]:
-    size = max(1, min(size, len(whole.targets) // 8))
-    while True:
-        for rows in torch.randperm(len(whole.targets), generator=generator).split(size):
-            yield Batch(whole.inputs[rows], whole.targets[rows], None if whole.weight is None else whole.weight[rows])
+def _shuffled(whole: Batch, seed: int) -> Iterator[Batch]:
+    size = max(1, min(NETWORK["batch"], len(whole.targets) // 8))
+    return (taken(whole, rows) for rows, _ in batches(whole.targets, size, seed))

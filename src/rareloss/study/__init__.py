@@ -7,12 +7,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rareloss.study.advise import Advice, Finding
     from rareloss.study.comparison import Comparison, Interrupted, compare
     from rareloss.study.data import DataError
 
-__all__ = ["Comparison", "DataError", "Interrupted", "compare"]
+__all__ = ["Advice", "Comparison", "DataError", "Finding", "Interrupted", "compare"]
 
-_HOME = dict.fromkeys(("Comparison", "Interrupted", "compare"), "comparison") | {"DataError": "data"}
+_HOME = dict.fromkeys(("Comparison", "Interrupted", "compare"), "comparison") | {
+    "Advice": "advise",
+    "DataError": "data",
+    "Finding": "advise",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rareloss import Objective
+from rareloss.integrations.network import NETWORK
 from rareloss.study.data import DataError
 
 __all__ = ["BASELINE", "RECIPE", "Arm", "arms_for", "choose_arms", "ranking_objective"]
@@ -14,10 +15,10 @@ ALWAYS = (BASELINE, "weighted_ce", "trees")
 
 # Every number that the arms share; results.json repeats it.
 RECIPE: dict[str, Any] = {
-    "network_steps": 400,
-    "network_batch": 1024,
-    "network_warm_up_steps": 40,
-    "network_look_every": 20,
+    "network_steps": NETWORK["steps"],
+    "network_batch": NETWORK["batch"],
+    "network_warm_up_steps": NETWORK["warm_up"],
+    "network_look_every": NETWORK["every"],
     "stage_steps": 100,
     "stage_pool": {"linear": None, "network": 16_384},
     "stage_look_every": 10,
@@ -55,7 +56,7 @@ class Arm:
 
 def arms_for(objective: Objective) -> tuple[Arm, ...]:
     """Return every arm that fits an objective."""
-    ranking = {"ap": ("smooth_ap",), "pauc@fpr": ("pauc",)}.get(objective.kind, ("recall", "pauc"))
+    ranking = {"ap": ("smooth_ap",), "pauc@fpr": ("pauc",)}.get(objective.trains[0].kind, ("recall", "pauc"))
     arms = [
         Arm(
             BASELINE,
@@ -130,4 +131,4 @@ def ranking_objective(arm: Arm, objective: Objective) -> Objective:
     """Return what a ranking arm trains for: the objective itself, or the one that stands in for it."""
     if arm.loss == "pauc" and objective.kind != "pauc@fpr":
         return Objective("pauc@fpr", objective.level)
-    return objective
+    return objective.trains[0]

@@ -25,6 +25,7 @@ from rich.table import Table as RichTable
 from rareloss import Objective
 from rareloss.study.arms import RECIPE, Arm, choose_arms
 from rareloss.study.data import DataError, Table, load
+from rareloss.study.forecast import forecasts
 from rareloss.study.report import html_summary, write_report
 from rareloss.study.runs import TREES, Store, run_unit, unit_name, write_atomically
 from rareloss.study.scorers import SCORERS, find_scorer
@@ -62,6 +63,11 @@ class Comparison:
     def verdicts(self) -> dict[str, str]:
         """One plain sentence per scorer."""
         return {row["scorer"]: row["sentence"] for row in self.results["verdicts"]}
+
+    @property
+    def forecasts(self) -> dict[str, str]:
+        """One plain sentence per scorecard: what was expected of a ranking stage, and what came out."""
+        return {row["scorer"]: row["sentence"] for row in self.results["forecasts"]}
 
     def save(self, folder: str | Path) -> None:
         """Write ``results.json`` and ``report.html`` into a folder."""
@@ -179,7 +185,7 @@ def compare(
 
     given = {"target": target, "positive": positive, "group": group, "time": time}
     names = [scorer.name for scorer in scorers]
-    described = {
+    described: dict[str, Any] = {
         "schema": 1,
         "versions": versions(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
@@ -195,7 +201,14 @@ def compare(
         finished = [units[key] for key in wanted if key in units]
         unfinished = [{"seed": seed, "scorer": name} for name, seed in wanted if (name, seed) not in units]
         ratio = float(np.mean([len(fold.test) / len(fold.train) for fold in folds.values()]))
-        return Comparison({**described, **judge(finished, described, ratio, shared=TREES), "unfinished": unfinished})
+        judged_runs = judge(finished, described, ratio, shared=TREES)
+        expected = forecasts(
+            judged_runs["runs"],
+            [scorer.name for scorer in scorers if scorer.scorecard],
+            described["arms"],
+            float(np.mean(np.bincount(table.target[folds[numbers[0]].train])[0 if table.multiclass else 1 :])),
+        )
+        return Comparison({**described, **judged_runs, "forecasts": expected, "unfinished": unfinished})
 
     try:
         with _bars(progress, wanted, units, chosen) as (finished, ticks):

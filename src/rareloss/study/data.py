@@ -14,7 +14,17 @@ import pandas as pd
 from pandas.api import types
 from sklearn.metrics import average_precision_score
 
-__all__ = ["Column", "DataError", "Table", "load", "read_column", "separator", "source_frame", "text_for_objects"]
+__all__ = [
+    "Column",
+    "DataError",
+    "Table",
+    "is_date",
+    "load",
+    "read_column",
+    "separator",
+    "source_frame",
+    "text_for_objects",
+]
 
 # Train, validation and test must each hold a few rows of every class: 6, 2 and 2 at 60/20/20.
 LEAST_ROWS_OF_A_CLASS = 10
@@ -218,6 +228,11 @@ def load(
     )
 
 
+def is_date(column: pd.Series) -> bool:
+    """Say whether a column holds dates."""
+    return _date_format(column)[0] is not None
+
+
 # ---------------------------------------------------------------------------------------------------------- sources
 
 
@@ -231,7 +246,7 @@ class _Source(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def source_frame(data: str | Path | pd.DataFrame) -> pd.DataFrame:
+def source_frame(data: str | Path | pd.DataFrame | None) -> pd.DataFrame:
     """Return the columns of data as they were found, before anything is dropped or read.
 
     Raises:

@@ -34,7 +34,7 @@ def evaluate(scores: Tensor, target: np.ndarray, table: Table, objective: Object
     labels = torch.from_numpy(target)
     value, defined = objective.metric(scores, labels)
     found: dict[str, Any] = {"test": _mean(value, defined), "metrics": {}, "per_class": []}
-    level = objective.level if objective.kind.startswith("recall") else 0.01
+    level = objective.share if objective.kind in ("recall@top", "recall@fpr") else 0.01
     for other in (Objective("ap"), Objective("recall@top", level), Objective("recall@fpr", level)):
         found["metrics"][str(other)] = _mean(*other.metric(scores, labels))
     margin, positive = scores.double().numpy(), target == 1

@@ -210,10 +210,12 @@ def _panel(
             }
         )
     verdict = next((row["sentence"] for row in results["verdicts"] if row["scorer"] == name), None)
+    forecast = next((row["sentence"] for row in results.get("forecasts", ()) if row["scorer"] == name), None)
     return {
         "name": name,
         "about": scorer["about"],
         "verdict": verdict,
+        "forecast": forecast,
         "rows": rows,
         "default": _default_arms(rows),
         "per_class": _per_class(arms, runs, name, results),
@@ -330,19 +332,19 @@ def _pr(
     default: Sequence[str],
 ) -> go.Figure | None:
     end = 1.0
-    if point.level is not None:
+    if point.share is not None:
         recalls = [_recall_at(run, point) for arm in default for run in mine.get(arm, [])]
         end = min(1.0, max([0.1, *(1.6 * found for found in recalls if found)])) if any(recalls) else 1.0
     grid = np.union1d(np.linspace(0, end, 121), np.linspace(0, 1, 61))  # finest where the plot opens
     figure = _banded(arms, mine, "pr", ("recall", "precision"), grid)
     if figure is None:
         return None
-    if point.level is not None and rate:
+    if point.share is not None and rate:
         recall = np.linspace(0, 1, 201)[1:]
         if point.kind == "recall@top":  # flagged = q * rows, so precision = recall * rate / q: a ray through the origin
-            precision = recall * rate / point.level
+            precision = recall * rate / point.share
         else:  # flagged = recall * rate + fpr * (1 - rate)
-            precision = recall * rate / (recall * rate + point.level * (1 - rate))
+            precision = recall * rate / (recall * rate + point.share * (1 - rate))
         inside = precision <= 1
         figure.add_scatter(
             x=recall[inside], y=precision[inside], mode="lines", name=point.name, hoverinfo="name",
@@ -357,7 +359,7 @@ def _recall_at(run: Run, point: Objective) -> float | None:
     """Recall at the operating point, read from the curve that has it on its x axis."""
     curve, x, y = ("gain", "share", "recall") if point.kind == "recall@top" else ("roc", "fpr", "tpr")
     line = _curve(run, curve, x, y)
-    return None if line is None or point.level is None else float(np.interp(point.level, *line))
+    return None if line is None or point.share is None else float(np.interp(point.share, *line))
 
 
 def _roc(arms: Sequence[Arm], mine: Runs, point: Objective) -> go.Figure | None:
@@ -400,18 +402,18 @@ def _log_share(
     if not shares.size:
         return None
     low = max(float(shares.min()), 1e-6)
-    low = min(low, 0.1, mark.level / 3 if mark and mark.level else 1.0)
+    low = min(low, 0.1, mark.share / 3 if mark and mark.share else 1.0)
     figure = _banded(arms, mine, curve, axes, np.geomspace(low, 1, 161))
     if figure is None:
         return None
-    if mark and mark.level:
+    if mark and mark.share:
         if mark.kind == "pauc@fpr":
-            figure.add_vrect(x0=max(mark.low, low), x1=mark.level, fillcolor=GREY, opacity=0.18, line_width=0)
+            figure.add_vrect(x0=max(mark.low, low), x1=mark.share, fillcolor=GREY, opacity=0.18, line_width=0)
         else:
-            figure.add_vline(x=mark.level, line={"color": INK, "width": 1, "dash": "dot"})
-        left = mark.level**2 > low  # the label goes where there is more room on the log axis
+            figure.add_vline(x=mark.share, line={"color": INK, "width": 1, "dash": "dot"})
+        left = mark.share**2 > low  # the label goes where there is more room on the log axis
         figure.add_annotation(
-            x=np.log10(mark.level), y=1.01, yref="paper", yanchor="bottom", xanchor="right" if left else "left",
+            x=np.log10(mark.share), y=1.01, yref="paper", yanchor="bottom", xanchor="right" if left else "left",
             text=mark.name, font={"size": 11, "color": INK}, showarrow=False,
         )  # fmt: skip
     decades = [10.0**power for power in range(-6, 1)]

@@ -4,11 +4,13 @@ import importlib
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from rareloss.integrations.network import perceptron
 from rareloss.study.data import DataError
 from rareloss.study.inputs import Kind
 
@@ -40,17 +42,6 @@ def _linear(n_features: int, n_outputs: int) -> nn.Module:
     return model
 
 
-def _mlp(*hidden: int) -> Callable[[int, int], nn.Module]:
-    def build(n_features: int, n_outputs: int) -> nn.Module:
-        layers: list[nn.Module] = []
-        for width in hidden:
-            layers += [nn.Linear(n_features, width), nn.ReLU()]
-            n_features = width
-        return nn.Sequential(*layers, nn.Linear(n_features, n_outputs))
-
-    return build
-
-
 SCORERS = {
     scorer.name: scorer
     for scorer in (
@@ -69,7 +60,7 @@ SCORERS = {
             "a network with hidden layers of 128 and 64 on quantile-normal inputs",
             ("normal",),
             False,
-            _mlp(128, 64),
+            partial(perceptron, hidden=(128, 64)),
         ),
     )
 }
@@ -79,7 +70,11 @@ ON_REQUEST = {
     "linear_normal": Scorer("linear_normal", "a linear scorecard on quantile-normal inputs", ("normal",), True, _linear)
 } | {
     f"mlp{units}": Scorer(
-        f"mlp{units}", f"a network of {units} hidden units on quantile-normal inputs", ("normal",), False, _mlp(units)
+        f"mlp{units}",
+        f"a network of {units} hidden units on quantile-normal inputs",
+        ("normal",),
+        False,
+        partial(perceptron, hidden=(units,)),
     )
     for units in (8, 32)
 }

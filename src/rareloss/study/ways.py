@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from rareloss import LossWarmupWrapper
+from rareloss.integrations.network import batches
 from rareloss.integrations.search import between, cube, network_draws
 from rareloss.ranking.ranking_loss import RankingLoss
 from rareloss.study.arms import BASELINE, RECIPE, Arm, ranking_objective
-from rareloss.study.batches import batches
 from rareloss.study.data import DataError
 from rareloss.study.fitting import (
     Fitted,

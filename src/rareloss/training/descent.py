@@ -5,14 +5,26 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["PENALTIES", "Batch", "Descent", "Look", "arguments", "descend", "follow_path", "keeping_modes", "pools"]
+__all__ = [
+    "PENALTIES",
+    "Batch",
+    "Descent",
+    "Judgement",
+    "Look",
+    "arguments",
+    "descend",
+    "follow_path",
+    "keeping_modes",
+    "pools",
+]
 
 # On the relative change of the weights, squared, in units of the loss.
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -48,6 +60,25 @@ class Look(NamedTuple):
     validation: float
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """What validation thinks of a model.
+
+    Args:
+        value: more is better, NaN is worst.
+        reweigh: computes the same on reweighted validation rows, ``[B]``. It is called where the margin asks for it,
+            which is only where the value is better.
+    """
+
+    value: float
+    reweigh: Callable[[], Tensor]
+
+    @cached_property
+    def reweighted(self) -> Tensor:
+        """The values on reweighted rows, computed once."""
+        return self.reweigh()
+
+
 class Descent(NamedTuple):
     """Which step was kept, and what was seen.
 
@@ -64,7 +95,7 @@ def descend(
     model: nn.Module,
     loss: nn.Module,
     batches: Iterable[Any],
-    judge: Callable[[], Tensor],
+    judge: Callable[[], Judgement | Tensor],
     *,
     steps: int,
     learning_rate: float,
@@ -83,8 +114,8 @@ def descend(
         model: where to start; it is changed.
         loss: called with scores and targets, and with ``sample_weight`` where a batch has weights.
         batches: inputs, targets and perhaps weights, one a step, see :class:`Batch`; gone through again when they end.
-        judge: computes what validation thinks of the model (more is better, NaN is worst), and then what reweighted
-            validation rows do, ``[1 + B]``, for the margin.
+        judge: computes what validation thinks of the model (more is better, NaN is worst) and of its B reweightings,
+            for the margin: a :class:`Judgement`, or all of it as ``[1 + B]``.
         steps: how many.
         learning_rate: at its peak.
         weight_decay: decoupled.
@@ -121,11 +152,14 @@ def follow_path(
     model: nn.Module,
     loss: nn.Module,
     whole: Batch,
-    judge: Callable[[], Tensor],
+    judge: Callable[[], Judgement | Tensor],
     *,
     penalties: Sequence[float] = PENALTIES,
     margin: float = 0.5,
     scores_of: Callable[..., Tensor] | None = None,
+    first: nn.Module | None = None,
+    tolerance: float = 1e-6,
+    solver: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
 ) -> Descent:
     r"""Minimise a loss of all rows ever more freely, and keep what is best on validation, the start included.
 
@@ -144,6 +178,9 @@ def follow_path(
         penalties: from the largest to the smallest.
         margin: as in :func:`descend`.
         scores_of: as in :func:`descend`.
+        first: a model of the same kind, from whose parameters the first search starts; by default the given one's.
+        tolerance: change of the loss (or of every parameter) by which a search ends.
+        solver: makes the optimiser whose one ``step(closure)`` minimises; L-BFGS by default.
 
     Returns:
         looks whose ``step`` counts the gradients that were computed until then.
@@ -167,13 +204,13 @@ def follow_path(
         value.backward()
         return value
 
+    if first is not None:
+        model.load_state_dict(first.state_dict())
     with keeping_modes(model):
         _train(model)
         for penalty in penalties:
-            solver = torch.optim.LBFGS(
-                trained, max_iter=30, history_size=10, tolerance_change=1e-6, line_search_fn="strong_wolfe"
-            )
-            solver.step(partial(penalised, penalty))
+            optimiser: Any = _lbfgs(trained, tolerance) if solver is None else solver(trained)
+            optimiser.step(partial(penalised, penalty))
             if not (math.isfinite(last) and all(bool(torch.isfinite(parameter).all()) for parameter in trained)):
                 break
             keeper.look(gradients, last)
@@ -182,22 +219,39 @@ def follow_path(
     return keeper.descent()
 
 
+def _lbfgs(trained: list[nn.Parameter], tolerance: float) -> torch.optim.Optimizer:
+    return torch.optim.LBFGS(
+        trained, max_iter=30, history_size=10, tolerance_change=tolerance, line_search_fn="strong_wolfe"
+    )
+
+
 class _Keeper:
     # The parameters that validation prefers so far.
 
-    def __init__(self, model: nn.Module, judge: Callable[[], Tensor], margin: float) -> None:
+    def __init__(self, model: nn.Module, judge: Callable[[], Judgement | Tensor], margin: float) -> None:
         self.model, self.judge, self.margin = model, judge, margin
-        self.judged = judge()
-        self.kept = Look(0, math.nan, float(self.judged[0]))
+        self.judged = self._judged()
+        self.kept = Look(0, math.nan, self.judged.value)
         self.looks, self.state = [self.kept], copy.deepcopy(model.state_dict())
 
     def look(self, step: int, loss: float) -> None:
-        found = self.judge()
-        self.looks.append(Look(step, loss, float(found[0])))
-        better = found - self.judged
-        error = float(better[1:].std()) if len(better) > 2 else 0.0
-        if better[0] > self.margin * error or math.isnan(self.kept.validation):
+        found = self._judged()
+        self.looks.append(Look(step, loss, found.value))
+        if self._better(found):
             self.kept, self.judged, self.state = self.looks[-1], found, copy.deepcopy(self.model.state_dict())
+
+    def _judged(self) -> Judgement:
+        found = self.judge()
+        return found if isinstance(found, Judgement) else Judgement(float(found[0]), lambda: found[1:])
+
+    def _better(self, found: Judgement) -> bool:
+        if math.isnan(self.kept.validation):
+            return True
+        if not found.value > self.kept.validation:
+            return False
+        better = found.reweighted - self.judged.reweighted
+        error = float(better.std()) if len(better) > 1 else 0.0
+        return found.value - self.kept.validation > self.margin * error
 
     def descent(self) -> Descent:
         self.model.load_state_dict(self.state)

@@ -1,12 +1,13 @@
 """A pure ranking stage from a trained model, kept only as far as validation prefers it."""
 
 import copy
+import itertools
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,21 @@ from torch.utils import _pytree as pytree
 from rareloss import checks, distributed
 from rareloss.objective import Objective
 from rareloss.ranking.ranking_loss import RankingLoss
-from rareloss.training.descent import Batch, Descent, Look, arguments, descend, follow_path, keeping_modes, pools
+from rareloss.training.descent import (
+    PENALTIES,
+    Batch,
+    Descent,
+    Judgement,
+    Look,
+    arguments,
+    descend,
+    follow_path,
+    keeping_modes,
+    pools,
+)
 from rareloss.training.large_batch import large_batch
 
-__all__ = ["TEMPERATURES", "RankStage", "rank_stage", "ranking_losses"]
+__all__ = ["TEMPERATURES", "RankStage", "rank_stage", "ranking_losses", "repeat_stage"]
 
 # In spreads of the scores. A network ranks finely already, and follows a wider one.
 TEMPERATURES = {
@@ -77,13 +89,14 @@ def rank_stage(
     validation: Any,
     *,
     losses: Sequence[nn.Module] | None = None,
-    optimizer: str | None = None,
+    optimizer: str | Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
     steps: int = 200,
     learning_rate: float | None = None,
     weight_decay: float = 0.0,
     pool_size: int | None = None,
     chunk_size: int | None = None,
     every: int = 10,
+    tolerance: float = 1e-6,
     seed: int = 0,
 ) -> RankStage:
     r"""Rank from where cross-entropy has led to, and return what is best on validation, the start included.
@@ -119,7 +132,9 @@ def rank_stage(
         losses: what to try in turn; by default the objective's own at one or two temperatures, see
             :func:`ranking_losses`.
         optimizer: ``"lbfgs"``, which needs all rows in every step, or ``"adamw"``; by default the first for a model of
-            one weight matrix where ``train`` is whole and ``pool_size`` None.
+            one weight matrix where ``train`` is whole and ``pool_size`` None. Or what makes an optimiser for each place
+            of the path from the parameters, which its one ``step(closure)`` is to minimise over, for example under
+            bounds.
         steps: of AdamW, for each loss.
         learning_rate: of AdamW at its peak; by default 3e-2 for a model of one weight matrix (for inputs of about unit
             spread), 3e-4 for a network.
@@ -128,6 +143,7 @@ def rank_stage(
         chunk_size: rows that the model scores at once; by default all for a model of one weight matrix, whose scores
             are all that it keeps, and 65,536 for a network.
         every: steps between looks at validation.
+        tolerance: of L-BFGS, the change of the loss by which a place on the path is reached.
         seed: draws the pools.
 
     Returns:
@@ -164,6 +180,7 @@ def rank_stage(
     if chunk_size is not None:
         checks.integer("chunk_size", chunk_size, least=1)
     checks.non_negative("weight_decay", weight_decay)
+    checks.non_negative("tolerance", tolerance)
     held_out = _batch("validation", validation)
     whole = _batch("train", train) if _is_batch(train) else None
     if whole is None and (isinstance(train, Tensor) or not isinstance(train, Iterable) or isinstance(train, Iterator)):
@@ -180,14 +197,18 @@ def rank_stage(
     everything = whole is not None and (pool_size is None or pool_size >= len(whole.targets))
     if optimizer is None:
         optimizer = "lbfgs" if kind == "linear" and everything else "adamw"
-    checks.choice("optimizer", optimizer, ("lbfgs", "adamw"))
-    if optimizer == "lbfgs" and not everything:
-        raise ValueError("optimizer='lbfgs' needs all rows in every step; give train as tensors, without pool_size")
+    solver = None if isinstance(optimizer, str) or not callable(optimizer) else optimizer
+    if solver is None:
+        checks.choice("optimizer", cast(str, optimizer), ("lbfgs", "adamw"))
+    if optimizer != "adamw" and not everything:
+        raise ValueError(
+            f"optimizer={optimizer!r} needs all rows in every step; give train as tensors, without pool_size"
+        )
     rate = _LEARNING_RATES[kind] if learning_rate is None else learning_rate
     checks.positive_number("learning_rate", rate)
 
     start = _scores(model, held_out.inputs, chunk_size)
-    before = float(_judged(start, held_out, objective, resamples=0)[0])
+    before = _judged(start, held_out, objective).value
     if not math.isfinite(before):
         raise ValueError(
             f"{objective.name} of the given model on validation is {before}; validation needs positives and negatives, "
@@ -203,8 +224,8 @@ def rank_stage(
         tried = copy.deepcopy(model)
         scores_of = _in_chunks(tried, chunk_size)
         judge = partial(_on_validation, tried, held_out, objective, chunk_size)
-        if optimizer == "lbfgs" and whole is not None:
-            found = _solve(tried, loss, whole, judge, scores_of)
+        if optimizer != "adamw" and whole is not None:
+            found = _solve(tried, loss, whole, judge, scores_of, solver=solver, tolerance=tolerance)
         else:
             found = descend(
                 tried,
@@ -233,8 +254,41 @@ def ranking_losses(objective: Objective, num_classes: int, kind: str, **options:
         kind: ``"linear"`` for a model of one weight matrix, or ``"network"``.
         options: as in :class:`~rareloss.ranking.ranking_loss.RankingLoss`.
     """
-    temperatures = TEMPERATURES[objective.kind][kind]
-    return [objective.loss(num_classes, temperature=temperature, **options) for temperature in temperatures]
+    trained, _ = objective.trains
+    temperatures = TEMPERATURES[trained.kind][kind]
+    return [trained.loss(num_classes, temperature=temperature, **options) for temperature in temperatures]
+
+
+def repeat_stage(stage: RankStage, model: nn.Module, train: Any, *, tolerance: float = 1e-6) -> nn.Module:
+    """Go where a stage of L-BFGS went, on other rows: to the same place on the path, from another start.
+
+    For a refit on all rows after validation has chosen, and for a bootstrap. There is no validation.
+
+    Args:
+        stage: what was chosen.
+        model: where the path starts, of the same kind as ``stage.model``; it is not changed.
+        train: ``(inputs, targets)`` or ``(inputs, targets, weight)``.
+        tolerance: as in :func:`rank_stage`.
+
+    Returns:
+        the model at that place; a copy of ``model`` where the stage changed nothing or no finite place was found.
+    """
+    moved = copy.deepcopy(model)
+    if stage.loss is not None:
+        looks = next(looks for looks in stage.looks if any(look.step == stage.step for look in looks))
+        place = [look.step for look in looks].index(stage.step) - 1
+        count = itertools.count()
+        _solve(
+            moved,
+            stage.loss,
+            _batch("train", train),
+            lambda: torch.tensor([float(next(count))]),  # the place is taken, whatever it is
+            _in_chunks(moved, sys.maxsize),
+            first=stage.model,
+            penalties=PENALTIES[place : place + 1],
+            tolerance=tolerance,
+        )
+    return moved
 
 
 class _Pools:
@@ -302,13 +356,19 @@ def _in_chunks(model: nn.Module, chunk_size: int) -> Callable[..., Tensor]:
 
 
 def _solve(
-    model: nn.Module, loss: nn.Module, whole: Batch, judge: Callable[[], Tensor], scores_of: Callable[..., Tensor]
+    model: nn.Module,
+    loss: nn.Module,
+    whole: Batch,
+    judge: Callable[[], Judgement | Tensor],
+    scores_of: Callable[..., Tensor],
+    first: nn.Module | None = None,
+    **options: Any,
 ) -> Descent:
-    margin = _margin(model, whole.targets)
+    options["margin"] = _margin(model, whole.targets)
     # A linear layer is solved in coordinates in which its inputs are uncorrelated: splines and dummies are far from
     # it, and the penalty is then on how far the scores move.
     if not (isinstance(model, nn.Linear) and isinstance(whole.inputs, Tensor) and whole.inputs.ndim == 2):
-        return follow_path(model, loss, whole, judge, margin=margin, scores_of=scores_of)
+        return follow_path(model, loss, whole, judge, scores_of=scores_of, first=first, **options)
     x = whole.inputs.to(model.weight.device, torch.float64)
     weight = torch.ones(len(x)) if whole.weight is None else whole.weight
     weight = weight.to(x).reshape(len(x), -1).sum(1)
@@ -321,7 +381,6 @@ def _solve(
     ridge = 1e-3 * covariance.diagonal().mean() + torch.finfo(x.dtype).tiny
     factor = torch.linalg.cholesky(covariance + ridge * torch.eye(len(covariance)).to(x))
     uncorrelated = torch.linalg.solve_triangular(factor, (x - centre).mT, upper=False).mT
-    solved = copy.deepcopy(model).to(torch.promote_types(model.weight.dtype, torch.float32))
 
     @torch.no_grad()
     def carry_back() -> None:
@@ -330,17 +389,24 @@ def _solve(
         if model.bias is not None:
             model.bias.copy_(solved.bias - weights @ centre)
 
-    def judged() -> Tensor:
+    def judged() -> Judgement | Tensor:
         if not torch.equal(solved.weight, origin):  # the start is judged as it was given, to the last bit
             carry_back()
         return judge()
 
-    with torch.no_grad():
-        solved.weight.copy_(model.weight.double() @ factor)
-        if model.bias is not None:
-            solved.bias.add_(model.weight.double() @ centre)
+    @torch.no_grad()
+    def carried(given: nn.Linear) -> nn.Linear:
+        there = copy.deepcopy(given).to(torch.promote_types(given.weight.dtype, torch.float32))
+        there.weight.copy_(given.weight.double() @ factor)
+        if given.bias is not None:
+            there.bias.add_(given.weight.double() @ centre)
+        return there
+
+    solved = carried(model)
     origin, given = solved.weight.detach().clone(), copy.deepcopy(model.state_dict())
-    found = follow_path(solved, loss, whole._replace(inputs=uncorrelated.to(origin.dtype)), judged, margin=margin)
+    there = carried(first) if isinstance(first, nn.Linear) else None
+    moved = whole._replace(inputs=uncorrelated.to(origin.dtype))
+    found = follow_path(solved, loss, moved, judged, first=there, **options)
     carry_back()
     if not found.kept.step:
         model.load_state_dict(given)
@@ -361,23 +427,26 @@ def _margin(model: nn.Module, targets: Tensor) -> float:
     return _MARGIN * math.sqrt(max(1.0, 10 * weights / outputs / max(rarest, 1)))
 
 
-def _on_validation(model: nn.Module, held_out: Batch, objective: Objective, chunk_size: int) -> Tensor:
-    return _judged(_scores(model, held_out.inputs, chunk_size), held_out, objective, resamples=_RESAMPLES)
+def _on_validation(model: nn.Module, held_out: Batch, objective: Objective, chunk_size: int) -> Judgement:
+    return _judged(_scores(model, held_out.inputs, chunk_size), held_out, objective)
 
 
-def _judged(scores: Tensor, held_out: Batch, objective: Objective, *, resamples: int) -> Tensor:
-    # The objective, and the same on rows with weights from an exponential distribution: the Bayesian bootstrap.
+def _judged(scores: Tensor, held_out: Batch, objective: Objective) -> Judgement:
     targets = held_out.targets.to(scores.device)
     weight = torch.ones(len(targets)) if held_out.weight is None else held_out.weight
-    found = []
-    for seed in range(resamples + 1):
-        drawn = torch.ones(len(targets))
-        if seed:
-            drawn.exponential_(generator=torch.Generator().manual_seed(seed))
-        of_rows = weight.to(scores.device) * drawn.to(scores.device).reshape(-1, *[1] * (weight.ndim - 1))
-        value, defined = objective.metric(scores, targets, of_rows)
-        found.append(value[defined].mean())
-    return torch.stack(found)
+    weight = weight.to(scores.device)
+
+    def value(drawn: Tensor) -> Tensor:
+        of_rows = weight * drawn.to(scores.device).reshape(-1, *[1] * (weight.ndim - 1))
+        per_class, defined = objective.metric(scores, targets, of_rows)
+        return per_class[defined].mean()
+
+    def reweighted() -> Tensor:
+        # Rows with weights from an exponential distribution: the Bayesian bootstrap.
+        seeds = (torch.Generator().manual_seed(seed) for seed in range(1, _RESAMPLES + 1))
+        return torch.stack([value(torch.ones(len(targets)).exponential_(generator=seed)) for seed in seeds])
+
+    return Judgement(float(value(torch.ones(len(targets)))), reweighted)
 
 
 @torch.no_grad()

@@ -1,0 +1,1 @@
+"""Data whose truth is known, made to isolate where a ranking loss pays."""

@@ -1,0 +1,160 @@
+"""Run the geometries, and write what they show.
+
+python -m benchmarks.geometries --out FILE.json --minutes 20   # the same command goes on
+python -m benchmarks.geometries --out FILE.json --page         # benchmarks/results/geometries.json, docs/geometries.md
+"""
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from benchmarks.geometries.draws import Drawn, bent, contested, with_noise
+from benchmarks.geometries.page import page
+from torch.utils.data import DataLoader, TensorDataset
+
+from rareloss import Objective, rank_stage
+from rareloss.study.arms import arms_for
+from rareloss.study.data import load
+from rareloss.study.fitting import Task
+from rareloss.study.runs import write_atomically
+from rareloss.study.scorers import find_scorer
+from rareloss.study.split import Fold
+from rareloss.study.ways import fit_arms
+
+ROOT = Path(__file__).resolve().parents[2]
+ARMS = ("tuned_ce", "ce_continued", "smooth_ap_stage", "recall_stage")
+TEST_ROWS = 150_000
+TRIALS = 4
+Record = dict[str, Any]
+
+
+def cells() -> Iterator[Record]:
+    """Yield what is run, seed by seed, so that a run that is stopped has some of everything."""
+    for seed in range(8):
+        for bend in (0.0, 0.5, 0.75, 1.0, 1.25, 1.5):
+            for rate in (0.1, 0.03, 0.01, 0.003):
+                yield {"name": "dial", "bend": bend, "rate": rate, "rows": 60_000, "seed": seed}
+        for rows in (3_000, 10_000, 30_000, 100_000, 300_000):
+            yield {"name": "positives", "bend": 1.0, "rate": 0.01, "rows": rows, "seed": seed}
+        for noise in (0.0, 0.05, 0.1, 0.2):
+            yield {"name": "noise", "bend": 1.0, "rate": 0.01, "rows": 60_000, "noise": noise, "seed": seed}
+        for pool in (256, 1024, 4096, 16_384, 0):
+            yield {"name": "pool", "bend": 1.0, "rate": 0.01, "rows": 60_000, "pool": pool, "seed": seed}
+        for queue in (0, 4096, 16_384):
+            yield {"name": "queue", "bend": 1.0, "rate": 0.01, "rows": 60_000, "queue": queue, "seed": seed}
+        for bend in (0.0, 1.0):
+            yield {"name": "dial", "bend": bend, "rate": 0.0005, "rows": 200_000, "seed": seed}
+        for scorer in ("linear", "additive", "mlp8", "mlp"):
+            yield {"name": "contested", "scorer": scorer, "rows": 80_000, "seed": seed}
+
+
+def run(cell: Record) -> Record:
+    """Draw a cell's rows, train, and judge on fresh rows of the same distribution.
+
+    Returns:
+        the cell with ``positives`` of train, ``bayes``, and test values by arm.
+    """
+    rng = np.random.default_rng([cell["seed"], *json.dumps({**cell, "seed": 0}).encode()])
+    rows = cell["rows"]
+    train, validation = round(0.75 * rows), rows - round(0.75 * rows)
+    many = rows + TEST_ROWS
+    drawn = contested(many, rng) if cell["name"] == "contested" else bent(many, cell["bend"], cell["rate"], rng)
+    y = drawn.y.copy()
+    y[:rows] = with_noise(y[:rows], cell.get("noise", 0.0), rng)
+    task = _task(drawn, y, train, validation, cell)
+    scorer = find_scorer(cell.get("scorer", "linear"))
+    arms = [arm for arm in arms_for(task.objective) if arm.name in ARMS]
+    if cell["name"] in ("pool", "queue"):
+        arms = arms[:1]
+    test: Record = {}
+    kept: Record = {}
+    for arm, fitted in fit_arms(task, scorer, arms, TRIALS):
+        if isinstance(fitted, Exception):
+            raise fitted
+        test[arm.name] = _value(task, fitted.score(task.test_inputs(fitted.kind)))
+        kept[arm.name] = fitted.kept
+        if arm.name == "tuned_ce" and cell["name"] in ("pool", "queue"):
+            model = _stepped(task, fitted, cell)
+            with torch.no_grad():
+                test["steps"] = _value(task, model(task.test_inputs(fitted.kind))[:, 0])
+    positives = int(task.train_target.sum())
+    return {
+        **cell,
+        "positives": positives,
+        "objective": str(task.objective),
+        "bayes": _value(task, torch.from_numpy(drawn.truth[rows:])),
+        "test": test,
+        "kept": kept,
+    }
+
+
+def _task(drawn: Drawn, y: np.ndarray, train: int, validation: int, cell: Record) -> Task:
+    frame = pd.DataFrame(drawn.x, columns=[f"x{index}" for index in range(drawn.x.shape[1])]).assign(y=y)
+    table = load(frame, target="y", positive="1")
+    places = np.arange(len(y))
+    fold = Fold(places[:train], places[train : train + validation], places[train + validation :])
+    objective = Objective.parse("recall@top=0.5%" if cell["name"] == "contested" else "ap")
+    return Task(table, fold, objective, cell["seed"])
+
+
+def _value(task: Task, scores: torch.Tensor) -> float:
+    labels = torch.from_numpy(task.table.target[task.fold.test])
+    return round(float(task.objective.metric(scores.double(), labels).value), 5)
+
+
+def _stepped(task: Task, fitted: Any, cell: Record) -> torch.nn.Module:
+    # AdamW steps of Smooth-AP from the tuned solution: on a pool, or on batches of 1,024 with a queue.
+    x, held = task.inputs(fitted.kind)
+    validation = (held, task.validation_target)
+    steps: Record = {"optimizer": "adamw", "steps": 200, "seed": cell["seed"]}
+    if cell["name"] == "pool":
+        pool = cell["pool"] or None
+        return rank_stage(fitted.model, "ap", (x, task.train_target), validation, pool_size=pool, **steps).model
+    generator = torch.Generator().manual_seed(cell["seed"])
+    batches = DataLoader(TensorDataset(x, task.train_target), 1024, shuffle=True, generator=generator, drop_last=True)
+    loss = Objective("ap").loss(1, queue_size=cell["queue"], temperature=0.03)
+    return rank_stage(fitted.model, "ap", batches, validation, losses=[loss], **steps).model
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is not there yet, or write the page."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.geometries",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, required=True, help="a JSON file, kept cell by cell")
+    parser.add_argument("--minutes", type=float, help="begin no cell later than this")
+    parser.add_argument("--only", action="append", help="cells of this name; may be repeated")
+    parser.add_argument("--page", action="store_true", help="write the results file, the page and its pictures")
+    parser.add_argument("--root", type=Path, default=ROOT, help="where --page writes")
+    given = parser.parse_args(arguments)
+    found: list[Record] = json.loads(given.out.read_text("utf-8")) if given.out.exists() else []
+    if given.page:
+        lines = ",\n".join(json.dumps(one) for one in found)
+        write_atomically(given.root / "benchmarks" / "results" / "geometries.json", f"[\n{lines}\n]\n")
+        page(found, given.root / "docs")
+        return
+    done = [cell for cell in cells() if any(cell.items() <= one.items() for one in found)]
+    end = None if given.minutes is None else time.monotonic() + 60 * given.minutes
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore", UserWarning)  # the pool is what it is here
+    for cell in cells():
+        if cell in done or (given.only and cell["name"] not in given.only):
+            continue
+        if end is not None and time.monotonic() > end:
+            break
+        found.append(run(cell))
+        write_atomically(given.out, json.dumps(found))
+        print(json.dumps(found[-1]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

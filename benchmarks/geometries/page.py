@@ -1,0 +1,192 @@
+"""Turn the cells into docs/geometries.md and its picture; every number on it comes from the results file."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t
+
+__all__ = ["page"]
+
+Record = Mapping[str, Any]
+STAGES = ("smooth_ap_stage", "recall_stage")
+COLOURS = ("#1b6ca8", "#c2571a", "#2f855a", "#7b2d8b", "#5f6b76")
+
+
+def page(found: Sequence[Record], docs: Path) -> None:
+    """Write ``geometries.md`` and ``pictures/geometries.svg`` into a folder.
+
+    Args:
+        found: the cells that ran.
+        docs: the folder.
+    """
+    rows = pd.DataFrame([_row(one) for one in found])
+    _draw(rows[rows.name == "dial"], docs / "pictures" / "geometries.svg")
+    minutes = f"{len(rows)} cells ran, {rows.seed.nunique()} seeds at most."
+    parts = [
+        _HEAD.format(minutes=minutes),
+        *_dial(rows[rows.name == "dial"]),
+        *_contested(rows[rows.name == "contested"]),
+        *_positives(rows[rows.name == "positives"]),
+        *_noise(rows[rows.name == "noise"]),
+        *_pools(rows[rows.name.isin(["pool", "queue"])]),
+    ]
+    (docs / "geometries.md").write_text("\n".join(parts) + "\n", "utf-8")
+
+
+_HEAD = """# Geometries
+
+Where a ranking loss pays can be seen on data whose truth is known: rows are drawn from a distribution, so that the best
+ranking there is (*Bayes*) is known too, and scorers are judged on 150,000 fresh rows of it.
+
+```bash
+python -m benchmarks.geometries --out FILE.json --minutes 30   # the same command goes on
+python -m benchmarks.geometries --out FILE.json --page         # benchmarks/results/geometries.json and this page
+```
+
+{minutes} All train by the engine of `rareloss compare`: tuned cross-entropy, further steps of it as a control,
+and the stage of our loss from there. Gains are means over seeds, with 95 % t intervals in brackets: every seed draws
+anew.
+"""
+
+
+def _row(one: Record) -> dict[str, Any]:
+    test = one["test"]
+    stage = next((test[name] for name in STAGES if name in test), test.get("steps"))
+    row = {key: value for key, value in one.items() if key not in ("test", "kept")}
+    row |= {"tuned": test["tuned_ce"], "gain": stage - test["tuned_ce"]}
+    row["control"] = test["ce_continued"] - test["tuned_ce"] if "ce_continued" in test else np.nan
+    row["kept_start"] = any(one["kept"].get(name) == "start" for name in STAGES)
+    return row
+
+
+def _dial(rows: pd.DataFrame) -> list[str]:
+    if rows.empty:
+        return []
+    table = []
+    for (rate, bend), mine in rows.groupby(["rate", "bend"]):
+        share = mine.gain.mean() / max(mine.bayes.mean() - mine.tuned.mean(), 1e-9)
+        part = f"{share:.0%}" if mine.bayes.mean() - mine.tuned.mean() > 0.005 else "–"
+        table.append([f"{rate:.2%}", f"{bend:g}", str(len(mine)), *_three(mine), part, f"{mine.control.mean():+.3f}"])
+    heads = ["positives", "bend", "seeds", "Bayes", "tuned CE", "gain of the stage", "of the way to Bayes", "control"]
+    return [
+        "\n## A dial of misfit\n",
+        "Five normal inputs; the log-odds are a + x0 + bend (4 max(x1 - 1.5, 0) - .7 min(x1, 1.5)). With bend 0\n"
+        "logistic regression is right. Else x1 speaks against the class in the bulk and for it at the top: no slope\n"
+        "serves both, and the loss decides which is served. Average precision of a linear scorer:\n",
+        "![Gain of the stage over the bend, one line a base rate](pictures/geometries.svg)\n",
+        *_table(heads, table),
+        "\nWhere the line is right (bend 0) nothing is gained and nothing lost, whatever the rate. As it misfits\n"
+        "more, cross-entropy keeps to the bulk, and the stage turns the line to the top: the rarer the positives, the\n"
+        "less bend it takes. Where the top weighs enough for cross-entropy to turn by itself (.3 %, bend 1.5), the\n"
+        "gain shrinks again. A ranking loss pays in between, where likelihood and ranking want two different lines.",
+    ]
+
+
+def _contested(rows: pd.DataFrame) -> list[str]:
+    if rows.empty:
+        return []
+    table = [
+        [scorer, str(len(mine)), *_three(mine), f"{mine.control.mean():+.3f}"]
+        for scorer, mine in rows.groupby("scorer", sort=False)
+    ]
+    return [
+        "\n## A contested top\n",
+        "Twenty normal inputs; positives (.15 %) and decoys (1.2 %) share a shift of 2.5 in three of them; positives\n"
+        "alone have a cue of 1.7 in two more, up in both or down in both. 80,000 rows to train and choose on.\n"
+        "Recall in the top .5 %:\n",
+        *_table(["scorer", "seeds", "Bayes", "tuned CE", "gain of the stage", "control"], table),
+        "\nA line cannot use the cue; a sum of curves uses it in part, since positives lie far from 0 on either side,\n"
+        "and so does a network. What a scorer can express moves more here than the loss does.",
+    ]
+
+
+def _positives(rows: pd.DataFrame) -> list[str]:
+    if rows.empty:
+        return []
+    table = [
+        [f"{many:,}", f"{mine.positives.mean():.0f}", str(len(mine)), *_three(mine), f"{mine.kept_start.mean():.0%}"]
+        for many, mine in rows.groupby("rows")
+    ]
+    return [
+        "\n## Few positives and many\n",
+        "Bend 1, 1 % positives; three quarters of the rows train, the others choose.\n",
+        *_table(
+            ["rows", "train positives", "seeds", "Bayes", "tuned CE", "gain of the stage", "kept the start"], table
+        ),
+    ]
+
+
+def _noise(rows: pd.DataFrame) -> list[str]:
+    if rows.empty:
+        return []
+    table = [[f"{share:.0%}", str(len(mine)), *_three(mine)] for share, mine in rows.groupby("noise")]
+    return [
+        "\n## Wrong labels\n",
+        "Bend 1, 1 % positives. A share of the positives of train and validation gives its label to as many\n"
+        "negatives, at random; test labels are right.\n",
+        *_table(["share", "seeds", "Bayes", "tuned CE", "gain of the stage"], table),
+    ]
+
+
+def _pools(rows: pd.DataFrame) -> list[str]:
+    if rows.empty:
+        return []
+    table = []
+    for pool, mine in rows[rows.name == "pool"].groupby("pool"):
+        named = f"a pool of {pool:,.0f}" if pool else "all 45,000 rows"
+        table.append((pool or 1e9, [named, str(len(mine)), *_three(mine)]))
+    for queue, mine in rows[rows.name == "queue"].groupby("queue"):
+        table.append((1e10 + queue, [f"a batch of 1,024, queue of {queue:,.0f}", str(len(mine)), *_three(mine)]))
+    return [
+        "\n## Pool, queue and full batch\n",
+        "Bend 1, 1 % positives, 200 AdamW steps of Smooth-AP from tuned cross-entropy. A pool holds the positives\n"
+        "first, up to half of it, and a weighted sample of the negatives; batches are drawn at random, about ten\n"
+        "positives in each.\n",
+        *_table(["a step ranks", "seeds", "Bayes", "tuned CE", "gain"], [row for _, row in sorted(table)]),
+    ]
+
+
+def _three(rows: pd.DataFrame) -> list[str]:
+    return [f"{rows.bayes.mean():.3f}", f"{rows.tuned.mean():.3f}", _interval(rows.gain)]
+
+
+def _interval(values: pd.Series) -> str:
+    mean = f"{values.mean():+.3f}"
+    if len(values) < 2:
+        return mean
+    reach = t.ppf(0.975, len(values) - 1) * values.sem()
+    return f"{mean} [{values.mean() - reach:+.3f}, {values.mean() + reach:+.3f}]"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [f"| {' | '.join(heads)} |", f"| {' | '.join('---' for _ in heads)} |"]
+    return [*lines, *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def _draw(rows: pd.DataFrame, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    plt.rcParams |= {"svg.hashsalt": "rareloss", "font.size": 10}
+    figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    for colour, (rate, mine) in zip(COLOURS, sorted(rows.groupby("rate"), reverse=True), strict=False):
+        by_bend = mine.groupby("bend").gain
+        axes.errorbar(
+            by_bend.mean().index,
+            by_bend.mean(),
+            by_bend.sem().fillna(0.0),
+            color=colour,
+            marker="o",
+            markersize=4,
+            capsize=2,
+            label=f"{rate:.2%}",
+        )
+    axes.axhline(0, color="#b8bec6", linewidth=1)
+    axes.set(xlabel="bend: how far a line misfits", ylabel="gain of average precision")
+    axes.legend(title="positives", frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)

@@ -1,0 +1,248 @@
+"""Turn the scores of any model into a page on which a threshold can be moved, and a file with every number."""
+
+import json
+import os
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from numpy.typing import NDArray
+from scipy import stats
+
+from rareloss.decide.stream import Counts, count
+from rareloss.objective import Objective
+
+__all__ = ["report"]
+
+Array = NDArray[np.float64]
+
+SCHEMA = 1
+LEVEL = 0.95
+SHARES = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+
+
+def report(
+    data: Any,
+    out: str | Path | None = None,
+    *,
+    label: str,
+    score: str,
+    group: str | None = None,
+    weight: str | None = None,
+    positive: str | None = None,
+    objective: Objective | str = "ap",
+    fn_cost: float | None = None,
+    fp_cost: float | None = None,
+    probability: str | None = None,
+    drop_missing_scores: bool = False,
+) -> dict[str, Any]:
+    """Report on scores: counts at a few thousand thresholds, each exact on all rows, and what follows from them.
+
+    Args:
+        data: path of a csv or parquet file of any size, or a data frame.
+        out: folder for ``report.html`` and ``report.json``; None writes nothing.
+        label, score, group, weight: columns; rows without a label are left out and counted.
+        positive: value of the label that is positive, where labels are not 0 and 1.
+        objective: the operating point where the page opens.
+        fn_cost, fp_cost: cost of a missed positive and of a false alarm; given together.
+        probability: ``"probability"`` or ``"logit"``, for calibration; None: scores are neither.
+        drop_missing_scores: leave out rows without a score, and count them; they are refused by default.
+
+    Returns:
+        what ``report.json`` holds.
+
+    Raises:
+        ValueError: what was given cannot be used; the message says why.
+
+    Example:
+        >>> import pandas as pd
+        >>> made = report(pd.DataFrame({"y": [1, 0, 1, 0], "s": [4.0, 3.0, 2.0, 1.0]}), label="y", score="s")
+        >>> round(made["average_precision"]["value"], 4), made["curve"]["tp"]
+        (0.8333, [1.0, 1.0, 2.0, 2.0])
+    """
+    point = Objective.of(objective)
+    if point.kind == "cost" and fn_cost is None and fp_cost is None:
+        fn_cost, fp_cost = point.fn, point.fp
+    if probability not in (None, "probability", "logit"):
+        raise ValueError(f"probability must be 'probability' or 'logit', got {probability!r}")
+    if (fn_cost is None) != (fp_cost is None):
+        raise ValueError("give both costs, fn_cost and fp_cost, or neither")
+    for name, cost in (("fn_cost", fn_cost), ("fp_cost", fp_cost)):
+        if cost is not None and not 0 <= cost < float("inf"):
+            raise ValueError(f"{name} must be a finite number of at least 0, got {cost}")
+    folder = None if out is None else Path(out)
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; name a folder")
+    counts = count(
+        data, label=label, score=score, group=group, weight=weight, positive=positive,
+        drop_missing_scores=drop_missing_scores, probability=probability,
+    )  # fmt: skip
+    results = _results(counts, point, fn_cost, fp_cost)
+    results["columns"] = {"label": label, "score": score, "group": group, "weight": weight}
+    if folder is not None:
+        _write(folder, results)
+    return results
+
+
+def clopper_pearson(hits: Array, trials: Array, level: float = LEVEL) -> tuple[Array, Array]:
+    """Compute the interval of a share by Clopper and Pearson; numbers may be effective ones, so not whole."""
+    hits, trials = np.asarray(hits, dtype=float), np.asarray(trials, dtype=float)
+    tail, misses = (1 - level) / 2, np.maximum(trials - hits, 0)
+    with np.errstate(invalid="ignore"):
+        low = np.where(hits > 0, stats.beta.ppf(tail, np.maximum(hits, 1e-12), misses + 1), 0.0)
+        high = np.where(misses > 0, stats.beta.ppf(1 - tail, hits + 1, np.maximum(misses, 1e-12)), 1.0)
+    return low, high
+
+
+def _share(hits: Array, whole: Array, squared: Array, level: float = LEVEL) -> dict[str, Array]:
+    """A share of weights with its interval, on Kish's effective number of rows: (sum w)^2 / sum w^2."""
+    safe = np.where(whole > 0, whole, 1.0)
+    value = np.where(whole > 0, hits / safe, np.nan)
+    effective = np.where(squared > 0, whole**2 / np.where(squared > 0, squared, 1.0), 0.0)
+    low, high = clopper_pearson(np.nan_to_num(value) * effective, effective, level)
+    return {"value": value, "low": np.minimum(low, np.nan_to_num(value, nan=1)), "high": np.maximum(high, value)}
+
+
+def _results(counts: Counts, point: Objective, fn_cost: float | None, fp_cost: float | None) -> dict[str, Any]:
+    tp, fp = counts.tp, counts.fp
+    shares = _shares(tp, fp, counts.tp_squared, counts.fp_squared)
+    start, how = _start(counts, point, fn_cost, fp_cost)
+    curve = {
+        "threshold": counts.thresholds, "rows": counts.alerts, "alerts": tp + fp, "tp": tp, "fp": fp,
+        "lift": (tp / (tp + fp)) / (tp[-1] / (tp[-1] + fp[-1])),
+        **{f"{name}{end}": share[key] for name, share in shares.items()
+           for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))},
+    }  # fmt: skip
+    if fn_cost is not None and fp_cost is not None:
+        wider = _shares(tp, fp, counts.tp_squared, counts.fp_squared, (1 + LEVEL) / 2)
+        curve["cost"] = fn_cost * (tp[-1] - tp) + fp_cost * fp
+        for end, other in (("low", "high"), ("high", "low")):
+            missed = 1 - wider["recall"][other]
+            curve[f"cost_{end}"] = fn_cost * tp[-1] * missed + fp_cost * fp[-1] * wider["fpr"][end]
+    whole = tp[-1] + fp[-1]
+    at = np.searchsorted(tp + fp, whole * np.array(SHARES) * (1 + 1e-12), side="right") - 1
+    rows = sorted({start, *(int(place) for place in at if place >= 0)})
+    results = {
+        "schema": SCHEMA,
+        "level": LEVEL,
+        "rows": counts.rows,
+        "left_out": {"label": counts.missing_labels, "score": counts.missing_scores, "weight_0": counts.absent},
+        "labels": {"positive": counts.positive, "negative": counts.negative},
+        "positives": tp[-1],
+        "negatives": fp[-1],
+        "rate": tp[-1] / whole,
+        "objective": str(point),
+        "costs": {"fn": fn_cost, "fp": fp_cost},
+        "start": start,
+        "start_is": how,
+        "average_precision": _average_precision(counts),
+        "curve": curve,
+        "table": [{name: values[row] for name, values in curve.items()} for row in rows],
+        "groups": {
+            name: {
+                "positives": sums[0][-1], "negatives": sums[1][-1], "tp": sums[0], "fp": sums[1],
+                **{f"recall{end}": _shares(*sums)["recall"][key]
+                   for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))},
+            }
+            for name, sums in counts.groups.items()
+        },
+        "calibration": None if counts.reliability is None else [
+            {"weight": w, "mean_probability": p / w, "observed": y / w} for w, y, p in counts.reliability if w > 0
+        ],
+    }  # fmt: skip
+    plain: dict[str, Any] = _plain(results)
+    return plain
+
+
+def _shares(
+    tp: Array, fp: Array, tp_squared: Array, fp_squared: Array, level: float = LEVEL
+) -> dict[str, dict[str, Array]]:
+    return {
+        "precision": _share(tp, tp + fp, tp_squared + fp_squared, level),
+        "recall": _share(tp, np.full_like(tp, tp[-1]), np.full_like(tp, tp_squared[-1]), level),
+        "fpr": _share(fp, np.full_like(fp, fp[-1]), np.full_like(fp, fp_squared[-1]), level),
+    }
+
+
+def _start(counts: Counts, point: Objective, fn_cost: float | None, fp_cost: float | None) -> tuple[int, str]:
+    """The kept threshold where the page opens, and why that one."""
+    tp, fp = counts.tp, counts.fp
+    if fn_cost is not None and fp_cost is not None:
+        return int(np.argmin(fn_cost * (tp[-1] - tp) + fp_cost * fp)), "the least cost on these rows"
+    recall, precision = tp / tp[-1], tp / (tp + fp)
+    if point.kind == "precision@recall" and point.level is not None:
+        return int(np.argmax(recall >= point.level)), f"the fewest alerts kept that catch {100 * point.level:g} %"
+    if point.kind == "recall@precision" and point.level is not None:
+        enough = np.flatnonzero(precision >= point.level)
+        how = f"a precision of {100 * point.level:g} %"
+        if not len(enough):
+            return int(np.argmax(precision)), f"the highest precision, since no threshold gives {how}"
+        return int(enough[-1]), f"the most alerts kept at {how}"
+    spent, budget, how = tp + fp, tp[-1], "as many alerts as there are positives"
+    if point.kind == "recall@top" and point.share is not None:
+        budget, how = (
+            point.share * (tp[-1] + fp[-1]),
+            f"the most alerts kept within {100 * point.share:g} % of the rows",
+        )
+    elif point.share is not None:
+        spent, budget = fp, point.share * fp[-1]
+        how = f"the most alerts kept within a false-positive rate of {100 * point.share:g} %"
+    place = int(np.searchsorted(spent, budget * (1 + 1e-12), side="right")) - 1
+    if place < 0:
+        return 0, f"the highest score, since no threshold gives {how}"
+    return place, how
+
+
+def _average_precision(counts: Counts) -> dict[str, Any]:
+    """The average precision over kept thresholds, and how far the ties that they make can move it.
+
+    A positive between two thresholds has at least the precision of none of its fellows and all negatives before it,
+    and at most that of all fellows and none of the negatives.
+    """
+    tp, fp = counts.tp, counts.fp
+    before_tp, before_fp = np.concatenate([[0], tp[:-1]]), np.concatenate([[0], fp[:-1]])
+    gained = tp - before_tp
+    single = counts.every_positive | (np.diff(counts.alerts, prepend=0) <= 1)
+    pure = (gained == 0) | single
+    value = float(np.sum(gained * tp / (tp + fp)) / tp[-1])
+    least = np.where(pure, tp / (tp + fp), before_tp / np.maximum(before_tp + fp, 1e-300))
+    most = np.where(pure, tp / (tp + fp), tp / np.maximum(tp + before_fp, 1e-300))
+    low, high = (float(np.sum(gained * bound) / tp[-1]) for bound in (least, most))
+    return {"value": value, "bound_low": min(low, value), "bound_high": max(high, value)}
+
+
+def _plain(value: Any) -> Any:
+    """Lists and numbers that JSON has; what is not defined is null."""
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_plain(part) for part in (value.tolist() if isinstance(value, np.ndarray) else value)]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _write(folder: Path, results: dict[str, Any]) -> None:
+    here = files("rareloss.decide")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(here.joinpath("report.html.j2").read_text("utf-8"))
+    script = here.joinpath("report.js").read_text("utf-8")
+    pages = {
+        "report.json": json.dumps(results, allow_nan=False) + "\n",
+        "report.html": template.render(results=results, script=script),
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # A new folder appears with both files in it; in an old one both are whole before either has its name.
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
+        part = Path(scratch) / "report"
+        part.mkdir()
+        for name, text in pages.items():
+            (part / name).write_text(text, encoding="utf-8", newline="\n")
+        if folder.exists():
+            for name in pages:
+                os.replace(part / name, folder / name)
+        else:
+            os.replace(part, folder)

@@ -1,0 +1,75 @@
+"""An operating point as a metric of torchmetrics, and the key by which Lightning stops early."""
+
+from typing import Any
+
+from torch import Tensor
+
+from rareloss.objective import Objective
+
+try:
+    from torchmetrics import Metric
+    from torchmetrics.utilities import dim_zero_cat
+except ModuleNotFoundError as missing:
+    raise ModuleNotFoundError(
+        f'{missing.name} is missing, which the metric needs: pip install "rareloss[torchmetrics]"'
+    ) from missing
+
+__all__ = ["ObjectiveMetric", "early_stopping"]
+
+
+class ObjectiveMetric(Metric):
+    """Compute an objective's metric over all rows of all ranks, exactly, on raw logits.
+
+    Every row's score is kept until ``reset``: a mean over batches would be another number.
+
+    Args:
+        objective: an operating point.
+        options: of ``torchmetrics.Metric``.
+
+    Example:
+        >>> import torch
+        >>> metric = ObjectiveMetric("ap")
+        >>> metric.update(torch.tensor([2.0, 1.0]), torch.tensor([1, 0]))
+        >>> metric.update(torch.tensor([0.5]), torch.tensor([1]))
+        >>> metric.compute()
+        tensor(0.8333, dtype=torch.float64)
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    scores: list[Tensor]
+    labels: list[Tensor]
+    weight: list[Tensor]
+
+    def __init__(self, objective: Objective | str, **options: Any) -> None:
+        super().__init__(**options)
+        self.objective = Objective.of(objective)
+        for name in ("scores", "labels", "weight"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, scores: Tensor, labels: Tensor, weight: Tensor | None = None) -> None:
+        """Take a batch in; shapes as in :meth:`rareloss.Objective.metric`."""
+        scores = scores.detach()
+        self.objective.metric(scores, labels, weight)  # refuses what does not fit before any state changes
+        self.scores.append(scores)
+        self.labels.append(labels.detach())
+        self.weight.append(scores.new_ones(len(scores)) if weight is None else weight.detach())
+
+    def compute(self) -> Tensor:
+        """Return the value, the mean over classes that have positives and negatives; NaN where there is none."""
+        scores, labels, weight = (dim_zero_cat(each) for each in (self.scores, self.labels, self.weight))
+        value, defined = self.objective.metric(scores, labels, weight)
+        return value[defined].mean() if value.ndim else value
+
+
+def early_stopping(objective: Objective | str, prefix: str = "val_") -> dict[str, str]:
+    """Return what Lightning's ``EarlyStopping`` and ``ModelCheckpoint`` watch: ``monitor`` and ``mode``.
+
+    Log the metric under ``monitor``: ``self.log(early_stopping(objective)["monitor"], metric)``.
+
+    Example:
+        >>> early_stopping("recall@top=0.5%")
+        {'monitor': 'val_recall@top=0.5%', 'mode': 'max'}
+    """
+    return {"monitor": f"{prefix}{Objective.of(objective)}", "mode": "max"}

@@ -1,0 +1,83 @@
+"""A scorer and a metric from an objective give its metric."""
+
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score
+from sklearn.model_selection import cross_val_score
+from sklearn.tree import DecisionTreeClassifier
+
+from rareloss import Objective
+from rareloss.integrations.scorer import ObjectiveScorer
+
+TEXTS = ("ap", "recall@top=20/100", "recall@precision=50%", "cost@fn=5,fp=1")
+
+
+def _rows(rows: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(0)
+    x = random.normal(size=(rows, 3))
+    return x, (x[:, 0] + random.normal(size=rows) > 1.5).astype(int)
+
+
+def test_scorer_is_average_precision() -> None:
+    x, y = _rows()
+    for model in (LogisticRegression(), DecisionTreeClassifier(max_depth=3)):
+        model.fit(x, y)
+        weight = np.arange(len(y)) % 3 + 1.0
+        expected = average_precision_score(y, model.predict_proba(x)[:, 1], sample_weight=weight)
+        assert ObjectiveScorer("ap")(model, x, y, sample_weight=weight) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_scorer_in_cross_validation(text: str) -> None:
+    x, y = _rows()
+    found = cross_val_score(LogisticRegression(), x, y, scoring=ObjectiveScorer(text), cv=3)
+    assert ((found > 0) & (found <= 1)).all()
+
+
+def test_scorer_refuses_an_unknown_class() -> None:
+    x, y = _rows()
+    with pytest.raises(ValueError, match="not fitted on"):
+        ObjectiveScorer("ap")(LogisticRegression().fit(x, y), x, y + 5)
+
+
+def _on_rank(rank: int, port: int, folder: str) -> None:
+    from rareloss.integrations.torchmetrics import ObjectiveMetric
+
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    scores, labels = torch.arange(60) * 7 % 31 / 3, torch.arange(60) % 4 == 0
+    part = slice(0, 20) if rank == 0 else slice(20, 60)  # ranks need not have the same number of rows
+    metric = ObjectiveMetric("recall@precision=30%")
+    metric.update(scores[part], labels[part])
+    torch.save(metric.compute(), Path(folder) / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_metric_over_two_ranks_is_that_of_all_rows(tmp_path: Path) -> None:
+    pytest.importorskip("torchmetrics")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(_on_rank, (port, str(tmp_path)), nprocs=2)
+    scores, labels = torch.arange(60) * 7 % 31 / 3, torch.arange(60) % 4 == 0
+    expected = Objective.parse("recall@precision=30%").metric(scores, labels).value
+    for rank in range(2):
+        assert torch.load(tmp_path / f"{rank}.pt").item() == pytest.approx(expected.item(), abs=1e-12)
+
+
+def test_metric_refuses_before_its_state_changes() -> None:
+    pytest.importorskip("torchmetrics")
+    from rareloss.integrations.torchmetrics import ObjectiveMetric, early_stopping
+
+    metric = ObjectiveMetric("ap")
+    with pytest.raises(ValueError, match="shape"):
+        metric.update(torch.zeros(3), torch.zeros(4))
+    assert metric.scores == []
+    metric.update(torch.randn(9, 3), torch.arange(9) % 3)
+    assert 0 < metric.compute() <= 1
+    assert early_stopping("ap") == {"monitor": "val_ap", "mode": "max"}

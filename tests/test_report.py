@@ -1,0 +1,235 @@
+"""The report on scores: counts equal scikit-learn's, in Python, in the file and on the page as it is dragged."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from sklearn.metrics import average_precision_score, confusion_matrix, precision_score, recall_score
+from typer.testing import CliRunner
+
+from rareloss.cli import app
+from rareloss.decide import report
+
+
+def drawn(rows: int = 20_000, rate: float = 0.02, ties: bool = False) -> pd.DataFrame:
+    generator = np.random.default_rng(0)
+    y = generator.random(rows) < rate
+    s = generator.normal(size=rows) + 2 * y
+    return pd.DataFrame(
+        {
+            "y": y.astype(int),
+            "s": s.round(1) if ties else s,
+            "g": generator.choice(["north", "south"], rows),
+            "w": generator.integers(0, 4, rows),
+        }
+    )
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("weight", [None, "w"])
+def test_counts_equal_those_of_scikit_learn_on_all_rows(ties: bool, weight: str | None) -> None:
+    data = drawn(ties=ties)
+    curve = report(data, label="y", score="s", weight=weight)["curve"]
+    weights = None if weight is None else data["w"]
+    for at in np.linspace(0, len(curve["tp"]) - 1, 15).astype(int):
+        alerts = data["s"] >= curve["threshold"][at]
+        (_, fp), (_, tp) = confusion_matrix(data["y"], alerts, sample_weight=weights)
+        assert (curve["tp"][at], curve["fp"][at]) == (tp, fp)
+
+
+@pytest.mark.parametrize("weight", [None, "w"])
+def test_average_precision_is_exact_where_all_scores_of_positives_are_kept(weight: str | None) -> None:
+    data = drawn(ties=True)
+    made = report(data, label="y", score="s", weight=weight)["average_precision"]
+    weights = None if weight is None else data["w"]
+    expected = average_precision_score(data["y"], data["s"], sample_weight=weights)
+    assert made["value"] == pytest.approx(expected, rel=1e-12)
+    assert made["bound_low"] == pytest.approx(made["bound_high"], rel=1e-12)
+
+
+def test_bounds_of_average_precision_hold_where_thresholds_are_sparse() -> None:
+    data = drawn(60_000, rate=0.3)
+    made = report(data, label="y", score="s")["average_precision"]
+    expected = average_precision_score(data["y"], data["s"])
+    assert made["bound_low"] <= expected <= made["bound_high"]
+    assert made["bound_high"] - made["bound_low"] < 0.002
+
+
+def test_intervals_are_those_of_scipy() -> None:
+    data = drawn()
+    made = report(data, label="y", score="s", fn_cost=100, fp_cost=5)
+    for row in made["table"]:
+        for name, hits, trials in (
+            ("precision", row["tp"], row["alerts"]),
+            ("recall", row["tp"], made["positives"]),
+            ("fpr", row["fp"], made["negatives"]),
+        ):
+            exact = stats.binomtest(int(hits), int(trials)).proportion_ci(0.95, method="exact")
+            assert (row[f"{name}_low"], row[f"{name}_high"]) == pytest.approx((exact.low, exact.high))
+        assert row["cost_low"] <= row["cost"] <= row["cost_high"]
+
+
+def test_groups_and_calibration_add_up() -> None:
+    data = drawn()
+    data["p"] = 1 / (1 + np.exp(-data["s"]))
+    made = report(data, label="y", score="p", group="g", probability="probability", objective="recall@top=0.5%")
+    at = made["start"]
+    assert made["curve"]["alerts"][at] == 100
+    alerts = data["p"] >= made["curve"]["threshold"][at]
+    for name, group in made["groups"].items():
+        mine = data["g"] == name
+        assert group["recall"][at] == pytest.approx(recall_score(data["y"][mine], alerts[mine]))
+    assert sum(row["weight"] for row in made["calibration"]) == len(data)
+    assert sum(row["weight"] * row["observed"] for row in made["calibration"]) == pytest.approx(data["y"].sum())
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_files_give_what_frames_give(ending: str, tmp_path: Path) -> None:
+    data, path = drawn(3_000), tmp_path / f"it's.{ending}"
+    data.to_csv(path, index=False) if ending == "csv" else data.to_parquet(path)
+    assert report(path, label="y", score="s", group="g") == report(data, label="y", score="s", group="g")
+
+
+def test_strings_name_the_positive_and_missing_labels_are_counted() -> None:
+    data = drawn(3_000).assign(y=lambda frame: frame["y"].map({0: "good", 1: "bad"}))
+    data.loc[:9, "y"] = None
+    with pytest.raises(ValueError, match="say which is positive"):
+        report(data, label="y", score="s")
+    made = report(data, label="y", score="s", positive="bad")
+    assert made["left_out"]["label"] == 10
+    assert made["positives"] == (data["y"] == "bad").sum()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"y": 0}, "both classes"),
+        ({"y": 1}, "both classes"),
+        ({"y": 2}, "labels other than 0 and 1"),
+        ({"s": np.nan}, "100 scores are missing"),
+        ({"s": np.inf}, "100 scores are infinite"),
+        ({"s": "high"}, "numbers were expected"),
+        ({"w": -1.0}, "100 weights"),
+        ({"w": np.nan}, "100 weights"),
+    ],
+)
+def test_bad_values_are_refused_in_words(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    data = drawn(100, rate=0.5).assign(**change)
+    with pytest.raises(ValueError, match=words):
+        report(data, tmp_path / "out", label="y", score="s", weight="w")
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_without_a_score_are_left_out_on_request() -> None:
+    data = drawn(1_000)
+    data.loc[:4, "s"] = np.nan
+    made = report(data, label="y", score="s", drop_missing_scores=True)
+    assert (made["rows"], made["left_out"]["score"]) == (995, 5)
+
+
+def test_files_that_cannot_be_used_are_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "empty.csv").touch()
+    (tmp_path / "header.csv").write_text("y,s\n")
+    (tmp_path / "broken.parquet").write_text("no parquet")
+    drawn(100).to_csv(tmp_path / "good.csv")
+    for name, words in (
+        ("none.csv", "no file"),
+        ("empty.csv", "is empty"),
+        ("header.csv", "no rows|numbers were expected"),
+        ("broken.parquet", "cannot be read"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            report(tmp_path / name, label="y", score="s")
+    with pytest.raises(ValueError, match="no column 'score'"):
+        report(tmp_path / "good.csv", label="y", score="score")
+
+
+def test_command_writes_both_files_and_refuses_with_code_2(tmp_path: Path) -> None:
+    drawn(2_000).to_csv(tmp_path / "scores.csv", index=False)
+    arguments = ["report", str(tmp_path / "scores.csv"), "--label", "y", "--score", "s", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.json"]
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["rows"] == 2_000
+    assert "http" not in re.sub(r"http://www\.w3\.org/2000/svg", "", (tmp_path / "out" / "report.html").read_text())
+    assert CliRunner().invoke(app, [*arguments, "--fn-cost", "3"]).exit_code == 2
+
+
+def test_an_interrupted_run_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        report(drawn(500), tmp_path / "out", label="y", score="s")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_dragging_on_the_page_gives_the_numbers_of_scikit_learn(tmp_path: Path) -> None:
+    data = drawn(5_000)
+    made = report(data, tmp_path, label="y", score="s", group="g", fn_cost=100, fp_cost=5)
+    steps = """<script>
+    const seen = [];
+    const read = () => seen.push([Number(document.body.dataset.at),
+      ...["caught", "false", "missed", "precision", "recall", "cost"].map(name =>
+        document.getElementById(name).textContent)]);
+    const input = (name, value) => { const it = document.getElementById(name); it.value = value;
+      it.dispatchEvent(new Event("input", {bubbles: true})); read(); };
+    read(); input("slider", 50); input("slider", 900); input("fn", 7);
+    const box = document.getElementById("gain").getBoundingClientRect();
+    for (const share of [0.3, 0.7]) {
+      document.getElementById("gain").dispatchEvent(new PointerEvent(share < 0.5 ? "pointerdown" : "pointermove",
+        {clientX: box.left + share * box.width, clientY: box.top + 0.5 * box.height, buttons: 1}));
+      read();
+    }
+    document.title = JSON.stringify(seen);
+    </script></body>"""
+    page = tmp_path / "driven.html"
+    page.write_text(
+        (tmp_path / "report.html").read_text().replace("</body>", steps).replace("setPointerCapture?.", "none?.")
+    )
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    done = subprocess.run(
+        [*command, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=60, check=True
+    )
+    found = re.search(r"<title>(\[.*?)</title>", done.stdout)
+    assert found, done.stdout[:300]
+    seen = json.loads(found[1])
+    assert [seen[0][0], seen[1][0], seen[2][0]] == [made["start"], 50, 900]
+    assert len({row[0] for row in seen}) == 5  # the pointer moved it too, twice
+    for number, (at, caught, false, missed, precision, recall, cost) in enumerate(seen):
+        alerts = data["s"] >= made["curve"]["threshold"][at]
+        (_, fp), (fn, tp) = confusion_matrix(data["y"], alerts)
+        price = (100 if number < 3 else 7) * fn + 5 * fp
+        assert [int(text.replace(",", "")) for text in (caught, false, missed, cost)] == [tp, fp, fn, price]
+        for text, value in ((precision, precision_score(data["y"], alerts)), (recall, recall_score(data["y"], alerts))):
+            assert float(text.removesuffix(" %")) == pytest.approx(100 * value, rel=6e-3)
+
+
+def test_page_opens_where_the_objective_says() -> None:
+    data = drawn(ties=True)
+    y, s = data["y"].to_numpy(), data["s"].to_numpy()
+
+    def opened(objective: str) -> tuple[float, str]:
+        made = report(data, label="y", score="s", objective=objective)
+        return made["curve"]["threshold"][made["start"]], made["start_is"]
+
+    kept = np.unique(s)
+    recalls = np.array([recall_score(y, s >= at) for at in kept])
+    precisions = np.array([precision_score(y, s >= at) for at in kept])
+    assert opened("precision@recall=80%")[0] == kept[recalls >= 0.8].max()
+    assert opened("recall@precision=30%")[0] == kept[precisions >= 0.3].min()
+    costs = np.array([50 * (y[s < at] == 1).sum() + (y[s >= at] == 0).sum() for at in kept])
+    assert opened("cost@fn=50,fp=1") == (kept[np.argmin(costs)], "the least cost on these rows")
+    assert opened("recall@top=200/20000") == opened("recall@top=1%")
+    backwards = data.assign(s=-s)
+    assert "highest precision" in report(backwards, label="y", score="s", objective="recall@precision=90%")["start_is"]
