@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-import math
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -188,6 +188,8 @@ class Model:
             tensors = load_tensors(weights)
         except (SafetensorError, ValueError, RuntimeError, OverflowError) as error:
             raise DataError(f"{folder / WEIGHTS} is no safetensors file: {error}") from error
+        if odd := [name for name in tensors if not name.startswith(("network.", "inputs."))]:
+            raise DataError(f"{folder / WEIGHTS} holds {odd[0]!r:.60}, which is no tensor of a model")
         arrays = {name.removeprefix("inputs."): t.numpy() for name, t in tensors.items() if name.startswith("inputs.")}
         layers = {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
         try:
@@ -205,7 +207,7 @@ class Model:
         if sorted(listed("columns, features", made)) != sorted(inputs.features):
             raise DataError(f"{path}: the features of its columns are not those of its inputs")
         listed("columns", [column.name for column in columns])
-        if len(given["classes"]) != 2 or not math.isfinite(given["threshold"]):
+        if len(given["classes"]) != 2 or not abs(given["threshold"]) <= sys.float_info.max:
             raise DataError(f"{path}: two classes and a finite threshold were expected")
         return cls(
             network.eval(),
