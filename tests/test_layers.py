@@ -24,6 +24,7 @@ LAYERS = (
     "decide",
     "integrations",
     "study",
+    "deploy",
     "cli",
 )
 CORE = LAYERS[: LAYERS.index("verify") + 1]

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 # What needs an extra, by the module that has it: looked up late, so that the core stays on torch alone.
-_LATE = {"advise": "rareloss.study.advise"}
+_LATE = {"advise": "rareloss.study.advise", "calibrate": "rareloss.decide.calibration"}
 
 
 def __getattr__(name: str) -> Any:
@@ -44,6 +44,8 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(import_module(_LATE[name]), name)
     except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] == "rareloss":
+            raise
         raise ModuleNotFoundError(
             f'{error.name} is missing, which rareloss.{name} needs: pip install "rareloss[study]"', name=error.name
         ) from error

@@ -416,6 +416,108 @@ def _names(texts: list[str]) -> list[str]:
     return [name.strip() for text in texts for name in text.split(",") if name.strip()]
 
 
+@app.command()
+def fit(
+    data: Annotated[
+        str, typer.Argument(help="A csv, parquet or npz file (X, y); or built-in: flights.", show_default=True)
+    ] = "flights",
+    out: Annotated[Path, typer.Option(help="Folder to write, which must not exist.")] = Path("rareloss-model"),
+    target: Annotated[str | None, typer.Option(help="Column to predict.")] = None,
+    positive: Annotated[str | None, typer.Option(help="Value of the target that is the positive class.")] = None,
+    group: Annotated[str | None, typer.Option(help="Column whose equal values stay in one fold; 'none': rows.")] = None,
+    time: Annotated[str | None, typer.Option(help="Column to split by: train, then validation, then test.")] = None,
+    without: Annotated[list[str] | None, typer.Option(help="Columns to leave out, by commas or repeated.")] = None,
+    objective: Annotated[str | None, typer.Option(help="As in compare; ap by default.")] = None,
+    arm: Annotated[
+        str | None, typer.Option(help="How to train, as compare names it: tuned_ce (the default), smooth_ap_stage.")
+    ] = None,
+    network: Annotated[
+        str | None, typer.Option(help="linear (the default), additive, mlp, or module:function of your own.")
+    ] = None,
+    compared: Annotated[
+        Path | None, typer.Option("--from", help="Folder of a comparison on these data: train what it found best.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the split and all after it; 0 by default.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Draws of hyper-parameters; 8 by default.")] = None,
+) -> None:
+    """Train one model and save it as a folder; the same command goes on where one was killed."""
+    say = Console(soft_wrap=True, highlight=False)
+    with _needing("deploy"):
+        from rareloss.deploy import fit as fitted
+    with _refusing():
+        model = fitted(
+            data,
+            out=out,
+            target=target,
+            positive=positive,
+            group=group,
+            time=time,
+            without=_names(without) if without else (),
+            objective=objective,
+            arm=arm,
+            network=network,
+            compared=compared,
+            seed=seed,
+            trials=trials,
+            say=lambda sentence: say.print(f"- {sentence}", markup=False),
+        )
+    held = model.card["held_out"]
+    chosen = model.card["chosen"]
+    say.print(
+        f"{chosen['scorer']} under {chosen['arm']}: on {held['rows']:,} held-out rows {held['alerts']:,} alerts, with "
+        f"{held['caught']:,} of {held['positives']:,} positives",
+        markup=False,
+    )
+    for name, found in held["metrics"].items():
+        if found:
+            say.print(f"{name}: {found['value']:.4f}, {found['low']:.4f} to {found['high']:.4f}", markup=False)
+    say.print(f"Written: {out}; rareloss score {out} FILE --out scores.parquet", markup=False)
+
+
+@app.command()
+def score(
+    model: Annotated[Path, typer.Argument(help="The folder that fit wrote.", show_default=False)],
+    data: Annotated[str, typer.Argument(help="A csv or parquet file of any size.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The parquet or csv file to write.")] = Path("scores.parquet"),
+    keep: Annotated[
+        list[str] | None, typer.Option(help="Columns to copy beside the scores, by commas or repeated.")
+    ] = None,
+) -> None:
+    """Write score, probability and decision of each row, in the memory of one batch."""
+    with _needing("deploy"):
+        from rareloss.deploy import score_file
+    with _refusing():
+        scored = score_file(model, data, out, keep=_names(keep) if keep else ())
+    share = scored.alerts / max(scored.rows, 1)
+    typer.echo(f"{scored.rows:,} rows, {scored.alerts:,} alerts ({share:.3%}). Written: {out}")
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="The folder that fit wrote.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="The onnx file to write.", show_default=False)],
+) -> None:
+    """Write a model's network as an ONNX graph: from preprocessed inputs to the raw score."""
+    with _needing("deploy"):
+        from rareloss.deploy import Model, to_onnx
+    with _refusing():
+        to_onnx(Model.load(model), out)
+    typer.echo(f"Written: {out}")
+
+
+@contextmanager
+def _needing(extra: str) -> Iterator[None]:
+    """Name the extra where a package is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        told = (
+            str(error) if "pip install" in str(error) else f'{error.name} is missing: pip install "rareloss[{extra}]"'
+        )
+        typer.echo(told, err=True)
+        raise typer.Exit(REFUSED) from None
+
+
 def _without_noise(raised: threading.ExceptHookArgs) -> None:
     # Ctrl-C ends joblib's processes under the thread that minds them, whose surprise is no news to a user.
     if raised.thread is None or raised.thread.name != "ExecutorManagerThread":

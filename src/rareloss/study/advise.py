@@ -15,7 +15,7 @@ from scipy.stats import beta, norm
 from sklearn.metrics import average_precision_score
 
 from rareloss import Objective
-from rareloss.study.data import DataError, Table, dates_of, load, raw_frame
+from rareloss.study.data import DataError, Table, is_date, load, source_frame
 
 __all__ = ["Advice", "Finding", "advise", "leaks", "logit_interval", "noise_that_shrinks", "recall_interval"]
 
@@ -403,9 +403,9 @@ def leaks(table: Table) -> dict[str, float]:
 def _split_advice(
     data: str | Path | pd.DataFrame | None, table: Table, options: dict[str, str | None]
 ) -> tuple[list[Finding], dict[str, str | None]]:
-    frame = raw_frame(data)
+    frame = source_frame(data)
     free = [name for name in frame.columns if name not in options.values()]
-    times = [name for name in free if dates_of(frame[name]) is not None]
+    times = [name for name in free if is_date(frame[name])]
     groups = [name for name in free if name not in times and _repeats(frame[name])]
     options = dict(options)
     said = [f"It is split by {table.split_by}."]

@@ -33,7 +33,7 @@ from rareloss.study.split import Fold, split
 from rareloss.study.statistics import LEVEL, judge
 from rareloss.training.rank_stage import TEMPERATURES
 
-__all__ = ["Comparison", "Interrupted", "compare"]
+__all__ = ["Comparison", "Interrupted", "compare", "versions"]
 
 
 class Interrupted(KeyboardInterrupt):
@@ -174,7 +174,7 @@ def compare(
     folds = {seed: split(table, seed) for seed in numbers}  # refuses what cannot be split before any work
     own = {"trials": trials, "arms": [arm.name for arm in chosen], "objective": str(judged), "recipe": RECIPE}
     own |= {"temperatures": TEMPERATURES}
-    identity = {**own, "data": table.sha256, "split_by": table.split_by, "versions": _versions()}
+    identity = {**own, "data": table.sha256, "split_by": table.split_by, "versions": versions()}
     store = Store(None if out is None else Path(out), identity)
 
     wanted = [(scorer.name, seed) for seed in numbers for scorer in sorted(scorers, key=lambda s: s.scorecard)]
@@ -187,7 +187,7 @@ def compare(
     names = [scorer.name for scorer in scorers]
     described: dict[str, Any] = {
         "schema": 1,
-        "versions": _versions(),
+        "versions": versions(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "command": command or "rareloss.study.compare(...)",
         "data": _described(table, folds[numbers[0]]),
@@ -316,6 +316,7 @@ def _seeds(seeds: int | Sequence[int]) -> list[int]:
     return numbers
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Name the versions that numbers depend on."""
     packages = {name: version(name) for name in ("rareloss", "torch", "scikit-learn", "numpy")}
     return {**packages, "python": ".".join(map(str, sys.version_info[:3]))}

@@ -3,17 +3,28 @@
 import hashlib
 import warnings
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 from pandas.api import types
+from sklearn.metrics import average_precision_score
 
-__all__ = ["DataError", "Table", "dates_of", "load", "raw_frame"]
+__all__ = [
+    "Column",
+    "DataError",
+    "Table",
+    "is_date",
+    "load",
+    "read_column",
+    "separator",
+    "source_frame",
+    "text_for_objects",
+]
 
 # Train, validation and test must each hold a few rows of every class: 6, 2 and 2 at 60/20/20.
 LEAST_ROWS_OF_A_CLASS = 10
@@ -30,6 +41,17 @@ MOST_COPIES = 0.01
 
 # A gap this pure in a class that is not the common one gives the answer away.
 PURE = 0.95
+# And so does a column that ranks a class by itself this well; looked for on so many rows.
+GIVEN_AWAY = 0.95
+MOST_ROWS_TO_LOOK_AT = 200_000
+
+# How people write dates where they do not write 2013-07-31.
+DATES = [
+    day + time
+    for day in ("%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d")
+    for time in ("", " %H:%M", " %H:%M:%S")
+]
+ISO = "ISO8601"
 
 FLIGHTS_SAMPLE = 120_000
 FLIGHTS_SEED = 0
@@ -38,6 +60,24 @@ FLIGHTS_WEATHER = ["temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust
 
 class DataError(ValueError):
     """Say what is wrong with a user's data, what was expected, and how to mend it."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """Say how a column of a file becomes features.
+
+    Attributes:
+        name: what the file calls it.
+        reads: ``"number"``; ``"text"``, numbers in text with other marks where they are missing; ``"date"``; or
+            ``"category"``.
+        features: what it becomes: itself, or the parts of a date that are used.
+        format: of dates written as text, as strptime takes it, or "ISO8601".
+    """
+
+    name: str
+    reads: Literal["number", "text", "date", "category"]
+    features: tuple[str, ...]
+    format: str = ISO
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +96,8 @@ class Table:
         notes: What was sampled, dropped or filled, one sentence each.
         sha256: Hash of features and target.
         split_by: How rows are split, in words.
+        columns: Where the features come from.
+        unused: Columns of the file that became no feature.
     """
 
     name: str
@@ -67,6 +109,8 @@ class Table:
     notes: tuple[str, ...]
     sha256: str
     split_by: str
+    columns: tuple[Column, ...] = ()
+    unused: tuple[str, ...] = ()
 
     @property
     def multiclass(self) -> bool:
@@ -86,6 +130,7 @@ def load(
     positive: str | None = None,
     group: str | None = None,
     time: str | None = None,
+    without: Iterable[str] = (),
 ) -> Table:
     """Read a table and clean it: whatever is dropped, sampled or decided is said in ``notes``.
 
@@ -99,6 +144,7 @@ def load(
         group: Column whose equal values belong together (a patient, a day): no group straddles two folds. ``"none"``:
             split by rows, also where built-in data are grouped by default.
         time: Column to split by: train is before validation, and validation before test.
+        without: Columns to leave out, such as those that give the answer away.
 
     Returns:
         The table. Without ``group`` and ``time``, identical rows form a group, so that no fold holds the copy of
@@ -117,7 +163,7 @@ def load(
     source = _source(data, group, time)
     frame = source.frame.set_axis([str(column) for column in source.frame.columns], axis=1)
     _refuse_duplicates(frame.columns)
-    frame = _text_for_objects(frame)
+    frame = text_for_objects(frame)
     notes = list(source.notes)
     if len(frame) == 0:
         raise DataError(f"{source.name} has no rows; a table with one row per case was expected")
@@ -132,6 +178,15 @@ def load(
     for role in ("group", "time"):
         if roles[role] == chosen:
             raise DataError(f"column {chosen!r} was named as target and as {role}; name another column as {role}")
+    given, left_out = tuple(frame.columns), list(dict.fromkeys(without))
+    for column in left_out:
+        if column not in frame.columns:
+            raise DataError(f"{source.name} has no column {column!r} to leave out; {_near(column, frame.columns)}")
+        if column in roles.values():
+            raise DataError(f"column {column!r} cannot be left out: it is the target, the group or the time")
+    if left_out:
+        frame = frame.drop(columns=left_out)
+        notes.append(f"left out {_listed(left_out)}, as was asked for")
 
     frame, said = _drop_row_numbers(frame, {column for column in roles.values() if column is not None})
     notes += said
@@ -145,7 +200,8 @@ def load(
         notes += said
     times = None if time is None else _times(frame[time])
 
-    features, said = _features(frame.drop(columns=list({chosen, by_group, time} - {None})))
+    features, columns, said = _features(frame.drop(columns=list({chosen, by_group, time} - {None})))
+    used = {column.name for column in columns}
     notes += said + _giveaways(features, labels, classes)
     rows = pd.util.hash_pandas_object(features, index=False).to_numpy()
     copies, said = _copies(rows)
@@ -167,18 +223,14 @@ def load(
         notes=tuple(notes),
         sha256=_sha256(features, rows, labels, classes),
         split_by=split_by,
+        columns=columns,
+        unused=tuple(name for name in given if name not in used),
     )
 
 
-def raw_frame(data: str | Path | pd.DataFrame | None = None) -> pd.DataFrame:
-    """Read a table as it is, all columns by their names as text, before anything is cleaned; see :func:`load`."""
-    frame = _source(data, None, None).frame
-    return frame.set_axis([str(column) for column in frame.columns], axis=1)
-
-
-def dates_of(column: pd.Series) -> pd.Series | None:
-    """Return dates without a zone; ``None`` where the column holds anything else."""
-    return _dates(column)
+def is_date(column: pd.Series) -> bool:
+    """Say whether a column holds dates."""
+    return _date_format(column)[0] is not None
 
 
 # ---------------------------------------------------------------------------------------------------------- sources
@@ -192,6 +244,16 @@ class _Source(NamedTuple):
     target: str | None
     group: str | None
     notes: tuple[str, ...] = ()
+
+
+def source_frame(data: str | Path | pd.DataFrame | None) -> pd.DataFrame:
+    """Return the columns of data as they were found, before anything is dropped or read.
+
+    Raises:
+        DataError: the data cannot be read.
+    """
+    frame = _source(data, None, None).frame
+    return frame.set_axis([str(column) for column in frame.columns], axis=1)
 
 
 def _source(data: str | Path | pd.DataFrame | None, group: str | None, time: str | None) -> _Source:
@@ -232,22 +294,27 @@ def _file(path: Path, group: str | None, time: str | None) -> _Source:
     raise DataError(f"{path} has an unknown ending; csv, parquet and npz files are read")
 
 
-def _csv(path: Path) -> pd.DataFrame:
+def separator(path: Path) -> tuple[str, list[str]]:
+    """Return what separates the columns of a csv file, and their names."""
     # The header is read apart from the table, since pandas renames the second of two equal columns without a word.
     headers = {
         mark: list(pd.read_csv(path, sep=mark, header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0])
         for mark in (",", ";", "\t")
     }
-    separator, names = max(headers.items(), key=lambda item: len(item[1]))
+    return max(headers.items(), key=lambda item: len(item[1]))
+
+
+def _csv(path: Path) -> pd.DataFrame:
+    mark, names = separator(path)
     _refuse_duplicates(pd.Index([name for name in names if name]))
     with warnings.catch_warnings():
         # A row with more fields than the header would shift its values into other columns.
         warnings.simplefilter("error", pd.errors.ParserWarning)
         # A semicolon often stands where the comma is the decimal mark: the reading with more numbers is right.
-        decimals = (".", ",") if separator == ";" else (".",)
+        decimals = (".", ",") if mark == ";" else (".",)
         try:
             tables = [
-                pd.read_csv(path, sep=separator, decimal=mark, index_col=False, low_memory=False) for mark in decimals
+                pd.read_csv(path, sep=mark, decimal=point, index_col=False, low_memory=False) for point in decimals
             ]
             return max(tables, key=lambda table: table.select_dtypes("number").shape[1])
         except pd.errors.ParserWarning as error:
@@ -346,7 +413,7 @@ def _minutes(clock: pd.Series) -> pd.Series:
 # ------------------------------------------------------------------------------------------------------------- rows
 
 
-def _text_for_objects(frame: pd.DataFrame) -> pd.DataFrame:
+def text_for_objects(frame: pd.DataFrame) -> pd.DataFrame:
     """Write Python objects as text, except where all of a column are of one better kind."""
     frame = frame.infer_objects()
     objects = [name for name in frame.columns if types.is_object_dtype(frame[name])]
@@ -393,12 +460,13 @@ def _groups(column: pd.Series) -> tuple[np.ndarray, list[str]]:
 def _times(column: pd.Series) -> np.ndarray:
     if types.is_numeric_dtype(column) and not types.is_bool_dtype(column):
         return column.to_numpy(dtype=np.float64)
-    dates = _dates(column)
-    if dates is None:
+    form, _ = _date_format(column)
+    if form is None:
         raise DataError(
             f"time column {column.name!r} must hold numbers or dates, got {str(column.iloc[0])!r}; write dates as in "
             "2013-07-31 or 2013-07-31 18:30"
         )
+    dates = _dates(column, Column(str(column.name), "date", (), form))
     return dates.to_numpy(dtype="datetime64[us]").astype(np.int64)
 
 
@@ -501,77 +569,126 @@ def _label(value: Any) -> str:
 # --------------------------------------------------------------------------------------------------------- features
 
 
-def _features(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+def _features(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Column, ...], list[str]]:
     """Make every column float64 or categorical, and drop what carries nothing or names single rows."""
-    columns: dict[str, pd.Series] = {}
+    features: dict[str, pd.Series] = {}
+    columns: list[Column] = []
     notes: list[str] = []
     constant: list[str] = []
     identities: list[str] = []
     for name in frame.columns:
-        column = frame[name]
-        dates = _dates(column)
-        if dates is not None:
-            parts = _date_parts(name, dates)
-            columns |= parts
-            if parts:
-                notes.append(f"dates in {name!r} became {_listed(parts)}")
-            else:
-                constant.append(name)
-            continue
-        numbers = _numbers(column)
-        if numbers is None:
-            numbers, said = _numbers_in_text(column)
-            notes += said
-        if numbers is not None:
-            _refuse_infinite(name, numbers)
-        else:
-            column = _categories(column)
-            values = len(column.cat.categories)
-            if values > FEW_CATEGORIES and column.count() < LEAST_ROWS_OF_A_CATEGORY * values:
+        column, said = _how(frame[name])
+        notes += said
+        found = read_column(column, frame[name])
+        if column.reads == "category":
+            values = len(found[name].cat.categories)
+            if values > FEW_CATEGORIES and found[name].count() < LEAST_ROWS_OF_A_CATEGORY * values:
                 identities.append(name)
                 continue
-        column = column if numbers is None else numbers
-        if column.nunique(dropna=False) < 2:
+        # A part of a date that only ever is missing or one value says nothing that another part does not.
+        dropna = column.reads == "date"
+        found = {part: values for part, values in found.items() if values.nunique(dropna=dropna) > 1}
+        if not found:
             constant.append(name)
             continue
-        columns[name] = column
+        if column.reads == "date":
+            notes.append(f"dates in {name!r} became {_listed(found)}")
+        features |= found
+        columns.append(replace(column, features=tuple(found)))
     if constant:
         notes.append(f"dropped {_listed(constant)}: empty, or the same in every row")
     if identities:
         notes.append(f"dropped {_listed(identities)}: an id or free text, since few rows share a value")
-    if not columns:
+    if not features:
         raise DataError("no column is left to predict from; one that is not constant, an id or free text was expected")
-    features = pd.DataFrame(columns)
-    missing = features.isna().any()
+    table = pd.DataFrame(features)
+    missing = table.isna().any()
     if missing.any():
-        names = list(features.columns[missing])
+        names = list(table.columns[missing])
         notes.append(f"values are missing in {_listed(names)}: filled from the train fold, and marked as missing")
-    return features, notes
+    return table, tuple(columns), notes
 
 
-def _numbers(column: pd.Series) -> pd.Series | None:
-    """Return numbers, flags and durations as float64; ``None`` for everything else."""
-    if types.is_timedelta64_dtype(column):
-        return pd.Series(column.dt.total_seconds())
-    if types.is_complex_dtype(column):
-        raise DataError(f"column {column.name!r} holds complex numbers; give their two parts as two columns")
-    if types.is_numeric_dtype(column) or types.is_bool_dtype(column):
-        return column.astype("float64")
-    return None
+def _how(values: pd.Series) -> tuple[Column, list[str]]:
+    """Decide how a column is read."""
+    name = str(values.name)
+    dates, said = _date_format(values)
+    if dates is not None:
+        return Column(name, "date", (), dates), said
+    if types.is_complex_dtype(values):
+        raise DataError(f"column {name!r} holds complex numbers; give their two parts as two columns")
+    if _numeric(values):
+        return Column(name, "number", (name,)), []
+    as_numbers, said = _numbers_in_text(values)
+    return Column(name, "text" if as_numbers else "category", (name,)), said
 
 
-def _numbers_in_text(column: pd.Series) -> tuple[pd.Series | None, list[str]]:
-    """Read text that is nearly always a number, with a mark such as '?' where it is missing, as numbers."""
-    if not types.is_string_dtype(column) or isinstance(column.dtype, pd.CategoricalDtype):
-        return None, []
+def read_column(column: Column, values: pd.Series) -> dict[str, pd.Series]:
+    """Turn a column into its features, as they were when it was decided how; text may stand for numbers.
+
+    Args:
+        column: how it is read.
+        values: of any rows.
+
+    Returns:
+        each feature by name, float64 or category; all parts of a date where none was chosen yet.
+
+    Raises:
+        DataError: values of another type.
+    """
+    if column.reads == "category":
+        if _numeric(values) and not types.is_bool_dtype(values) and values.notna().any():
+            raise DataError(f"column {column.name!r} holds numbers ({values.dtype}), where text was expected")
+        return {column.name: _categories(values)}
+    if column.reads == "date":
+        parts = _date_parts(column.name, _dates(values, column))
+        return {part: parts[part] for part in column.features or parts}
+    numbers = _numbers(column, values)
+    _refuse_infinite(column.name, numbers)
+    return {column.name: numbers}
+
+
+def _numeric(values: pd.Series) -> bool:
+    return types.is_numeric_dtype(values) or types.is_bool_dtype(values) or types.is_timedelta64_dtype(values)
+
+
+def _text(values: pd.Series) -> bool:
+    return types.is_string_dtype(values) and not isinstance(values.dtype, pd.CategoricalDtype)
+
+
+def _numbers(column: Column, values: pd.Series) -> pd.Series:
+    """Return numbers, flags and durations as float64, also where they are written as text."""
+    if types.is_timedelta64_dtype(values):
+        return pd.Series(values.dt.total_seconds())
+    if _numeric(values):
+        return values.astype("float64")
+    if values.isna().all():
+        return pd.Series(np.nan, values.index, name=values.name, dtype="float64")
+    if not _text(values):
+        raise DataError(f"column {column.name!r} holds {values.dtype}, where numbers were expected")
+    numbers = pd.to_numeric(values, errors="coerce").astype("float64")
+    if column.reads == "number":
+        if numbers.count() < values.count():
+            flags = values.str.lower().map({"true": 1.0, "false": 0.0})
+            numbers = numbers.fillna(flags.astype("float64"))
+        odd = values[numbers.isna() & values.notna()]
+        if len(odd):
+            raise DataError(f"column {column.name!r} holds {odd.iloc[0]!r}, where a number was expected")
+    return numbers
+
+
+def _numbers_in_text(column: pd.Series) -> tuple[bool, list[str]]:
+    """Say whether text is nearly always a number, with a mark such as '?' where it is missing."""
+    if not _text(column):
+        return False, []
     numbers = pd.to_numeric(column, errors="coerce").astype("float64")
     if numbers.count() < SHARE_OF_NUMBERS * column.count() or numbers.nunique() <= MOST_FRACTIONAL_CLASSES:
-        return None, []
+        return False, []
     junk = column[numbers.isna() & column.notna()]
     if junk.empty:
-        return numbers, [f"text in {column.name!r} was read as numbers"]
+        return True, [f"text in {column.name!r} was read as numbers"]
     said = _count(len(junk), "value")
-    return numbers, [f"{said} of {column.name!r} are not numbers, such as {junk.iloc[0]!r}, and count as missing"]
+    return True, [f"{said} of {column.name!r} are not numbers, such as {junk.iloc[0]!r}, and count as missing"]
 
 
 def _refuse_infinite(name: str, column: pd.Series) -> None:
@@ -589,19 +706,44 @@ def _categories(column: pd.Series) -> pd.Series:
     return text.astype("category")
 
 
-def _dates(column: pd.Series) -> pd.Series | None:
-    """Return dates without a zone; ``None`` where the column holds anything else."""
-    if isinstance(column.dtype, pd.PeriodDtype):
-        return pd.Series(column.dt.to_timestamp())
-    if types.is_datetime64_any_dtype(column):
-        return pd.Series(column.dt.tz_localize(None))
-    if not types.is_string_dtype(column) or isinstance(column.dtype, pd.CategoricalDtype):
-        return None
+def _date_format(column: pd.Series) -> tuple[str | None, list[str]]:
+    """Return how dates are written; ``None`` where the column holds anything else."""
+    if isinstance(column.dtype, pd.PeriodDtype) or types.is_datetime64_any_dtype(column):
+        return ISO, []
+    if not _text(column):
+        return None, []
     text = column.dropna()
-    if text.empty or not text.str.match(r"\d{4}-\d{2}-\d{2}").all():
-        return None
-    dates = pd.to_datetime(column, errors="coerce", format="ISO8601", utc=True)
-    return dates.dt.tz_localize(None) if dates.count() == len(text) else None
+    if text.empty or not text.str.match(r"\d{1,4}[-./]\d{1,2}[-./]\d{2,4}").all():
+        return None, []
+    fitting = [form for form in (ISO, *DATES) if _parsed(text, form).notna().all()]
+    if not fitting or fitting[0] == ISO:
+        return (ISO if fitting else None), []
+    said = [f"dates in {column.name!r} are read as {fitting[0]}"]
+    if len(fitting) > 1:
+        said = [f"dates in {column.name!r} are read as {fitting[0]}, though {fitting[1]} would fit: write 2013-07-31"]
+    return fitting[0], said
+
+
+def _parsed(text: pd.Series, form: str) -> pd.Series:
+    # Times of several zones are read in one.
+    return pd.to_datetime(text, errors="coerce", format=form, utc=True).dt.tz_localize(None)
+
+
+def _dates(values: pd.Series, column: Column) -> pd.Series:
+    """Return dates without a zone."""
+    if isinstance(values.dtype, pd.PeriodDtype):
+        return pd.Series(values.dt.to_timestamp())
+    if types.is_datetime64_any_dtype(values):
+        return pd.Series(values.dt.tz_localize(None))
+    if not _text(values) and values.notna().any():
+        raise DataError(f"column {column.name!r} holds {values.dtype}, where dates were expected")
+    dates = _parsed(values.astype("str"), column.format)
+    odd = values[dates.isna() & values.notna()]
+    if len(odd):
+        raise DataError(
+            f"column {column.name!r} holds {odd.iloc[0]!r}, where a date written as {column.format} was expected"
+        )
+    return dates
 
 
 def _date_parts(name: Hashable, dates: pd.Series) -> dict[str, pd.Series]:
@@ -611,7 +753,7 @@ def _date_parts(name: Hashable, dates: pd.Series) -> dict[str, pd.Series]:
         "weekday": dates.dt.day_of_week,
         "hour": dates.dt.hour,
     }
-    return {f"{name}_{part}": values.astype("float64") for part, values in parts.items() if values.nunique() > 1}
+    return {f"{name}_{part}": values.astype("float64") for part, values in parts.items()}
 
 
 def _giveaways(features: pd.DataFrame, target: np.ndarray, classes: tuple[str, ...]) -> list[str]:
@@ -629,7 +771,38 @@ def _giveaways(features: pd.DataFrame, target: np.ndarray, classes: tuple[str, .
                     f"check {name!r}: where it is {state}, {counts[often]:,} of {counts.sum():,} rows are of class "
                     f"{classes[often]!r}; leave it out if that is not known when the score is needed"
                 )
+    some = slice(None, None, -(-len(target) // MOST_ROWS_TO_LOOK_AT))
+    for name in features.columns:
+        for index in [index for index, share in enumerate(shares) if share < 0.5]:
+            found = _alone(features[name].iloc[some], target[some] == index)
+            if found > GIVEN_AWAY:
+                notes.append(
+                    f"check {name!r}: it ranks {classes[index]!r} by itself, with an average precision of {found:.3f}; "
+                    "leave it out if it is not known when the score is needed"
+                )
     return notes
+
+
+def _alone(column: pd.Series, positive: np.ndarray) -> float:
+    """Compute the average precision of a column by itself: upwards or downwards, or by the share of each category."""
+    if not positive.any():
+        return 0.0
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        codes = column.cat.codes.to_numpy() + 1
+        rows = np.bincount(codes)
+        share = np.bincount(codes, positive) / np.maximum(rows, 1)
+        # A few rows of a category cannot say what the next one will be.
+        share[rows < LEAST_ROWS_OF_A_CATEGORY] = positive.mean()
+        return float(average_precision_score(positive, share[codes]))
+    present = column.notna().to_numpy()
+    values = column[present].to_numpy()
+    # Where it is missing it says nothing, and such rows come last.
+    found = [0.0]
+    for sign in (1.0, -1.0):
+        scores = np.full(len(column), -np.inf)
+        scores[present] = sign * values
+        found.append(float(average_precision_score(positive, np.nan_to_num(scores, neginf=-1e308))))
+    return max(found)
 
 
 def _sha256(features: pd.DataFrame, rows: np.ndarray, target: np.ndarray, classes: tuple[str, ...]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.pipeline import Pipeline
 from torch import Tensor, nn
 
 from rareloss import Objective, SigmoidFocalLoss, SoftmaxFocalLoss
@@ -29,8 +30,13 @@ __all__ = [
     "fitted",
     "logistic",
     "new_model",
+    "score_with",
     "trees",
 ]
+
+
+def _make(key: Mapping[str, Any], make: Callable[[], "Fitted"]) -> "Fitted":
+    return make()
 
 
 @dataclass
@@ -42,12 +48,15 @@ class Task:
         fold: train, validation and test rows.
         objective: what validation judges by.
         seed: chooses initialisation, batches and draws.
+        remember: returns what was kept of a trial, or makes it; called with what tells the trials of this task apart,
+            and a function that makes one. It keeps nothing by default.
     """
 
     table: Table
     fold: Fold
     objective: Objective
     seed: int
+    remember: Callable[[Mapping[str, Any], Callable[[], "Fitted"]], "Fitted"] = _make
     _inputs: dict[Kind, tuple[Any, Tensor, Tensor]] = field(default_factory=dict)
 
     @property
@@ -81,8 +90,12 @@ class Task:
 
     def test_inputs(self, kind: Kind) -> Tensor:
         """Return the inputs of the test rows, through the pipeline fitted on train."""
+        return torch.from_numpy(self.fitted_inputs(kind).transform(self.table.frame.iloc[self.fold.test]))
+
+    def fitted_inputs(self, kind: Kind) -> Pipeline:
+        """Return the pipeline that was fitted on the train rows."""
         self.inputs(kind)
-        return torch.from_numpy(self._inputs[kind][0].transform(self.table.frame.iloc[self.fold.test]))
+        return self._inputs[kind][0]
 
     def judge(self, scores: Tensor) -> float:
         """Compute the objective of validation scores: its mean over the classes where it is defined; -1 if NaN."""
@@ -155,7 +168,7 @@ def descend(
                 weight = class_weight[labels] if weight is None else weight * class_weight[labels]
             yield Batch(x[places], labels, weight)
 
-    score = partial(_score, model, task.outputs)
+    score = partial(score_with, model, task.outputs)
     found = core_descend(
         model,
         loss,
@@ -173,11 +186,12 @@ def fitted(
     """Describe a model that took steps."""
     name = f"step {kept.step}" if kept.step else "start"
     history: list[dict[str, float]] = [look._asdict() for look in looks]
-    return Fitted(kind, partial(_score, model, task.outputs), kept.validation, dict(chosen), name, history, model)
+    return Fitted(kind, partial(score_with, model, task.outputs), kept.validation, dict(chosen), name, history, model)
 
 
 @torch.no_grad()
-def _score(model: nn.Module, outputs: int, x: Tensor) -> Tensor:
+def score_with(model: nn.Module, outputs: int, x: Tensor) -> Tensor:
+    """Compute the logits of all rows, a part at a time."""
     model.eval()
     return torch.cat([logits_of(model, part, outputs) for part in torch.split(x, 65_536)])
 
@@ -195,19 +209,19 @@ def new_model(task: Task, scorer: Scorer, kind: Kind) -> nn.Module:
 
 def logistic(task: Task, scorer: Scorer, draws: Sequence[Mapping[str, Any]]) -> Fitted:
     """Solve logistic regression to convergence for each draw of (kind, C, class weight); validation chooses."""
-    best: Fitted | None = None
     target = task.train_target.numpy()
-    for draw in draws:
+
+    def solved(draw: Mapping[str, Any]) -> Fitted:
         x, x_validation = task.inputs(draw["kind"])
         weights = class_weights(task.counts, draw["class_weight"])
         model, converged = solve_logistic(x, target, dict(enumerate(weights.tolist())), draw["C"])
-        score = partial(_score, model, task.outputs)
-        chosen = {**draw, "converged": converged}
-        found = Fitted(draw["kind"], score, task.judge(score(x_validation)), chosen, model=model)
-        if best is None or found.validation > best.validation:
-            best = found
-    assert best is not None
-    return best
+        score = partial(score_with, model, task.outputs)
+        return Fitted(
+            draw["kind"], score, task.judge(score(x_validation)), {**draw, "converged": converged}, model=model
+        )
+
+    tried = (task.remember({"scorer": scorer.name, **draw}, partial(solved, draw)) for draw in draws)
+    return max(tried, key=lambda found: found.validation)
 
 
 def class_weights(counts: Tensor, weight: float) -> Tensor:

@@ -159,7 +159,7 @@ class Store:
                 ]
                 if other:
                     raise DataError(
-                        f"{folder} holds a comparison with other settings ({'; '.join(other)}); name another folder, "
+                        f"{folder} holds work with other settings ({'; '.join(other)}); name another folder, "
                         "or delete this one"
                     )
             write_atomically(kept, json.dumps(wanted, indent=1))

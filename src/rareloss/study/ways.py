@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -132,20 +133,24 @@ def network(
     def tried() -> Iterator[Fitted]:
         for index, draw in enumerate(draws):
             variant = variants[index % len(variants)]
-            options = {name: value for name, value in variant.items() if name != "class_weight"}
-            yield descend(
-                task,
-                new_model(task, scorer, kind),
-                kind,
-                make_loss(task.outputs, **options),
-                batches(target, size, task.seed),
-                steps=RECIPE["network_steps"],
-                warm_up=RECIPE["network_warm_up_steps"],
-                every=RECIPE["network_look_every"],
-                class_weight=class_weights(task.counts, variant["class_weight"]) if "class_weight" in variant else None,
-                chosen={**draw, **variant},
-                **draw,
-            )
+            loss = make_loss(task.outputs, **{name: value for name, value in variant.items() if name != "class_weight"})
+            key = {"scorer": scorer.name, "loss": repr(loss), **draw, **variant}
+            yield task.remember(key, partial(trained, draw, variant, loss))
+
+    def trained(draw: Mapping[str, Any], variant: Mapping[str, float], loss: nn.Module) -> Fitted:
+        return descend(
+            task,
+            new_model(task, scorer, kind),
+            kind,
+            loss,
+            batches(target, size, task.seed),
+            steps=RECIPE["network_steps"],
+            warm_up=RECIPE["network_warm_up_steps"],
+            every=RECIPE["network_look_every"],
+            class_weight=class_weights(task.counts, variant["class_weight"]) if "class_weight" in variant else None,
+            chosen={**draw, **variant},
+            **draw,
+        )
 
     return best_of(tried())
 

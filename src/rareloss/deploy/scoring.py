@@ -1,0 +1,168 @@
+"""Score a file of any size, a batch at a time, and write what was found whole or not at all."""
+
+import contextlib
+import os
+import tempfile
+import warnings
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from rareloss.deploy.model import Model
+from rareloss.study.data import DataError, separator, source_frame
+
+__all__ = ["Scored", "score_file"]
+
+ROWS_AT_ONCE = 65_536
+# Bytes of a column that are read at once, where a parquet file has one large row group.
+BUFFER = 1 << 20
+WRITTEN = (("score", pa.float32()), ("probability", pa.float64()), ("decision", pa.bool_()))
+
+
+class Scored(NamedTuple):
+    """What was scored.
+
+    Args:
+        rows: how many.
+        alerts: how many of them are above the threshold.
+    """
+
+    rows: int
+    alerts: int
+
+
+def score_file(
+    model: Model | str | Path,
+    data: str | Path | pd.DataFrame,
+    out: str | Path,
+    *,
+    keep: Sequence[str] = (),
+    rows_at_once: int = ROWS_AT_ONCE,
+) -> Scored:
+    """Score the rows of a file in order, in the memory of one batch, and write ``score, probability, decision``.
+
+    Args:
+        model: a model, or its folder.
+        data: csv or parquet, which are read in batches; also what else a model is fitted on, which is read whole.
+        out: a parquet or csv file, which is replaced where it exists.
+        keep: columns of the data to copy before the scores, such as an id.
+        rows_at_once: of a batch.
+
+    Raises:
+        DataError: columns are missing, unknown or of another type; a file cannot be read or written. ``out`` is as it
+            was.
+    """
+    model = model if isinstance(model, Model) else Model.load(model)
+    out, names = Path(out), [name for name, _ in WRITTEN]
+    if out.suffix.lower() not in (".parquet", ".pq", ".csv"):
+        raise DataError(f"{out} has an unknown ending; parquet and csv files are written")
+    if not out.absolute().parent.is_dir():
+        raise DataError(f"there is no folder {out.absolute().parent} to write {out.name} into")
+    if rows_at_once < 1:
+        raise DataError(f"rows_at_once must be at least 1, got {rows_at_once}")
+    if set(keep) & set(names) or len(set(keep)) < len(keep):
+        raise DataError(
+            f"columns to keep must differ from each other and from {', '.join(names)}, got {', '.join(keep)}"
+        )
+    handle, part = tempfile.mkstemp(dir=out.absolute().parent, prefix=f".{out.name}.", suffix=".part")
+    rows = alerts = 0
+    try:
+        with open(handle, "wb") as file:
+            with contextlib.ExitStack() as stack:
+                writer = None
+                # Closed also where a batch is refused, and with it the file that it reads.
+                batches = stack.enter_context(contextlib.closing(_batches(data, model, list(keep), rows_at_once)))
+                for batch, kept in batches:
+                    try:
+                        found = model.score(batch)
+                    except DataError as error:
+                        raise DataError(f"rows {rows + 1:,} to {rows + len(batch):,}: {error}") from error
+                    columns = [pa.array(found[name], kind) for name, kind in WRITTEN]
+                    table = pa.Table.from_arrays([*kept.columns, *columns], [*kept.column_names, *names])
+                    if writer is None:
+                        make = pa.csv.CSVWriter if out.suffix.lower() == ".csv" else pq.ParquetWriter
+                        writer = stack.enter_context(make(file, table.schema))
+                    writer.write_table(table)
+                    rows += len(batch)
+                    alerts += int(found["decision"].sum())
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(part, 0o644)  # mkstemp makes files that only their owner may read
+        os.replace(part, out)
+    except BaseException:
+        Path(part).unlink(missing_ok=True)
+        raise
+    return Scored(rows, alerts)
+
+
+def _batches(
+    data: str | Path | pd.DataFrame, model: Model, keep: list[str], size: int
+) -> Generator[tuple[pd.DataFrame, pa.Table]]:
+    """Yield rows with the columns of the model, and the columns to keep."""
+    endings = [] if isinstance(data, pd.DataFrame) else [ending.lower() for ending in Path(data).suffixes]
+    if not isinstance(data, pd.DataFrame) and Path(data).is_file():
+        try:
+            if endings[-1:] in ([".parquet"], [".pq"]):
+                yield from _parquet(Path(data), model, keep, size)
+                return
+            if {".csv", ".tsv", ".txt"} & set(endings):
+                yield from _csv(Path(data), model, keep, size)
+                return
+        except DataError:
+            raise
+        except (OSError, ValueError, pa.ArrowException, EOFError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise DataError(f"{data} cannot be read: {reason}") from error
+    frame = source_frame(data)
+    _check(list(frame.columns), model, keep)
+    kept = pa.Table.from_pandas(frame[keep], preserve_index=False)
+    for start in range(0, max(len(frame), 1), size):
+        yield frame[_needed(model)].iloc[start : start + size], kept.slice(start, size)
+
+
+def _needed(model: Model) -> list[str]:
+    return [column.name for column in model.columns]
+
+
+def _check(names: Sequence[str], model: Model, keep: list[str]) -> None:
+    model.check_names(list(names), keep)
+    lacking = [name for name in keep if name not in names]
+    if lacking:
+        raise DataError(f"there is no column {', '.join(map(repr, lacking))} to keep")
+
+
+def _parquet(path: Path, model: Model, keep: list[str], size: int) -> Generator[tuple[pd.DataFrame, pa.Table]]:
+    with pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER) as file:
+        schema = file.schema_arrow
+        _check(schema.names, model, keep)
+        needed = _needed(model)
+        empty = schema.empty_table()
+        model.features(empty.select(needed).to_pandas())  # types are refused before any row is scored
+        columns = list(dict.fromkeys([*needed, *keep]))
+        for batch in file.iter_batches(size, columns=columns):
+            table = pa.Table.from_batches([batch])
+            yield table.select(needed).to_pandas(), table.select(keep)
+        if not file.metadata.num_rows:
+            yield empty.select(needed).to_pandas(), empty.select(keep)
+
+
+def _csv(path: Path, model: Model, keep: list[str], size: int) -> Generator[tuple[pd.DataFrame, pa.Table]]:
+    mark, names = separator(path)
+    _check(names, model, keep)
+    needed = _needed(model)
+    numbers = [column.name for column in model.columns if column.reads in ("number", "text")]
+    with warnings.catch_warnings():
+        # A row with more fields than the header would shift its values into other columns.
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        with pd.read_csv(path, sep=mark, dtype=str, index_col=False, chunksize=size) as reader:
+            for frame in reader:
+                if mark == ";":  # which often stands where the comma is the decimal mark
+                    for name in numbers:
+                        frame[name] = frame[name].str.replace(",", ".", regex=False)
+                kept = [pa.array(frame[name], pa.string(), from_pandas=True) for name in keep]
+                yield frame[needed], pa.Table.from_arrays(kept, keep)
