@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.optimize import brentq
 from scipy.stats import binomtest, norm
 from sklearn.metrics import precision_score, recall_score
 
@@ -48,6 +49,18 @@ def test_intervals_of_a_budget_cover() -> None:
             (cut.threshold.low <= norm.isf(0.02) <= cut.threshold.high, cut.recall.low <= recall <= cut.recall.high)
         )
     assert np.mean(held, axis=0).min() > 0.91
+
+
+def test_interval_of_a_capacity_covers_where_all_above_the_cut_may_be_light() -> None:
+    # Ten positives of weight 1 are as much as the capacity; one negative in ten was kept, with weight 10.
+    random, held = np.random.default_rng(0), []
+    truth = brentq(lambda at: 0.01 * norm.sf(at - 2) + 0.99 * norm.sf(at) - 0.01, 0, 10)
+    labels = np.arange(109) < 10
+    for _ in range(300):
+        scores = random.normal(size=109) + 2 * labels
+        cut = find_threshold(scores, labels, "recall@top=1%", np.where(labels, 1.0, 10.0))
+        held.append(cut.threshold.low <= truth <= cut.threshold.high)
+    assert np.mean(held) > 0.93
 
 
 def test_what_cannot_be_reached_names_the_nearest() -> None:

@@ -248,11 +248,12 @@ def _equal(weight: np.ndarray) -> bool:
 
 
 def _equal_rows(weight: np.ndarray, above: np.ndarray, share: float) -> float:
-    # As many rows of one weight as give the share above the same variance.
+    # As many rows of one weight as give the share above the same variance. One more of the heaviest rows counts as
+    # above: where none was found there, the light ones would say that there is hardly any variance.
     if _equal(weight):
         return len(weight)
-    variance = float((np.square(weight) * np.square(above - share)).sum() / weight.sum() ** 2)
-    return max(1.0, np.floor(share * (1 - share) / variance)) if variance > 0 else len(weight)
+    squares = float((np.square(weight) * np.square(above - share)).sum() + weight.max() ** 2)
+    return max(1.0, float(np.floor(share * (1 - share) * weight.sum() ** 2 / squares)))
 
 
 def _share(weight: np.ndarray, above: np.ndarray, confidence: float, exact: bool) -> Interval:
