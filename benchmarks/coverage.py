@@ -89,7 +89,9 @@ def main() -> None:
     print("| objective | prevalence | positives | negatives | " + " | ".join(NAMES) + " | width over the bootstrap's |")
     print("| --- " * (5 + len(NAMES)) + "|")
     for name, held, ratio in cells(asked.draws, asked.most_rows):
-        print(name, " | ".join(f"{each:.1%}" for each in held), "|", ", ".join(f"{each:.2f}" for each in ratio), "|")
+        # All of the bootstrap's draws can have a precision of 1, and then its interval has no width to compare with.
+        widths = [f"{each:.2f}" if each < 1e6 or np.isinf(each) else "the bootstrap's has none" for each in ratio]
+        print(name, " | ".join(f"{each:.1%}" for each in held), "|", ", ".join(widths), "|")
 
 
 if __name__ == "__main__":
