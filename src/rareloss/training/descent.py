@@ -55,13 +55,13 @@ class Look(NamedTuple):
         step: steps taken so far.
         loss: of the last one; NaN before the first.
         validation: what was judged; more is better.
-        penalty: of the place on a path; None elsewhere.
+        penalty: of the place on a path; NaN elsewhere.
     """
 
     step: int
     loss: float
     validation: float
-    penalty: float | None = None
+    penalty: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,7 @@ class _Keeper:
         self.kept = Look(0, math.nan, self.judged.value)
         self.looks, self.state = [self.kept], copy.deepcopy(model.state_dict())
 
-    def look(self, step: int, loss: float, penalty: float | None = None) -> None:
+    def look(self, step: int, loss: float, penalty: float = math.nan) -> None:
         found = self._judged()
         self.looks.append(Look(step, loss, found.value, penalty))
         if self._better(found):

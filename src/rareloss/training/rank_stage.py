@@ -294,7 +294,7 @@ def repeat_stage(stage: RankStage, model: nn.Module, train: Any, *, tolerance: f
             lambda: torch.tensor([float(next(count))]),  # the place is taken, whatever it is
             _in_chunks(moved, sys.maxsize),
             first=stage.model,
-            penalties=[cast(float, stage.kept.penalty)],
+            penalties=[stage.kept.penalty],
             tolerance=tolerance,
         )
     return moved
