@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import _pytree as pytree
 
 __all__ = [
     "PENALTIES",
@@ -24,6 +25,7 @@ __all__ = [
     "follow_path",
     "keeping_modes",
     "lbfgs",
+    "part_of",
     "pools",
     "value_of",
 ]
@@ -46,6 +48,14 @@ class Batch(NamedTuple):
     inputs: Any
     targets: Tensor
     weight: Tensor | None = None
+
+
+def part_of(whole: Batch, rows: Tensor | slice, weight: Tensor | None = None) -> Batch:
+    """Take rows by their places, with their own weights times others ``[rows]``."""
+    own = None if whole.weight is None else whole.weight[rows]
+    given = [each for each in (weight, own) if each is not None]
+    inputs = pytree.tree_map(lambda tensor: tensor[rows], whole.inputs)
+    return Batch(inputs, whole.targets[rows], math.prod(given[1:], start=given[0]) if given else None)
 
 
 class Look(NamedTuple):

@@ -25,6 +25,7 @@ from rareloss.training.descent import (
     descend,
     follow_path,
     keeping_modes,
+    part_of,
     pools,
 )
 from rareloss.training.elsewhere import start_elsewhere
@@ -307,11 +308,8 @@ class _Pools:
         self.whole, self.size, self.seed = whole, size, seed
 
     def __iter__(self) -> Iterator[Batch]:
-        inputs, targets, own = self.whole
-        for rows, weight in pools(targets, self.size, torch.Generator().manual_seed(self.seed)):
-            drawn = pytree.tree_map(lambda tensor, rows=rows: tensor[rows], inputs)
-            given = [each for each in (weight, None if own is None else own[rows]) if each is not None]
-            yield Batch(drawn, targets[rows], math.prod(given[1:], start=given[0]) if given else None)
+        for rows, weight in pools(self.whole.targets, self.size, torch.Generator().manual_seed(self.seed)):
+            yield part_of(self.whole, rows, weight)
 
 
 def _is_batch(given: Any) -> bool:
