@@ -7,9 +7,10 @@ import torch
 from scipy.stats import beta, betabinom, binom
 
 from rareloss import checks
+from rareloss.decide.intervals import clopper_pearson
 from rareloss.objective import Objective
 
-__all__ = ["Cut", "Interval", "clopper_pearson", "find_threshold", "quantile_interval"]
+__all__ = ["Cut", "Interval", "find_threshold", "quantile_interval"]
 
 
 @dataclass(frozen=True)
@@ -75,23 +76,6 @@ class Cut:
         tail = (1 - self.confidence) / 2
         exact = self.alerts.exact and self.objective.kind == "recall@top"
         return Interval(self.alerts.value * rows, float(count.ppf(tail)), float(count.ppf(1 - tail)), exact)
-
-
-def clopper_pearson(hits: float, rows: float, confidence: float = 0.95) -> tuple[float, float]:
-    """Compute the interval of a share of which ``hits`` of ``rows`` were seen, exact for counts.
-
-    Reference:
-        Clopper and Pearson, "The Use of Confidence or Fiducial Limits", Biometrika 1934.
-
-    Example:
-        >>> low, high = clopper_pearson(8, 10)
-        >>> round(low, 4), round(high, 4)
-        (0.4439, 0.9748)
-    """
-    tail = (1 - confidence) / 2
-    low = float(beta.ppf(tail, hits, rows - hits + 1)) if hits > 0 else 0.0
-    high = float(beta.ppf(1 - tail, hits + 1, rows - hits)) if hits < rows else 1.0
-    return low, high
 
 
 def quantile_interval(
