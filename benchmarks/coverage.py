@@ -91,31 +91,42 @@ def truth(best: float, rate: float, cut: float) -> np.ndarray:
 def bootstrap(random: np.random.Generator, objective: str, rows: Rows, cut: float) -> tuple[np.ndarray, np.ndarray]:
     """Compute percentile intervals, ``[2, 5]``, with the cut where it was (but for the threshold), and cut anew.
 
-    A resample's draws from the upper rows are counted row by row, those from the rest by label and weight.
+    How often rows near the cut are drawn is counted row by row, of all others by label and weight.
     """
     scores, labels, weight = rows
     counted = weight if "top" in objective else weight * ~labels
-    # Eight standard deviations beyond the level, of the heaviest rows.
-    budget = LEVEL * counted.sum()
-    reach = budget + 8 * np.sqrt(budget * weight.max()) + 8 * weight.max()
-    upper = min(len(scores), int(np.searchsorted(np.cumsum(counted), reach)) + 1)
-    drawn = random.binomial(len(scores), upper / len(scores), RESAMPLES)
-    places = np.repeat(np.arange(RESAMPLES) * upper, drawn) + random.integers(0, upper, int(drawn.sum()))
-    counts = np.bincount(places, minlength=RESAMPLES * upper).reshape(RESAMPLES, upper)
-    hits = np.cumsum(counts * (weight * labels)[:upper], axis=1)
-    false = np.cumsum(counts * (weight * ~labels)[:upper], axis=1)
-    whole = [hits[:, -1].copy(), false[:, -1].copy()]
-    if upper < len(scores):
-        groups, sizes = np.unique(np.stack([labels[upper:], weight[upper:]]), axis=1, return_counts=True)
-        rest = random.multinomial(len(scores) - drawn, sizes / sizes.sum())
-        for (label, heavy), number in zip(groups.T, rest.T, strict=True):
-            whole[0 if label else 1] += heavy * number
-    spent, total = (hits + false, whole[0] + whole[1]) if "top" in objective else (false, whole[1])
-    place = np.minimum((spent < (LEVEL * total)[:, None]).sum(1), upper - 1)
+    until, budget = np.cumsum(counted), LEVEL * counted.sum()
+    reach = 6 * np.sqrt(budget * weight.max()) + 6 * weight.max()  # six standard deviations of the heaviest rows
+    first, last = np.searchsorted(until, [budget - reach, budget + reach])
+    last = min(last + 1, len(scores))
+    near, number, each = slice(first, last), last - first, np.arange(RESAMPLES)
+    heavy = np.unique(weight)
+    groups = [
+        (part, label, w) for part in (slice(0, first), slice(last, None)) for label in (True, False) for w in heavy
+    ]
+    sizes = [int(((labels[part] == label) & (weight[part] == w)).sum()) for part, label, w in groups]
+    drawn = random.multinomial(len(scores), np.array([number, *sizes]) / len(scores), RESAMPLES)
+    places = np.repeat(each * number, drawn[:, 0]) + random.integers(0, number, int(drawn[:, 0].sum()))
+    counts = np.bincount(places, minlength=RESAMPLES * number).reshape(RESAMPLES, number)
+    sums, whole = [], []
+    for label in (True, False):
+        above, below = (
+            sum(
+                w * many
+                for (part, of, w), many in zip(groups, drawn.T[1:], strict=True)
+                if of == label and part == side
+            )
+            for side in (slice(0, first), slice(last, None))
+        )
+        found = np.zeros((RESAMPLES, number + 1))
+        np.cumsum(counts * (weight * (labels == label))[near], axis=1, out=found[:, 1:])
+        sums.append(found + np.reshape(above, (-1, 1)))
+        whole.append(sums[-1][:, -1] + below)
+    spent, total = (sums[0] + sums[1], whole[0] + whole[1]) if "top" in objective else (sums[1], whole[1])
+    place = np.minimum((spent[:, 1:] < (LEVEL * total)[:, None]).sum(1), number - 1)
 
     def achieved(above: np.ndarray) -> list[np.ndarray]:
-        each = np.arange(RESAMPLES)
-        caught, alarms = (np.where(above > 0, sums[each, above - 1], 0.0) for sums in (hits, false))
+        caught, alarms = (part[each, above] for part in sums)
         return [
             caught / np.maximum(whole[0], 1e-9),
             caught / np.maximum(caught + alarms, 1e-9),
@@ -123,10 +134,9 @@ def bootstrap(random: np.random.Generator, objective: str, rows: Rows, cut: floa
             (caught + alarms) / (whole[0] + whole[1]),
         ]
 
-    fixed = np.full(RESAMPLES, np.searchsorted(-scores, -cut))  # so many rows lie above
-    return tuple(
-        np.percentile([scores[place], *achieved(above)], [2.5, 97.5], axis=1) for above in (fixed, place)
-    )  # type: ignore[return-value]
+    fixed = np.full(RESAMPLES, np.searchsorted(-scores, -cut) - first)  # so many of the rows near it lie above
+    ends = [np.percentile([scores[near][place], *achieved(above)], [2.5, 97.5], axis=1) for above in (fixed, place)]
+    return ends[0], ends[1]
 
 
 def cells(draws: int, only: str, seed: int = 0) -> Iterator[Cell]:
