@@ -403,9 +403,33 @@ def _equal_rows(weight: np.ndarray, above: np.ndarray, share: float) -> float:
 
 
 def _share(weight: np.ndarray, above: np.ndarray, confidence: float, exact: bool) -> Interval:
-    value = float(weight[above].sum() / weight.sum())
-    rows = len(weight) if _equal(weight) else weight.sum() ** 2 / np.square(weight).sum()
-    return Interval(value, *clopper_pearson(value * rows, rows, confidence), exact=exact and _equal(weight))
+    if _equal(weight):
+        hits, rows = int(above.sum()), len(weight)
+        return Interval(hits / rows, *clopper_pearson(hits, rows, confidence), exact)
+    most = float(weight.max())
+    return Interval(*_part(weight[above], weight[~above], (most, most), confidence), False)
+
+
+def _part(
+    inside: np.ndarray, outside: np.ndarray, heaviest: tuple[float, float], confidence: float, odds: float = 1.0
+) -> tuple[float, float, float]:
+    # The share of weight that is inside, at so many times its odds, with its interval. A sum of weights counts as rows
+    # of one weight with the same mean and variance, and the end that Clopper and Pearson find with one row more takes
+    # one more of the heaviest (Fay and Feuer, "Confidence intervals for directly standardized rates", Statistics in
+    # Medicine 1997). With equal weights it is theirs.
+    tail, values = (1 - confidence) / 2, []
+    for level, more in ((tail, (0.0, heaviest[1])), (1 - tail, (heaviest[0], 0.0))):
+        totals = [float(part.sum()) + one for part, one in zip((inside, outside), more, strict=True)]
+        if not all(totals):
+            values.append(0.0 if level == tail else 1.0)
+            continue
+        squares = [float(part @ part) + one**2 for part, one in zip((inside, outside), more, strict=True)]
+        numbers = [total**2 / square for total, square in zip(totals, squares, strict=True)]
+        share = betaincinv(*numbers, level)
+        times = odds * (squares[0] / totals[0]) / (squares[1] / totals[1])
+        values.append(times * share / (times * share + 1 - share))
+    hits = odds * float(inside.sum())
+    return hits / (hits + float(outside.sum())), float(values[0]), float(values[1])
 
 
 def _of_order_statistic(above: int, allowed: int, rows: int, confidence: float) -> Interval:
@@ -423,22 +447,11 @@ def _precision(
 ) -> Interval:
     # Kept alarms are positive with the odds of all alarms times how much rarer negatives were kept: the interval of
     # that share, moved to the odds where the cut is used.
-    hits, false = weight[above & positive], weight[above & ~positive]
     if not above.any():
         return Interval(np.nan, 0.0, 1.0, True)
-    equal = _equal(weight[positive]) and _equal(weight[~positive])
-    a = float(hits.sum() ** 2 / np.square(hits).sum()) if len(hits) else 0.0
-    b = float(false.sum() ** 2 / np.square(false).sum()) if len(false) else 0.0
-    heavy = [float(each.mean()) for each in (weight[positive], weight[~positive])]
-    if not equal:
-        heavy = [
-            float(part.sum()) / count if count else mean
-            for part, count, mean in zip((hits, false), (a, b), heavy, strict=True)
-        ]
-    odds *= heavy[0] / heavy[1]
-    low, high = clopper_pearson(a, a + b, confidence)
-    value, low, high = (odds * p / (odds * p + 1 - p) for p in (a / (a + b), low, high))
-    return Interval(value, low, high, exact=exact and equal and _equal(weight))
+    heaviest = float(weight[positive].max()), float(weight[~positive].max())
+    ends = _part(weight[above & positive], weight[above & ~positive], heaviest, confidence, odds)
+    return Interval(*ends, exact=exact and _equal(weight))
 
 
 def _sum(*parts: tuple[float, Interval]) -> Interval:
