@@ -6,6 +6,9 @@ where the rows were. A bootstrap that cuts anew there as well has a false-positi
 of the returned cut is not known so well: its intervals are of something else, and its numbers stand in a second table.
 
 python -m benchmarks.coverage [--draws 2000] [--only "0.1%"]
+python -m benchmarks.coverage --chosen [--draws 1000]
+
+The second command cuts where labels choose, and tries the usual intervals beside those of all thresholds at once.
 """
 
 import argparse
@@ -23,6 +26,7 @@ from rareloss.decide.thresholds import find_threshold
 SHIFT = 2.5  # of the positives' normal scores
 LEVEL = 0.01
 OBJECTIVES = ("recall@fpr=1%", "recall@top=1%")
+CHOSEN = ("recall@precision=80%", "precision@recall=50%", "cost@fn=5,fp=1")
 NAMES = ("threshold", "recall", "precision", "fpr", "alerts")
 RESAMPLES = 400
 # The chances at which negatives are kept, each for as many of them, by something that the score knows nothing of.
@@ -185,12 +189,45 @@ def lines(cell: Cell) -> tuple[str, str]:
     return f"| {cell.name} | {' | '.join(parts)} |", f"| {cell.name} | {' | '.join(second)} |"
 
 
+def chosen(draws: int, only: str, seed: int = 0) -> Iterator[str]:
+    """Yield rows of the table of cuts that labels choose, at a prevalence of 1 %."""
+    for objective in CHOSEN:
+        for positives in (10, 100, 1000):
+            name = f"{objective} | {positives}"
+            if only not in name:
+                continue
+            random, held, widths = np.random.default_rng([seed, positives]), [], []
+            for _ in range(draws):
+                rows = draw(random, positives, 0.01, (1.0,))
+                both = [find_threshold(*rows[:2], objective, simultaneous=each) for each in (False, True)]
+                if len(rows[0]) > MOST_SCORED and both[0].threshold.value < norm.isf(SCORED):
+                    raise AssertionError(f"{name}: a cut lies below the rows that have a score")
+                with np.errstate(invalid="ignore"):  # where nothing is above there is no precision, and [0, 1] holds
+                    values = np.nan_to_num(truth(0.0, 0.01, both[0].threshold.value)[1:4])
+                ends = np.array([[(getattr(c, n).low, getattr(c, n).high) for n in NAMES[1:4]] for c in both])
+                held.append((ends[..., 0] <= values) & (values <= ends[..., 1]))
+                widths.append(ends[..., 1] - ends[..., 0])
+            (usual, at_once), wide = np.mean(held, 0), np.median(widths, 0)
+            parts = [f"{usual[at]:.1%}, {at_once[at]:.1%}, {wide[1, at] / wide[0, at]:.2f}" for at in range(3)]
+            yield f"| {name} | {' | '.join(parts)} |"
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=2000)
     parser.add_argument("--only", default="", help="settings whose name has this in it")
+    parser.add_argument("--chosen", action="store_true", help="cuts that labels choose")
     asked = parser.parse_args()
+    if asked.chosen:
+        print(
+            "Coverage of the usual intervals, of those of all thresholds at once, and their median width over theirs.\n"
+        )
+        print("| objective | positives |", " | ".join(NAMES[1:4]), "|")
+        print("| --- " * 5 + "|")
+        for line in chosen(asked.draws, asked.only):
+            print(line, flush=True)
+        return
     setting, second, start = "| objective | prevalence | positives | negatives kept |", [], time.process_time()
     print("Coverage of ours, of the bootstrap's, and our median width over its; then coverage of ours alone.\n")
     print(setting, " | ".join(NAMES), "|")

@@ -285,7 +285,7 @@ def _anywhere(cut: Cut, scores: np.ndarray, positive: np.ndarray, weight: np.nda
     hits, false = (np.array([float((above & of).sum())]) for of in (positive, ~positive))
     shifted, odds = _shift(positive, weight, factor)
     found = _everywhere(hits, false, positive, weight, odds, cut.confidence)
-    recall, precision, fpr = (Interval(float(value), float(low), float(high), True) for value, low, high in found)
+    recall, precision, fpr = (Interval(each[0].item(), each[1].item(), each[2].item(), exact=True) for each in found)
     alerts = _sum((shifted, recall), (1 - shifted, fpr))
     if factor == 1 and _equal(weight):
         rows, each = float(len(scores)), 1 - (1 - cut.confidence) / (len(scores) + 1)
