@@ -1,9 +1,10 @@
 """How often the 95 % intervals of a threshold hold what they are of, and how wide they are beside the bootstrap's.
 
-The bootstrap draws rows with replacement, 400 times, and takes percentiles. Where the interval is of the population's
-threshold, each resample is cut anew. All else is of the cut that was returned, on future rows, so each resample is cut
-where the rows were. A bootstrap that cuts anew there as well has a false-positive rate that hardly moves, though that
-of the returned cut is not known so well: its intervals are of something else, and its numbers stand in a second table.
+The bootstrap draws rows with replacement, 400 times in each of the first 500 draws, and takes percentiles. Where the
+interval is of the population's threshold, each resample is cut anew. All else is of the cut that was returned, on
+future rows, so each resample is cut where the rows were. A bootstrap that cuts anew there as well has a false-positive
+rate that hardly moves, though that of the returned cut is not known so well: its intervals are of something else, and
+its numbers stand in the last two columns.
 
 python -m benchmarks.coverage [--draws 2000] [--only "0.1%"]
 python -m benchmarks.coverage --chosen [--draws 1000]
@@ -12,6 +13,7 @@ The second command cuts where labels choose, and tries the usual intervals besid
 """
 
 import argparse
+import itertools
 import sys
 import time
 from collections.abc import Iterator
@@ -28,7 +30,7 @@ LEVEL = 0.01
 OBJECTIVES = ("recall@fpr=1%", "recall@top=1%")
 CHOSEN = ("recall@precision=80%", "precision@recall=50%", "cost@fn=5,fp=1")
 NAMES = ("threshold", "recall", "precision", "fpr", "alerts")
-RESAMPLES = 400
+RESAMPLES, BOOTSTRAPPED = 400, 500
 # The chances at which negatives are kept, each for as many of them, by something that the score knows nothing of.
 KEPT = {"all": (1.0,), "1 in 10": (0.1,), "1 in 20 or 7": (0.05, 0.15)}
 # Of more negatives only those in this upper share have a score: no cut, and no end of an interval, lies below it.
@@ -44,8 +46,8 @@ class Cell:
     Args:
         name: of the setting.
         held: ``[draws, 5]``, whether our intervals hold the truth.
-        widths: ``[draws, 5]``, ours.
-        fixed, anew: what :func:`bootstrap` gives: ``[draws, 5]`` each, whether it holds the truth, and its width.
+        widths: ``[b, 5]``, ours in the first b draws, those that are bootstrapped.
+        fixed, anew: what :func:`bootstrap` gives there: ``[b, 5]`` each, whether it holds the truth, and its width.
     """
 
     name: str
@@ -144,49 +146,49 @@ def bootstrap(random: np.random.Generator, objective: str, rows: Rows, cut: floa
 
 
 def cells(draws: int, only: str, seed: int = 0) -> Iterator[Cell]:
-    """Yield what came out under each setting."""
-    for objective in OBJECTIVES:
-        for rate in (0.01, 0.001):
-            for kind, kept in KEPT.items():
-                for positives in (10, 100, 1000):
-                    cell = Cell(f"{objective} | {rate:.1%} | {positives} | {kind}")
-                    if only not in cell.name:
-                        continue
-                    random, best = np.random.default_rng([seed, positives]), best_cut(objective, rate)
-                    for _ in range(draws):
-                        rows = draw(random, positives, rate, kept)
-                        cut = find_threshold(*rows[:2], objective, rows[2])
-                        values = truth(best, rate, cut.threshold.value)
-                        ends = np.array([[end.low, end.high] for end in (getattr(cut, name) for name in NAMES)]).T
-                        if len(rows[0]) > MOST_SCORED and ends[0, 0] < norm.isf(SCORED):
-                            raise AssertionError(f"{cell.name}: an end lies below the rows that have a score")
-                        cell.held.append((ends[0] <= values) & (values <= ends[1]))
-                        cell.widths.append(ends[1] - ends[0])
-                        kinds = (cell.fixed, cell.anew)
-                        for found, into in zip(
-                            bootstrap(random, objective, rows, cut.threshold.value), kinds, strict=True
-                        ):
-                            into[0].append((found[0] <= values) & (values <= found[1]))
-                            into[1].append(found[1] - found[0])
-                    yield cell
+    """Yield what came out under each setting, small ones first."""
+    settings = list(itertools.product(KEPT.items(), OBJECTIVES, (10, 100, 1000), (0.01, 0.001)))
+    for (kind, kept), objective, positives, rate in sorted(
+        settings, key=lambda each: (len(each[0][1]), each[2] / each[3] * sum(each[0][1]))
+    ):
+        cell = Cell(f"{objective} | {rate:.1%} | {positives} | {kind}")
+        if only not in cell.name:
+            continue
+        random, best = np.random.default_rng([seed, positives]), best_cut(objective, rate)
+        for number in range(draws):
+            rows = draw(random, positives, rate, kept)
+            cut = find_threshold(*rows[:2], objective, rows[2])
+            values = truth(best, rate, cut.threshold.value)
+            ends = np.array([[end.low, end.high] for end in (getattr(cut, name) for name in NAMES)]).T
+            if len(rows[0]) > MOST_SCORED and ends[0, 0] < norm.isf(SCORED):
+                raise AssertionError(f"{cell.name}: an end lies below the rows that have a score")
+            cell.held.append((ends[0] <= values) & (values <= ends[1]))
+            if number >= BOOTSTRAPPED:
+                continue
+            cell.widths.append(ends[1] - ends[0])
+            kinds = (cell.fixed, cell.anew)
+            for found, into in zip(bootstrap(random, objective, rows, cut.threshold.value), kinds, strict=True):
+                into[0].append((found[0] <= values) & (values <= found[1]))
+                into[1].append(found[1] - found[0])
+        yield cell
 
 
 def _ratio(ours: np.ndarray, theirs: np.ndarray) -> str:
+    endless = np.isinf(ours).mean()
+    ours, theirs = np.median(ours), np.median(theirs)
     # All of the bootstrap's draws can be the same, and then its interval has no width to compare with.
-    if theirs < 1e-9:
-        return "no width"
-    return f"{ours / theirs:.2f}"
+    ratio = "no width" if theirs < 1e-9 else f"{ours / theirs:.2f}"
+    return f"{ratio} (no end in {endless:.0%})" if endless else ratio
 
 
-def lines(cell: Cell) -> tuple[str, str]:
-    """Write a row of either table."""
+def line(cell: Cell) -> str:
+    """Write a row of the table."""
     held, fixed, anew = (np.mean(each, 0) for each in (cell.held, cell.fixed[0], cell.anew[0]))
-    with np.errstate(invalid="ignore"):
-        ours, theirs, others = (np.median(each, 0) for each in (cell.widths, cell.fixed[1], cell.anew[1]))
+    ours, theirs, others = (np.transpose(each) for each in (cell.widths, cell.fixed[1], cell.anew[1]))
     parts = [f"{held[at]:.1%}, {fixed[at]:.1%}, {_ratio(ours[at], theirs[at])}" for at in range(3)]
     parts += [f"{held[at]:.1%}" for at in (3, 4)]
-    second = [f"{anew[at]:.1%}, {_ratio(ours[at], others[at])}" for at in (1, 2)]
-    return f"| {cell.name} | {' | '.join(parts)} |", f"| {cell.name} | {' | '.join(second)} |"
+    parts += [f"{anew[at]:.1%}, {_ratio(ours[at], others[at])}" for at in (1, 2)]
+    return f"| {cell.name} | {' | '.join(parts)} |"
 
 
 def chosen(draws: int, only: str, seed: int = 0) -> Iterator[str]:
@@ -225,22 +227,20 @@ def main() -> None:
         )
         print("| objective | positives |", " | ".join(NAMES[1:4]), "|")
         print("| --- " * 5 + "|")
-        for line in chosen(asked.draws, asked.only):
-            print(line, flush=True)
+        for row in chosen(asked.draws, asked.only):
+            print(row, flush=True)
         return
-    setting, second, start = "| objective | prevalence | positives | negatives kept |", [], time.process_time()
-    print("Coverage of ours, of the bootstrap's, and our median width over its; then coverage of ours alone.\n")
-    print(setting, " | ".join(NAMES), "|")
-    print("| --- " * (4 + len(NAMES)) + "|")
+    print(
+        "Coverage of ours, of the bootstrap's, and our median width over its; two columns of ours alone; last, the "
+        "bootstrap's with each resample cut anew, and our width over its.\n"
+    )
+    names = [*NAMES, "recall, cut anew", "precision, cut anew"]
+    print("| objective | prevalence | positives | negatives kept |", " | ".join(names), "|")
+    print("| --- " * (4 + len(names)) + "|")
+    start = time.process_time()
     for cell in cells(asked.draws, asked.only):
-        line, other = lines(cell)
-        second.append(other)
-        print(line, flush=True)
+        print(line(cell), flush=True)
         print(f"{time.process_time() - start:.0f} s of CPU", file=sys.stderr)
-    print("\nCut anew in each resample: coverage of the bootstrap's, and our median width over its.\n")
-    print(setting, "recall | precision |")
-    print("| --- " * 6 + "|")
-    print(*second, sep="\n")
 
 
 if __name__ == "__main__":

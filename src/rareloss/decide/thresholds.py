@@ -268,9 +268,9 @@ def _everywhere(
     recall, reach = hits / positives, np.sqrt(np.log(2 / (1 - confidence)) / (2 * positives))
     with np.errstate(invalid="ignore"):
         seen = hits / (hits + false)
-    precision = (odds * p / (odds * p + 1 - p) for p in (seen, *clopper_pearson(hits, hits + false, each)))
-    # The row that the score is of is not above it: one negative less tells something, or one positive.
-    low, high = clopper_pearson(false, np.full_like(false, negatives), each)
+    precision = (odds * p / (odds * p + (1 - p)) for p in (seen, *clopper_pearson(hits, hits + false, each)))
+    # The row that the score is of is not above it: one negative less tells something, or all do.
+    low = clopper_pearson(false, np.full_like(false, negatives), each)[0]
     high = clopper_pearson(false, np.maximum(false, negatives - 1), each)[1]
     return (
         np.stack([recall, np.maximum(recall - reach, 0.0), np.minimum(recall + reach, 1.0)]),
@@ -427,7 +427,7 @@ def _part(
         numbers = [total**2 / square for total, square in zip(totals, squares, strict=True)]
         share = betaincinv(*numbers, level)
         times = odds * (squares[0] / totals[0]) / (squares[1] / totals[1])
-        values.append(times * share / (times * share + 1 - share))
+        values.append(times * share / (times * share + (1 - share)))
     hits = odds * float(inside.sum())
     return hits / (hits + float(outside.sum())), float(values[0]), float(values[1])
 
