@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score, confusion_matrix, precision
 from typer.testing import CliRunner
 
 from rareloss.cli import app
-from rareloss.decide import report
+from rareloss.decide import report, stream
 
 
 def drawn(rows: int = 20_000, rate: float = 0.02, ties: bool = False) -> pd.DataFrame:
@@ -53,6 +53,30 @@ def test_average_precision_is_exact_where_all_scores_of_positives_are_kept(weigh
     expected = average_precision_score(data["y"], data["s"], sample_weight=weights)
     assert made["value"] == pytest.approx(expected, rel=1e-12)
     assert made["bound_low"] == pytest.approx(made["bound_high"], rel=1e-12)
+
+
+def test_many_groups_and_small_batches_count_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = drawn(5_000, rate=0.1, ties=True)
+    data["g"] = [f"'{number % 12}" if number % 13 else None for number in range(len(data))]
+    whole = report(data, label="y", score="s", weight="w", group="g")
+    monkeypatch.setattr(stream, "BATCH", 700)
+    assert report(data, label="y", score="s", weight="w", group="g") == whole
+    assert len(whole["groups"]) == 13
+    for at in (3, len(whole["curve"]["tp"]) // 2):
+        alerts = data["s"] >= whole["curve"]["threshold"][at]
+        for name, group in whole["groups"].items():
+            mine = data["g"].isna() if name == "missing" else data["g"] == name
+            matrix = confusion_matrix(data["y"][mine], alerts[mine], sample_weight=data["w"][mine])
+            assert (group["fp"][at], group["tp"][at]) == tuple(matrix[:, 1])
+
+
+def test_thresholds_do_not_depend_on_the_order_of_rows() -> None:
+    data = drawn(300_000, rate=0.3)  # more distinct scores than are kept
+    made = report(data, label="y", score="s")
+    upside_down = report(data.sort_values("s"), label="y", score="s")
+    assert upside_down == made
+    shares = np.array(made["curve"]["rows"]) / len(data)
+    assert np.diff(np.log(shares[shares > 0.01])).max() < 0.02  # ranks in equal ratios, where they are not all kept
 
 
 def test_bounds_of_average_precision_hold_where_thresholds_are_sparse() -> None:

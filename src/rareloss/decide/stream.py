@@ -1,7 +1,7 @@
 """Count a file of scores above a few thousand thresholds, exactly, in bounded memory and two passes over its rows.
 
-DuckDB reads csv and parquet in batches. The first pass finds what is wrong with the rows and which scores to cut at; the
-second sorts each batch and looks the thresholds up in it.
+DuckDB reads csv and parquet in batches. The first pass finds what is wrong with the rows and which scores to cut at;
+the second sorts each batch and looks the thresholds up in it.
 """
 
 import tempfile
@@ -28,6 +28,11 @@ FEW_PARTS = 8  # up to so many parts of a batch are taken by masks, and more by 
 BINS = 20  # of the reliability curve
 MOST_GROUPS = 200
 MEMORY = "768MB"  # of DuckDB; beside it stand Python, the batch and its copies
+MOST_LABELS = 20  # so many are looked at before a label is called unknown
+TRUE, FALSE = ("1", "1.0", "true"), ("0", "0.0", "false")
+NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT",
+           "UHUGEINT", "FLOAT", "DOUBLE", "DECIMAL")  # fmt: skip
+UNLABELLED, OTHER = 2, 3  # codes of rows without a label, and with one that is neither; 0 is negative, 1 positive
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,12 +132,9 @@ def _connected(data: Any) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
                 raise ValueError(f"the scores cannot be read: {reason}") from error
 
 
-UNLABELLED, OTHER = 2, 3  # codes of rows without a label, and with one that is neither
-
-
 @dataclass(frozen=True)
 class _Rows:
-    """How a row is read: its score ``s``, its ``code`` (0 negative, 1 positive, or as above), perhaps its weight ``w``.
+    """How a row is read: its score ``s``, its ``code``, perhaps its weight ``w``.
 
     What is missing of scores and weights is NaN.
     """
@@ -252,9 +254,8 @@ def _labels(
             f"CASE WHEN {value} = 0 THEN 0 WHEN {value} = 1 THEN 1 WHEN {column} IS NULL OR isnan({value}) "
             f"THEN {UNLABELLED} ELSE {OTHER} END"
         )
-        names = connection.execute(f"SELECT 0::{kind}::VARCHAR, 1::{kind}::VARCHAR").fetchone()
-        assert names is not None
-        return str(names[0]), str(names[1]), code
+        zero, one = connection.execute(f"SELECT 0::{kind}::VARCHAR, 1::{kind}::VARCHAR").fetchall()[0]
+        return zero, one, code
     values = _values(connection, source, label)
     ones, zeros = ([value for value in values if value.lower() in truths] for truths in (TRUE, FALSE))
     code = (
@@ -262,12 +263,6 @@ def _labels(
         f"WHEN lower({text}) IN {TRUE} THEN 1 WHEN lower({text}) IN {FALSE} THEN 0 ELSE {OTHER} END"
     )
     return zeros[0] if zeros else "0", ones[0] if ones else "1", code
-
-
-MOST_LABELS = 20
-NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT",
-           "UHUGEINT", "FLOAT", "DOUBLE", "DECIMAL")  # fmt: skip
-TRUE, FALSE = ("1", "1.0", "true"), ("0", "0.0", "false")
 
 
 def _values(connection: duckdb.DuckDBPyConnection, source: str, label: str) -> list[str]:
@@ -299,7 +294,8 @@ class _Sample:
 
     def __init__(self) -> None:
         self.limit = 1 << 64
-        self.values, self.counts = np.empty(0), np.empty(0)
+        self.values: Array = np.empty(0)
+        self.counts: Array = np.empty(0)
         self.waiting: list[Array] = []
 
     def add(self, s: Array) -> None:
@@ -313,7 +309,7 @@ class _Sample:
         together = np.concatenate([self.values, *self.waiting])
         came = np.concatenate([self.counts, np.ones(len(together) - len(self.values))])
         self.values, where = np.unique(together, return_inverse=True)
-        self.counts, self.waiting = np.bincount(where, came), []
+        self.counts, self.waiting = np.bincount(where, came).astype(np.float64), []
         while len(self.values) > SAMPLE:
             self.limit //= 2
             kept = _hash(self.values) < np.uint64(self.limit)
