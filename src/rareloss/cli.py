@@ -31,6 +31,14 @@ FAILED = 1
 REFUSED = 2
 INTERRUPTED = 130  # what shells give for Ctrl-C: 128 and the signal's number
 
+# What says how a table is read: the same for every command that reads one.
+Target = Annotated[str | None, typer.Option(help="Column to predict.")]
+Positive = Annotated[str | None, typer.Option(help="Value of the target that is the positive class.")]
+Group = Annotated[str | None, typer.Option(help="Column whose equal values stay in one fold; 'none': rows.")]
+Time = Annotated[str | None, typer.Option(help="Column to split by: train, then validation, then test.")]
+Without = Annotated[list[str] | None, typer.Option(help="Columns to leave out, by commas or repeated.")]
+
+
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
@@ -54,10 +62,11 @@ def compare(
     data: Annotated[
         str, typer.Argument(help="A csv, parquet or npz file (X, y); or built-in: flights, digits.", show_default=True)
     ] = "flights",
-    target: Annotated[str | None, typer.Option(help="Column to predict.")] = None,
-    positive: Annotated[str | None, typer.Option(help="Value of the target that is the positive class.")] = None,
-    group: Annotated[str | None, typer.Option(help="Column whose equal values stay in one fold; 'none': rows.")] = None,
-    time: Annotated[str | None, typer.Option(help="Column to split by: train, then validation, then test.")] = None,
+    target: Target = None,
+    positive: Positive = None,
+    group: Group = None,
+    time: Time = None,
+    without: Without = None,
     objective: Annotated[
         str, typer.Option(help="What scorers are judged by, such as ap, recall@top=200/40000 or recall@precision=50%.")
     ] = "ap",
@@ -86,11 +95,12 @@ def compare(
             positive=positive,
             group=group,
             time=time,
+            without=_names(without),
             objective=objective,
             seeds=seeds,
             trials=trials,
             network=_names(network),
-            arms=_names(arms) if arms else None,
+            arms=_names(arms) or None,
             workers=workers or os.cpu_count() or 1,
             out=out,
         )
@@ -147,10 +157,11 @@ def _compare(say: Console, *, out: Path, **options: Any) -> None:
 @app.command()
 def advise(
     data: Annotated[str | None, typer.Argument(help="A csv, parquet or npz file, flights or digits.")] = None,
-    target: Annotated[str | None, typer.Option(help="Column to predict.")] = None,
-    positive: Annotated[str | None, typer.Option(help="Value of the target that is the positive class.")] = None,
-    group: Annotated[str | None, typer.Option(help="Column whose equal values stay in one fold.")] = None,
-    time: Annotated[str | None, typer.Option(help="Column to split by.")] = None,
+    target: Target = None,
+    positive: Positive = None,
+    group: Group = None,
+    time: Time = None,
+    without: Without = None,
     objective: Annotated[str, typer.Option(help="The operating point, as in compare.")] = "ap",
     rows: Annotated[float | None, typer.Option(help="Without data: how many rows, such as 1e6.")] = None,
     rate: Annotated[str | None, typer.Option(help="Without data: share of positives, such as 0.1%.")] = None,
@@ -175,6 +186,7 @@ def advise(
             positive=positive,
             group=group,
             time=time,
+            without=_names(without),
             objective=objective,
             rows=rows,
             rate=None if rate is None else _rate(rate),
@@ -412,8 +424,8 @@ def _read_npz(path: Path) -> dict[str, torch.Tensor]:
         return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 
 
-def _names(texts: list[str]) -> list[str]:
-    return [name.strip() for text in texts for name in text.split(",") if name.strip()]
+def _names(texts: list[str] | None) -> list[str]:
+    return [name.strip() for text in texts or () for name in text.split(",") if name.strip()]
 
 
 @app.command()
@@ -422,11 +434,11 @@ def fit(
         str, typer.Argument(help="A csv, parquet or npz file (X, y); or built-in: flights.", show_default=True)
     ] = "flights",
     out: Annotated[Path, typer.Option(help="Folder to write, which must not exist.")] = Path("rareloss-model"),
-    target: Annotated[str | None, typer.Option(help="Column to predict.")] = None,
-    positive: Annotated[str | None, typer.Option(help="Value of the target that is the positive class.")] = None,
-    group: Annotated[str | None, typer.Option(help="Column whose equal values stay in one fold; 'none': rows.")] = None,
-    time: Annotated[str | None, typer.Option(help="Column to split by: train, then validation, then test.")] = None,
-    without: Annotated[list[str] | None, typer.Option(help="Columns to leave out, by commas or repeated.")] = None,
+    target: Target = None,
+    positive: Positive = None,
+    group: Group = None,
+    time: Time = None,
+    without: Without = None,
     objective: Annotated[str | None, typer.Option(help="As in compare; ap by default.")] = None,
     arm: Annotated[
         str | None, typer.Option(help="How to train, as compare names it: tuned_ce (the default), smooth_ap_stage.")
@@ -452,7 +464,7 @@ def fit(
             positive=positive,
             group=group,
             time=time,
-            without=_names(without) if without else (),
+            without=_names(without),
             objective=objective,
             arm=arm,
             network=network,
@@ -487,7 +499,7 @@ def score(
     with _needing("deploy"):
         from rareloss.deploy import score_file
     with _refusing():
-        scored = score_file(model, data, out, keep=_names(keep) if keep else ())
+        scored = score_file(model, data, out, keep=_names(keep))
     share = scored.alerts / max(scored.rows, 1)
     typer.echo(f"{scored.rows:,} rows, {scored.alerts:,} alerts ({share:.3%}). Written: {out}")
 

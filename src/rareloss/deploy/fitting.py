@@ -100,16 +100,16 @@ def fit(
         "positive": positive,
         "group": group,
         "time": time,
+        "without": list(dict.fromkeys(without)) or None,
         "seed": seed,
         "trials": trials,
     }
     told = None if compared is None else _told(Path(compared), settings)
-    defaults = {"objective": "ap", "arm": BASELINE, "network": "linear", "seed": 0, "trials": 8}
+    defaults = {"objective": "ap", "arm": BASELINE, "network": "linear", "without": [], "seed": 0, "trials": 8}
     settings |= {name: value for name, value in defaults.items() if settings[name] is None}
     judged, chosen, scorer = _checked(settings)
 
-    columns = {name: settings[name] for name in ("target", "positive", "group", "time")}
-    table = load(data, **columns, without=list(without))
+    table = load(data, **{name: settings[name] for name in ("target", "positive", "group", "time", "without")})
     if table.multiclass:
         raise DataError(
             f"the target of {table.name} has {len(table.classes)} classes; a saved model decides between two: name one "
@@ -120,7 +120,7 @@ def fit(
     for sentence in table.notes:
         say(sentence)
     fold = split(table, settings["seed"])
-    own = {**settings, "without": list(without), "recipe": RECIPE, "temperatures": TEMPERATURES}
+    own = {**settings, "recipe": RECIPE, "temperatures": TEMPERATURES}
     identity = {**own, "data": table.sha256, "split_by": table.split_by, "versions": versions()}
 
     work = out.with_name(out.name + ".unfinished")
@@ -178,6 +178,7 @@ def _told(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
             for key in winners.items()
         }
         taken = {name: asked[name] for name in ("target", "positive", "group", "time", "trials", "objective")}
+        taken["without"] = asked.get("without", [])
         first = asked["seeds"][0]
         known = results["data"]["sha256"]
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
