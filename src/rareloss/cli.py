@@ -456,6 +456,7 @@ def fit(
     say = Console(soft_wrap=True, highlight=False)
     with _needing("deploy"):
         from rareloss.deploy import fit as fitted
+        from rareloss.deploy.card import named
     with _refusing():
         model = fitted(
             data,
@@ -476,14 +477,16 @@ def fit(
     held = model.card["held_out"]
     chosen = model.card["chosen"]
     say.print(
-        f"{chosen['scorer']} under {chosen['arm']}: on {held['rows']:,} held-out rows {held['alerts']:,} alerts, with "
-        f"{held['caught']:,} of {held['positives']:,} positives",
+        f"{chosen['scorer']} under {chosen['arm']}: on {held['rows']:,} held-out rows {held['alerts']:,} alerts "
+        f"({held['alerts'] / held['rows']:.2%}), with {held['caught']:,} of {held['positives']:,} positives",
         markup=False,
     )
+    words = named(model.card)
     for name, found in held["metrics"].items():
         if found:
-            say.print(f"{name}: {found['value']:.4f}, {found['low']:.4f} to {found['high']:.4f}", markup=False)
-    say.print(f"Written: {out}; rareloss score {out} FILE --out scores.parquet", markup=False)
+            say.print(f"  {words[name]}: {found['value']:.4f}, {found['low']:.4f} to {found['high']:.4f}", markup=False)
+    say.print(f"Written: {out}, described in {out / 'README.md'}", markup=False)
+    say.print(f"Next: rareloss score {shlex.quote(str(out))} FILE --out scores.parquet", markup=False)
 
 
 @app.command()

@@ -83,7 +83,16 @@ def test_every_number_of_the_card_is_found_again_from_the_written_scores(
         interval = binomtest(int(part), int(whole)).proportion_ci(0.95, method="exact")
         found = held["metrics"][name]
         assert (found["value"], found["low"], found["high"]) == pytest.approx((part / whole, *interval))
-    assert set(held["metrics"]) == {*expected, "recall", "precision", "false_positive_rate"}
+    assert set(held["metrics"]) == {*expected, "ece", "recall", "precision", "false_positive_rate"}
+
+    edges = np.unique(np.quantile(p, np.linspace(0.1, 0.9, 9), method="inverted_cdf"))
+    bins = np.digitize(p, edges, right=True)
+    gaps = [(bins == number).mean() * abs((p - y)[bins == number].mean()) for number in np.unique(bins)]
+    ece = held["metrics"]["ece"]
+    assert ece["value"] == pytest.approx(sum(gaps), rel=1e-9)
+    errors = [np.abs(np.bincount(bins, weight * (p - y))).sum() / weight.sum() for weight in weights]
+    low, high = 2 * ece["value"] - np.quantile(errors, [0.975, 0.025])
+    assert (ece["low"], ece["high"]) == pytest.approx((max(low, 0), max(high, ece["value"])), rel=1e-9)
 
     page = (folder / "README.md").read_text()
     assert f"| average precision | {average_precision_score(y, s):.4f} |" in page

@@ -213,6 +213,7 @@ def _model(
     calibration = _calibration(validation, labels[fold.validation], table, fold.validation, threshold, task.seed)
     inputs = Inputs.of(task.fitted_inputs(found.kind), found.kind)
     probability = calibration(scores["test"])
+    groups = None if table.group is None else table.group[fold.test]
     card = {
         "schema": 1,
         "target": settings["target"] or table.name,
@@ -221,13 +222,14 @@ def _model(
         "chosen": {**chosen, **found.chosen, "kind": found.kind, "kept": found.kept, "validation": found.validation},
         "threshold": {"value": threshold, "about": about},
         "calibration": _said(calibration),
-        "held_out": measure(scores["test"], probability, labels[fold.test], threshold, task.objective),
+        "held_out": measure(scores["test"], probability, labels[fold.test], threshold, task.objective, groups),
         "data": {
             "name": table.name,
             "sha256": table.sha256,
             "rows": len(table.target),
             "rate": table.rate,
             "split_by": table.split_by,
+            "grouped": table.group is not None,
             "folds": {name: len(rows) for name, rows in fold._asdict().items()},
             "notes": list(table.notes),
         },
