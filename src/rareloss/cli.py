@@ -152,6 +152,9 @@ def _compare(say: Console, *, out: Path, **options: Any) -> None:
         typer.echo(f"Stopped with {left} units left; what is finished is kept in {out}: same command, go on.", err=True)
         raise typer.Exit(INTERRUPTED)
     say.print(f"Written: {out / 'results.json'} and {out / 'report.html'}", markup=False)
+    if len(results["data"]["classes"]) == 2:
+        words = ["rareloss", "fit", str(options["data"]), "--from", str(out), "--out", "model"]
+        say.print(f"Next: {shlex.join(words)}", markup=False)
 
 
 @app.command()
@@ -200,7 +203,8 @@ def advise(
     title = f"{advice.objective}: {advice.rows:,} rows, {advice.positives:,} positives"
     say.print(title, markup=False, style="bold")
     for finding in advice.findings:
-        say.print(f"- {finding.sentence}", markup=False)
+        for sentence in finding.value if finding.name == "data" else [finding.sentence]:
+            say.print(f"- {sentence}", markup=False)
     say.print(f"Next: {advice.command}", markup=False)
 
 
@@ -447,7 +451,7 @@ def fit(
         str | None, typer.Option(help="linear (the default), additive, mlp, or module:function of your own.")
     ] = None,
     compared: Annotated[
-        Path | None, typer.Option("--from", help="Folder of a comparison on these data: train what it found best.")
+        Path | None, typer.Option("--from", help="Folder of a comparison of these data: train what it found best.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the split and all after it; 0 by default.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Draws of hyper-parameters; 8 by default.")] = None,

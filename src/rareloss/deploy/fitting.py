@@ -70,8 +70,9 @@ def fit(
         arm: how to train, by the name that a comparison has for it: ``"tuned_ce"`` by default, ``"smooth_ap_stage"``.
         network: what to train: ``"linear"`` by default, ``"additive"``, ``"mlp"``, or ``module:function`` for an
             ``nn.Sequential`` of ``nn.Linear`` and ``nn.ReLU``.
-        compared: folder of a comparison on these data, in place of objective, arm, network and what it was called
-            with. Of each scorer its verdict's winner, or else tuned cross-entropy, is a candidate; validation chooses.
+        compared: folder of a comparison of these data, or its ``results.json``, in place of objective, arm, network
+            and what it was called with. Of each scorer its verdict's winner, or else tuned cross-entropy, is a
+            candidate; validation chooses.
         positive: value of the target that is the positive class.
         group: column whose equal values stay in one fold.
         time: column to split by.
@@ -170,7 +171,7 @@ def _told(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     if given:
         raise DataError(f"{', '.join(given)} come from the comparison; give them, or the folder of a comparison")
     try:
-        results = Comparison.from_json(folder / "results.json").results
+        results = Comparison.from_json(folder if folder.is_file() else folder / "results.json").results
         asked = results["settings"]
         winners = {row["scorer"]: row["winner"] or BASELINE for row in results["verdicts"]}
         means = {

@@ -301,9 +301,11 @@ def _alerts(goal: Objective, rate: float, per_period: float | None) -> list[Find
         share, best = q * (1 - rate) + rate, rate / (rate + (1 - rate) * q)
         formula = "at recall R: N (f (1 - rate) + R rate); precision = R rate / (R rate + f (1 - rate))"
         trade = f"false alarms alone are {q * (1 - rate):.3g} of all rows"
-    count = (
-        f"{share * per_period:,.3g} a period of {per_period:,.0f} rows" if per_period else f"{share:.3g} of all rows"
-    )
+    count = f"{share:.3g} of all rows"
+    if per_period:
+        number = share * per_period
+        count = f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+        count += f" a period of {per_period:,.0f} rows"
     most = "" if goal.kind == "recall@top" else " at most"
     return [
         Finding(
