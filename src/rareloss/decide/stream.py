@@ -1,21 +1,22 @@
-"""Count a file of scores above a few thousand thresholds, exactly, in bounded memory and two passes over its rows.
+"""Count a file of scores above a few thousand thresholds, exactly, in bounded memory and three passes over its rows.
 
 DuckDB reads csv and parquet in batches. The first pass finds what is wrong with the rows and which scores to cut at;
-the second sorts each batch and looks the thresholds up in it.
+the second sorts each batch and looks the thresholds up in it; the third, where a budget is to be met, reads the few
+rows between the two thresholds on its sides.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Counts", "count"]
+__all__ = ["Budget", "Counts", "count"]
 
 Array = NDArray[np.float64]
 
@@ -70,6 +71,31 @@ class Counts:
     positive: str
 
 
+class Budget(NamedTuple):
+    """How much weight may lie at or above a threshold.
+
+    Args:
+        share: of what is spent; None: the weight of the positives.
+        negatives: whether negatives alone are spent, or all rows.
+    """
+
+    share: float | None
+    negatives: bool = False
+
+    def spent(self, tp: Array, fp: Array) -> Array:
+        """What each threshold spends, of the weight of positives and negatives at or above it, ``[K]``."""
+        return fp if self.negatives else tp + fp
+
+    def amount(self, tp: Array, fp: Array) -> float:
+        """What may be spent, with room for rounding."""
+        whole = float(tp[-1]) if self.share is None else self.share * float(self.spent(tp, fp)[-1])
+        return whole * (1 + 1e-12)
+
+    def place(self, tp: Array, fp: Array) -> int:
+        """The lowest threshold that keeps within the budget; -1: none does."""
+        return int(np.searchsorted(self.spent(tp, fp), self.amount(tp, fp), side="right")) - 1
+
+
 def count(
     data: Any,
     *,
@@ -80,6 +106,7 @@ def count(
     positive: str | None = None,
     drop_missing_scores: bool = False,
     probability: str | None = None,
+    budget: Budget | None = None,
 ) -> Counts:
     """Count positives and negatives above thresholds of the scores.
 
@@ -89,12 +116,15 @@ def count(
         positive: value of the label that is positive, where labels are not 0 and 1.
         drop_missing_scores: leave out rows whose score is missing or NaN, and count them; refused by default.
         probability: ``"probability"`` or ``"logit"``: what the score is; None: neither.
+        budget: the lowest score that keeps within it becomes a threshold too.
 
     Raises:
         ValueError: a file, column or value that cannot be used; the message says which and what to do.
     """
     with _connected(data) as (connection, source):
-        return _count(connection, source, label, score, group, weight, positive, drop_missing_scores, probability)
+        return _count(
+            connection, source, label, score, group, weight, positive, drop_missing_scores, probability, budget
+        )
 
 
 @contextmanager
@@ -148,10 +178,10 @@ class _Rows:
         columns = ", ".join(f"{sql} AS {name}" for name, sql in self.columns.items())
         yield from self._batches(f"SELECT {columns} FROM {self.source}")
 
-    def counted(self, **more: str) -> Iterator[dict[str, Any]]:
+    def counted(self, more: dict[str, str], condition: str = "") -> Iterator[dict[str, Any]]:
         """Yield batches of the rows that count, with more columns."""
         columns = ", ".join(f"{sql} AS {name}" for name, sql in (self.columns | more).items())
-        where = " AND w > 0" if "w" in self.columns else ""
+        where = f"{' AND w > 0' if 'w' in self.columns else ''}{condition}"
         yield from self._batches(f"FROM (SELECT {columns} FROM {self.source}) WHERE code < 2 AND NOT isnan(s){where}")
 
     def _batches(self, query: str) -> Iterator[dict[str, Any]]:
@@ -177,6 +207,7 @@ def _count(
     positive: str | None,
     drop: bool,
     probability: str | None,
+    budget: Budget | None,
 ) -> Counts:
     kinds = {row[0]: row[1] for row in connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()}
     for role, name in (("label", label), ("score", score), ("group", group), ("weight", weight)):
@@ -221,16 +252,21 @@ def _count(
     if group is not None:
         listed = ", ".join(map(_text, names))
         more["g"] = f"enum_code(coalesce({_quoted(group)}::VARCHAR, 'missing')::ENUM({listed}))"
-    return _counted(
-        rows.counted(**more),
-        seen.thresholds(),
-        names,
-        probability,
-        {
-            "rows": seen.kept, "missing_labels": seen.unlabelled, "missing_scores": seen.unscored,
-            "absent": seen.absent, "every_positive": seen.of_positives.whole(AT_POSITIVES),
-            "negative": negative, "positive": positive,
+    thresholds, parts = seen.thresholds(), max(1, len(names))
+    above, reliability = _counted(rows.counted(more), thresholds, parts, probability)
+    if budget is not None:
+        thresholds, above = _with_cut(rows, more, thresholds, above, budget)
+    weights, squares = above[1:]
+    number, whole, whole_squared = above.sum(axis=1)
+    return Counts(
+        thresholds, whole[1], whole[0], whole_squared[1], whole_squared[0], number.sum(axis=0).astype(np.int64),
+        groups={
+            name: (weights[place, 1], weights[place, 0], squares[place, 1], squares[place, 0])
+            for place, name in enumerate(names)
         },
+        reliability=None if probability is None else reliability,
+        rows=seen.kept, missing_labels=seen.unlabelled, missing_scores=seen.unscored, absent=seen.absent,
+        every_positive=seen.of_positives.whole(AT_POSITIVES), negative=negative, positive=positive,
     )  # fmt: skip
 
 
@@ -391,37 +427,30 @@ class _Seen:
 
 
 def _counted(
-    batches: Iterator[dict[str, Any]],
-    thresholds: Array,
-    names: list[str],
-    probability: str | None,
-    facts: dict[str, Any],
-) -> Counts:
-    kept, groups = len(thresholds), max(1, len(names))
+    batches: Iterable[dict[str, Any]], thresholds: Array, groups: int, probability: str | None
+) -> tuple[Array, Array]:
+    """Count rows, weight and squared weight at or above each threshold.
+
+    Returns:
+        ``[3, groups, 2, K]``, of negatives and positives of each group; and what the reliability curve is made of,
+        ``[B, 3]``.
+    """
     upwards = thresholds[::-1].copy()
-    # Rows, weight and squared weight at or above each threshold, upwards, of negatives and positives of each group.
-    above = np.zeros((3, groups, 2, kept))
+    above = np.zeros((3, groups, 2, len(upwards)))
     reliability = np.zeros((BINS, 3))
+    weighted = False
     for batch in batches:
         s, code, w = batch["s"], batch["code"], batch.get("w")
-        part = code if not names else code + np.uint16(2) * batch["g"]
+        weighted = w is not None
+        part = code if groups == 1 else code + np.uint16(2) * batch["g"]
         for number, rows in _parts(part, 2 * groups):
             group, label = divmod(number, 2)
             _add(above[:, group, label], s[rows], None if w is None else w[rows], upwards)
         if probability is not None:
             reliability += _reliability(s, code, w, probability)
-    if "w" not in batch:
+    if not weighted:
         above[1:] = above[0]
-    rows, weight, squared = above[..., ::-1]
-    whole = above.sum(axis=1)[..., ::-1]
-    by_group = {
-        name: (weight[place, 1], weight[place, 0], squared[place, 1], squared[place, 0])
-        for place, name in enumerate(names)
-    }
-    return Counts(
-        thresholds, whole[1, 1], whole[1, 0], whole[2, 1], whole[2, 0], whole[0].sum(axis=0).astype(np.int64), by_group,
-        None if probability is None else reliability, **facts,
-    )  # fmt: skip
+    return above[..., ::-1], reliability
 
 
 def _parts(part: NDArray[Any], number: int) -> Iterator[tuple[int, NDArray[Any]]]:
@@ -461,3 +490,40 @@ def _reliability(s: Array, code: NDArray[np.uint8], w: Array | None, probability
     bin_of = np.minimum((p * BINS).astype(int), BINS - 1)
     w = np.ones(len(s)) if w is None else w
     return np.stack([np.bincount(bin_of, value, minlength=BINS) for value in (w, w * code, w * p)], axis=1)
+
+
+# ---------------------------------------------------------------------------------------------------- the third pass
+
+
+def _with_cut(
+    rows: _Rows, more: dict[str, str], thresholds: Array, above: Array, budget: Budget
+) -> tuple[Array, Array]:
+    """Add the lowest score that keeps within the budget to the thresholds, and what is at or above it."""
+    fp, tp = above[1].sum(axis=0)
+    place = budget.place(tp, fp)
+    if place == len(thresholds) - 1:
+        return thresholds, above
+    between = f" AND s > {_exact(thresholds[place + 1])}"
+    if place >= 0:
+        between += f" AND s < {_exact(thresholds[place])}"
+    batches = list(rows.counted(more, between))
+    if not batches:
+        return thresholds, above
+    found = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    s, w = found["s"], found.get("w", np.ones(len(found["s"])))
+    order = np.argsort(-s)
+    cost = w * (found["code"] == 0) if budget.negatives else w
+    spent = (budget.spent(tp, fp)[place] if place >= 0 else 0.0) + np.cumsum(cost[order])
+    ends = np.flatnonzero(np.diff(s[order], append=-np.inf))  # of equal scores, which are above a cut together
+    within = ends[spent[ends] <= budget.amount(tp, fp)]
+    if not len(within):
+        return thresholds, above
+    cut = s[order[within[-1:]]]
+    added, _ = _counted([found], cut, above.shape[1], None)
+    before = above[..., place : place + 1] if place >= 0 else 0.0
+    at = place + 1
+    return np.insert(thresholds, at, cut), np.concatenate([above[..., :at], before + added, above[..., at:]], axis=-1)
+
+
+def _exact(number: np.float64) -> str:
+    return f"'{float(number)!r}'::DOUBLE"
