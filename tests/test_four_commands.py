@@ -31,7 +31,7 @@ from sklearn.metrics import (
 from typer.testing import CliRunner
 
 from rareloss.cli import app
-from rareloss.study.data import load, source_frame
+from rareloss.study.data import Table, load, source_frame
 from rareloss.study.split import split
 
 DATA = Path(os.environ.get("RARELOSS_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -58,6 +58,12 @@ class Journey:
     def options(self) -> list[str]:
         grouped = ["--group", self.group, "--without", "refund"] if self.group else []
         return ["--target", self.target, "--positive", self.positive, *grouped]
+
+    @property
+    def table(self) -> Table:
+        """The file as the commands read it."""
+        without = ["refund"] if self.group else []
+        return load(self.file, target=self.target, positive=self.positive, group=self.group, without=without)
 
     def json(self, name: str) -> Any:
         return json.loads((self.folder / name).read_text("utf-8"))
@@ -102,13 +108,16 @@ def journey(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         frame, kept = transactions(), ["fraud"]
         made = Journey(folder, "fraud", "yes", None, 0.005, said)
     frame.to_csv(made.file, index=False)
+    unseen = folder / "unseen.csv"
     goal = ["--objective", f"recall@top={100 * made.share:g}%"]
     report = ["--label", made.target, "--positive", made.positive, "--score", "probability", "--probability"]
     report += ["probability", "--fn-cost", FN, "--fp-cost", FP, *(["--group", "origin"] if made.group else [])]
     for name, *arguments in (
         ("advise", made.file, *made.options, *goal, "--out", folder / "advice.json"),
         ("compare", made.file, *made.options, *goal, *QUICK, "--out", folder / "compared"),
-        ("fit", made.file, "--from", folder / "compared", "--out", folder / "model"),
+        ("fit", made.file, "--from", folder / "compared", "--held-out", unseen, "--out", folder / "model"),
+        ("score", folder / "model", unseen, "--keep", made.target, "--out", folder / "unseen.parquet"),
+        ("report", folder / "unseen.parquet", *report[:6], *goal, "--out", folder / "unseen"),
         ("score", folder / "model", made.file, "--keep", ",".join(kept), "--out", folder / "scores.parquet"),
         ("report", folder / "scores.parquet", *report, "--out", folder / "costs"),
         ("report", folder / "scores.parquet", *report[: -6 if made.group else -4], *goal, "--out", folder / "report"),
@@ -123,7 +132,10 @@ def journey(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_each_command_names_the_next_and_what_was_odd_in_the_file(journey: Journey) -> None:
     assert f"Next: rareloss compare {journey.file} --target {journey.target}" in journey.said["advise"]
     assert f"Next: rareloss fit {journey.file} --from {journey.folder / 'compared'}" in journey.said["compare"]
-    assert f"Next: rareloss score {journey.folder / 'model'}" in journey.said["fit"]
+    following = f"{journey.folder / 'model'} {journey.folder / 'unseen.csv'} --keep {journey.target}"
+    assert f"Next: rareloss score {following}" in journey.said["fit"]
+    assert "Next: rareloss report" in journey.said["score"]
+    assert "a report is too good" in journey.said["score"]
     rows = len(pd.read_csv(journey.file))
     assert journey.said["score"].startswith(f"{rows:,} rows, ")
     if journey.group:
@@ -263,8 +275,7 @@ def test_every_number_of_the_report_is_found_again(journey: Journey, name: str) 
 @pytest.mark.slow
 def test_numbers_of_the_card_are_found_again_in_the_scores(journey: Journey) -> None:
     rows, card = journey.scored, journey.json("model/card.json")
-    without = ["refund"] if journey.group else []
-    table = load(journey.file, target=journey.target, positive=journey.positive, group=journey.group, without=without)
+    table = journey.table
     fold = split(table, 0)
     labels = journey.labels(rows)
     y, s, p, alert = (
@@ -323,6 +334,23 @@ def test_numbers_of_the_card_are_found_again_in_the_scores(journey: Journey) -> 
     assert before["observed"] == labels[fold.validation].sum()
     assert card["data"]["rate"] == pytest.approx(labels.mean())
     assert card["data"]["folds"] == {"train": len(fold.train), "validation": len(z), "test": len(y)}
+
+
+@pytest.mark.slow
+def test_report_on_the_rows_that_were_held_out_says_what_the_card_says(journey: Journey) -> None:
+    card, made = journey.json("model/card.json")["held_out"], journey.json("unseen/report.json")
+    unseen = pd.read_parquet(journey.folder / "unseen.parquet")
+    assert (made["rows"], made["positives"]) == (card["rows"], card["positives"])
+    assert unseen["decision"].sum() == card["alerts"]
+    ap = average_precision_score(journey.labels(unseen), unseen["score"])
+    assert made["average_precision"]["value"] == pytest.approx(ap)
+    assert card["metrics"]["ap"]["value"] == pytest.approx(ap, rel=1e-6)
+    # Of the budget at most the fraction of a row is left over, which the metric takes from the next row.
+    at = made["start"]
+    ranked = card["metrics"][f"recall@top={100 * journey.share:g}%"]["value"]
+    assert made["curve"]["recall"][at] <= ranked + 1e-9 <= made["curve"]["recall"][at + 1] + 2e-9
+    seen = journey.scored.iloc[split(journey.table, 0).test]
+    np.testing.assert_allclose(unseen["score"], seen["score"], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -438,6 +438,9 @@ def fit(
         str, typer.Argument(help="A csv, parquet or npz file (X, y); or built-in: flights.", show_default=True)
     ] = "flights",
     out: Annotated[Path, typer.Option(help="Folder to write, which must not exist.")] = Path("rareloss-model"),
+    held_out: Annotated[
+        Path | None, typer.Option(help="A parquet or csv file for the rows that the model has not seen.")
+    ] = None,
     target: Target = None,
     positive: Positive = None,
     group: Group = None,
@@ -465,6 +468,7 @@ def fit(
         model = fitted(
             data,
             out=out,
+            held_out=held_out,
             target=target,
             positive=positive,
             group=group,
@@ -490,7 +494,9 @@ def fit(
         if found:
             say.print(f"  {words[name]}: {found['value']:.4f}, {found['low']:.4f} to {found['high']:.4f}", markup=False)
     say.print(f"Written: {out}, described in {out / 'README.md'}", markup=False)
-    say.print(f"Next: rareloss score {shlex.quote(str(out))} FILE --out scores.parquet", markup=False)
+    labelled = ["FILE"] if held_out is None else [str(held_out), "--keep", model.target]
+    following = ["rareloss", "score", str(out), *labelled, "--out", "scores.parquet"]
+    say.print(f"Next: {shlex.join(following)}", markup=False)
 
 
 @app.command()
@@ -504,11 +510,17 @@ def score(
 ) -> None:
     """Write score, probability and decision of each row, in the memory of one batch."""
     with _needing("deploy"):
-        from rareloss.deploy import score_file
+        from rareloss.deploy import Model, score_file
     with _refusing():
-        scored = score_file(model, data, out, keep=_names(keep))
+        loaded, kept = Model.load(model), _names(keep)
+        scored = score_file(loaded, data, out, keep=kept)
     share = scored.alerts / max(scored.rows, 1)
     typer.echo(f"{scored.rows:,} rows, {scored.alerts:,} alerts ({share:.3%}). Written: {out}")
+    if loaded.target in kept:
+        typer.echo("On rows that the model was fitted on a report is too good: fit --held-out writes those it was not.")
+        words = ["rareloss", "report", str(out), "--label", loaded.target, "--positive", loaded.classes[1]]
+        words += ["--score", "probability", "--probability", "probability", "--objective", str(loaded.objective)]
+        typer.echo(f"Next: {shlex.join(words)}")
 
 
 @app.command()

@@ -23,9 +23,10 @@ from rareloss.decide.calibration import Calibration, calibrate
 from rareloss.deploy.card import measure
 from rareloss.deploy.inputs import Inputs
 from rareloss.deploy.model import Model, layers_of, network_of, replace_folder
+from rareloss.deploy.writing import whole_file, writable
 from rareloss.study.arms import BASELINE, RECIPE, Arm, arms_for
 from rareloss.study.comparison import Comparison, versions
-from rareloss.study.data import DataError, Table, load
+from rareloss.study.data import DataError, Table, load, source_frame
 from rareloss.study.fitting import Fitted, Task, score_with
 from rareloss.study.runs import Store
 from rareloss.study.scorers import find_scorer
@@ -43,6 +44,7 @@ def fit(
     data: str | Path | pd.DataFrame | None = None,
     *,
     out: str | Path,
+    held_out: str | Path | None = None,
     target: str | None = None,
     objective: str | Objective | None = None,
     arm: str | None = None,
@@ -64,6 +66,8 @@ def fit(
     Args:
         data: a data frame, a path (csv, parquet, npz), ``"flights"`` (the default) or ``"digits"``.
         out: the folder to write, which must not exist. Beside it stands ``<out>.unfinished`` while this runs.
+        held_out: a parquet or csv file to write the test rows to, as they were found: what the model has not seen, to
+            score and report on.
         target: column to predict.
         objective: an operating point; ``"ap"`` by default. For average precision the threshold lets as many rows pass
             as there are positives.
@@ -93,6 +97,7 @@ def fit(
         raise DataError(f"{out} exists; name another folder for the model, or delete it")
     if not out.absolute().parent.is_dir():
         raise DataError(f"there is no folder {out.absolute().parent} to write {out.name} into")
+    apart = None if held_out is None else writable(held_out)
     settings: dict[str, Any] = {
         "target": target,
         "objective": None if objective is None else str(objective),
@@ -138,12 +143,25 @@ def fit(
     finally:
         torch.set_num_threads(threads)
     try:
+        if apart is not None:
+            _write_rows(data, table, fold.test, apart)
         model.write(work / "model")
         replace_folder(work / "model", out)
     except OSError as error:
         raise DataError(f"{out} cannot be written: {error.strerror}; the work is kept in {work}") from error
     shutil.rmtree(work, ignore_errors=True)
     return Model.load(out)
+
+
+def _write_rows(data: str | Path | pd.DataFrame | None, table: Table, rows: np.ndarray, path: Path) -> None:
+    """Write rows of a table as the columns of the data that they came from."""
+    assert table.kept is not None
+    frame = source_frame(data).iloc[table.kept[rows]]
+    with whole_file(path) as file:
+        if path.suffix.lower() == ".csv":
+            frame.to_csv(file, index=False)
+        else:
+            frame.to_parquet(file, index=False)
 
 
 def _checked(settings: Mapping[str, Any]) -> tuple[Objective, Arm, Any]:
@@ -217,7 +235,7 @@ def _model(
     groups = None if table.group is None else table.group[fold.test]
     card = {
         "schema": 1,
-        "target": settings["target"] or table.name,
+        "target": table.target_name,
         "classes": list(table.classes),
         "objective": {"text": str(task.objective), "name": task.objective.name},
         "chosen": {**chosen, **found.chosen, "kind": found.kind, "kept": found.kept, "validation": found.validation},
@@ -245,7 +263,7 @@ def _model(
         inputs,
         table.columns,
         table.unused,
-        settings["target"] or table.name,
+        table.target_name,
         (table.classes[0], table.classes[1]),
         task.objective,
         threshold,

@@ -100,6 +100,8 @@ class Table:
         columns: Where the features come from.
         unused: Columns of the file that became no feature.
         leaks: Columns that rank a rare class almost perfectly by themselves, and the average precision.
+        target_name: The column that the target was read from.
+        kept: Places of the rows in the data as they were found, int64 ``[n]``.
     """
 
     name: str
@@ -114,6 +116,8 @@ class Table:
     columns: tuple[Column, ...] = ()
     unused: tuple[str, ...] = ()
     leaks: Mapping[str, float] = field(default_factory=dict)
+    target_name: str = ""
+    kept: np.ndarray | None = None
 
     @property
     def multiclass(self) -> bool:
@@ -193,7 +197,9 @@ def load(
 
     frame, said = _drop_row_numbers(frame, {column for column in roles.values() if column is not None})
     notes += said
-    frame, said = _drop_rows_without(frame, [chosen] if time is None else [chosen, time])
+    needed = [chosen] if time is None else [chosen, time]
+    kept = np.flatnonzero(frame[needed].notna().all(axis=1))
+    frame, said = _drop_rows_without(frame, needed)
     notes += said
     labels, classes, said = _classes(frame[chosen], chosen, positive)
     notes += said
@@ -235,6 +241,8 @@ def load(
         columns=columns,
         unused=tuple(name for name in given if name not in used),
         leaks=_by_column(leaks, home),
+        target_name=chosen,
+        kept=kept,
     )
 
 
