@@ -236,7 +236,9 @@ def test_every_number_of_the_report_is_found_again(journey: Journey, name: str) 
     assert set(curve) == set(expected)
     for key, values in expected.items():
         assert np.array(curve[key]) == pytest.approx(values, rel=1e-9), key
-    assert made.pop("start_is")
+    says = made.pop("start_is")
+    if not priced and journey.share < y.mean():
+        assert f"can catch {100 * journey.share / y.mean():.3g} % of the positives at most" in says
 
     table = made.pop("table")
     assert start in [int(np.flatnonzero(at == row["threshold"])[0]) for row in table]
@@ -324,6 +326,7 @@ def test_numbers_of_the_card_are_found_again_in_the_scores(journey: Journey) -> 
     assert ece["value"] == pytest.approx((gaps["mean"].abs() * gaps["size"]).sum() / len(y), rel=1e-2)
     assert ece["low"] <= ece["value"] <= ece["high"]
     assert not held["metrics"]
+    assert held["cap"] == pytest.approx(min(1, journey.share / y.mean()))
 
     z = rows["score"].to_numpy().astype(float)[fold.validation]
     assert (z > card["threshold"]["value"]).sum() == int(journey.share * len(z))

@@ -186,6 +186,9 @@ def _start(counts: Counts, point: Objective, fn_cost: float | None, fp_cost: flo
     if point.share is not None:
         of = "of the rows" if point.kind == "recall@top" else "of the negatives"
         how = f"the most alerts within {100 * point.share:g} % {of}"
+        cap = point.share * (tp[-1] + fp[-1]) / tp[-1]
+        if point.kind == "recall@top" and cap < 1:
+            how += f", which can catch {100 * cap:.3g} % of the positives at most"
     budget = _budget(point)
     assert budget is not None
     place = budget.place(tp, fp)

@@ -39,7 +39,8 @@ def measure(
         groups: ``[n]``, rows of which belong together.
 
     Returns:
-        ``rows``, ``positives``, ``alerts``, ``caught``; and by name ``value``, ``low`` and ``high``, or None where a
+        ``rows``, ``positives``, ``alerts``, ``caught``; ``cap``, the best value that the objective can have on these
+        rows; and by name ``value``, ``low`` and ``high``, or None where a
         share is of no rows.
     """
     alert = scores.astype(np.float64) > threshold
@@ -68,7 +69,7 @@ def measure(
     metrics["precision"] = _share(caught, alerts)
     metrics["false_positive_rate"] = _share(alerts - caught, len(labels) - positives)
     counts = {"rows": len(labels), "positives": positives, "alerts": alerts, "caught": caught}
-    return {**counts, "metrics": metrics}
+    return {**counts, "cap": float(objective.cap(y)), "metrics": metrics}
 
 
 def _share(part: int, whole: int) -> dict[str, float] | None:
@@ -89,7 +90,9 @@ def named(card: Mapping[str, Any]) -> dict[str, str]:
         "precision": "precision of the alerts",
         "false_positive_rate": "false-positive rate of the alerts",
     }
-    return {card["objective"]["text"]: f"{card['objective']['name']}, ranked", **words}
+    cap = card["held_out"].get("cap", 1.0)
+    most = f" (at most {cap:.3f})" if cap < 1 else ""
+    return {card["objective"]["text"]: f"{card['objective']['name']}, ranked{most}", **words}
 
 
 def page(card: Mapping[str, Any]) -> str:
