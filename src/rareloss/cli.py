@@ -517,7 +517,9 @@ def score(
     share = scored.alerts / max(scored.rows, 1)
     typer.echo(f"{scored.rows:,} rows, {scored.alerts:,} alerts ({share:.3%}). Written: {out}")
     if loaded.target in kept:
-        typer.echo("On rows that the model was fitted on a report is too good: fit --held-out writes those it was not.")
+        typer.echo(
+            "A report is too good if the model was fitted on some of these rows; fit --held-out writes those it was not."
+        )
         words = ["rareloss", "report", str(out), "--label", loaded.target, "--positive", loaded.classes[1]]
         words += ["--score", "probability", "--probability", "probability", "--objective", str(loaded.objective)]
         typer.echo(f"Next: {shlex.join(words)}")
