@@ -518,7 +518,7 @@ def score(
     typer.echo(f"{scored.rows:,} rows, {scored.alerts:,} alerts ({share:.3%}). Written: {out}")
     if loaded.target in kept:
         typer.echo(
-            "A report is too good if the model was fitted on some of these rows; fit --held-out writes those it was not."
+            "A report is too good if the model was fitted on some of these rows: fit --held-out writes the others."
         )
         words = ["rareloss", "report", str(out), "--label", loaded.target, "--positive", loaded.classes[1]]
         words += ["--score", "probability", "--probability", "probability", "--objective", str(loaded.objective)]
