@@ -105,8 +105,8 @@ def _agree(rows: pd.DataFrame) -> list[str]:
     table = [[f"{bend:g}", str(len(mine)), *_all(mine)] for bend, mine in rows.groupby("bend")]
     return [
         "\n## A bend without a conflict\n",
-        "As the dial at 1 %, but x1 speaks for the class in the bulk too, only less: a + x0 +\nbend (4 max(x1 - 1.5, 0) "
-        "+ .7 min(x1, 1.5)).\n",
+        "As the dial at 1 %, but x1 speaks for the class in the bulk too, only less:\n"
+        "a + x0 + bend (4 max(x1 - 1.5, 0) + .7 min(x1, 1.5)).\n",
         *_table(["bend", "seeds", *MEASURED], table),
         _AGREE,
     ]

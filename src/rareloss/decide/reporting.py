@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
 from rareloss.decide.intervals import clopper_pearson
-from rareloss.decide.stream import Counts, count
+from rareloss.decide.stream import Budget, Counts, count
 from rareloss.objective import Objective
 
 __all__ = ["report"]
@@ -79,6 +79,7 @@ def report(
     counts = count(
         data, label=label, score=score, group=group, weight=weight, positive=positive,
         drop_missing_scores=drop_missing_scores, probability=probability,
+        budget=None if fn_cost is not None else _budget(point),
     )  # fmt: skip
     results = _results(counts, point, fn_cost, fp_cost)
     results["columns"] = {"label": label, "score": score, "group": group, "weight": weight}
@@ -158,7 +159,7 @@ def _shares(
 
 
 def _start(counts: Counts, point: Objective, fn_cost: float | None, fp_cost: float | None) -> tuple[int, str]:
-    """The kept threshold where the page opens, and why that one."""
+    """The threshold where the page opens, and why that one."""
     tp, fp = counts.tp, counts.fp
     if fn_cost is not None and fp_cost is not None:
         return int(np.argmin(fn_cost * (tp[-1] - tp) + fp_cost * fp)), "the least cost on these rows"
@@ -171,19 +172,24 @@ def _start(counts: Counts, point: Objective, fn_cost: float | None, fp_cost: flo
         if not len(enough):
             return int(np.argmax(precision)), f"the highest precision, since no threshold gives {how}"
         return int(enough[-1]), f"the most alerts kept at {how}"
-    spent, budget, how = tp + fp, tp[-1], "as many alerts as there are positives"
-    if point.kind == "recall@top" and point.share is not None:
-        budget, how = (
-            point.share * (tp[-1] + fp[-1]),
-            f"the most alerts kept within {100 * point.share:g} % of the rows",
-        )
-    elif point.share is not None:
-        spent, budget = fp, point.share * fp[-1]
-        how = f"the most alerts kept within a false-positive rate of {100 * point.share:g} %"
-    place = int(np.searchsorted(spent, budget * (1 + 1e-12), side="right")) - 1
-    if place < 0:
-        return 0, f"the highest score, since no threshold gives {how}"
-    return place, how
+    how = "the most alerts that are no more than there are positives"
+    if point.share is not None:
+        of = "of the rows" if point.kind == "recall@top" else "of the negatives"
+        how = f"the most alerts within {100 * point.share:g} % {of}"
+        cap = point.share * (tp[-1] + fp[-1]) / tp[-1]
+        if point.kind == "recall@top" and cap < 1:
+            how += f", which can catch {100 * cap:.3g} % of the positives at most"
+    budget = _budget(point)
+    assert budget is not None
+    place = budget.place(tp, fp)
+    return (place, how) if place >= 0 else (0, "the highest score, since no threshold keeps within the budget")
+
+
+def _budget(point: Objective) -> Budget | None:
+    """What may be alerted, where the objective says; for average precision as many as there are positives."""
+    if point.kind == "ap":
+        return Budget(None)
+    return None if point.share is None else Budget(point.share, negatives=point.kind != "recall@top")
 
 
 def _average_precision(counts: Counts) -> dict[str, Any]:
