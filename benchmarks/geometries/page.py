@@ -234,7 +234,7 @@ def _draw_others(rows: pd.DataFrame, path: Path) -> None:
         loc="lower right",
     )
     _gains(many, rows[rows.name == "positives"], "positives_about", COLOURS[0], "")
-    many.set(title="Gain of AP over train positives", xscale="log")
+    many.set(title="Gain of AP over train positives", xscale="log" if "positives" in set(rows.name) else "linear")
     _gains(wrong, rows[rows.name == "noise"], "noise", COLOURS[0], "")
     wrong.set(title="Gain of AP over the share of wrong labels", ylim=(0, None))
     _save(figure, path)
