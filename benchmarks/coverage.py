@@ -47,7 +47,7 @@ class Cell:
         name: of the setting.
         held: ``[draws, 5]``, whether our intervals hold the truth.
         widths: ``[b, 5]``, ours in the first b draws, those that are bootstrapped.
-        fixed, anew: what :func:`bootstrap` gives there: ``[b, 5]`` each, whether it holds the truth, and its width.
+        fixed, anew: what :func:`resample` gives there: ``[b, 5]`` each, whether it holds the truth, and its width.
     """
 
     name: str
@@ -94,8 +94,10 @@ def truth(best: float, rate: float, cut: float) -> np.ndarray:
     return np.array([best, recall, rate * recall / alerts, fpr, alerts])
 
 
-def bootstrap(random: np.random.Generator, objective: str, rows: Rows, cut: float) -> tuple[np.ndarray, np.ndarray]:
-    """Compute percentile intervals, ``[2, 5]``, with the cut where it was (but for the threshold), and cut anew.
+def resample(
+    random: np.random.Generator, objective: str, rows: Rows, cut: float, resamples: int = RESAMPLES
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw what each interval is of, ``[5, resamples]``: cut where the rows were but for the threshold, and cut anew.
 
     How often rows near the cut are drawn is counted row by row, of all others by label and weight.
     """
@@ -105,15 +107,15 @@ def bootstrap(random: np.random.Generator, objective: str, rows: Rows, cut: floa
     reach = 6 * np.sqrt(budget * weight.max()) + 6 * weight.max()  # six standard deviations of the heaviest rows
     first, last = np.searchsorted(until, [budget - reach, budget + reach])
     last = min(last + 1, len(scores))
-    near, number, each = slice(first, last), last - first, np.arange(RESAMPLES)
+    near, number, each = slice(first, last), last - first, np.arange(resamples)
     heavy = np.unique(weight)
     groups = [
         (part, label, w) for part in (slice(0, first), slice(last, None)) for label in (True, False) for w in heavy
     ]
     sizes = [int(((labels[part] == label) & (weight[part] == w)).sum()) for part, label, w in groups]
-    drawn = random.multinomial(len(scores), np.array([number, *sizes]) / len(scores), RESAMPLES)
+    drawn = random.multinomial(len(scores), np.array([number, *sizes]) / len(scores), resamples)
     places = np.repeat(each * number, drawn[:, 0]) + random.integers(0, number, int(drawn[:, 0].sum()))
-    counts = np.bincount(places, minlength=RESAMPLES * number).reshape(RESAMPLES, number)
+    counts = np.bincount(places, minlength=resamples * number).reshape(resamples, number)
     sums, whole = [], []
     for label in (True, False):
         above, below = (
@@ -124,7 +126,7 @@ def bootstrap(random: np.random.Generator, objective: str, rows: Rows, cut: floa
             )
             for side in (slice(0, first), slice(last, None))
         )
-        found = np.zeros((RESAMPLES, number + 1))
+        found = np.zeros((resamples, number + 1))
         np.cumsum(counts * (weight * (labels == label))[near], axis=1, out=found[:, 1:])
         sums.append(found + np.reshape(above, (-1, 1)))
         whole.append(sums[-1][:, -1] + below)
@@ -140,9 +142,9 @@ def bootstrap(random: np.random.Generator, objective: str, rows: Rows, cut: floa
             (caught + alarms) / (whole[0] + whole[1]),
         ]
 
-    fixed = np.full(RESAMPLES, np.searchsorted(-scores, -cut) - first)  # so many of the rows near it lie above
-    ends = [np.percentile([scores[near][place], *achieved(above)], [2.5, 97.5], axis=1) for above in (fixed, place)]
-    return ends[0], ends[1]
+    fixed = np.full(resamples, np.searchsorted(-scores, -cut) - first)  # so many of the rows near it lie above
+    cut_there, cut_anew = (np.stack([scores[near][place], *achieved(above)]) for above in (fixed, place))
+    return cut_there, cut_anew
 
 
 def cells(draws: int, only: str, seed: int = 0) -> Iterator[Cell]:
@@ -167,9 +169,10 @@ def cells(draws: int, only: str, seed: int = 0) -> Iterator[Cell]:
                 continue
             cell.widths.append(ends[1] - ends[0])
             kinds = (cell.fixed, cell.anew)
-            for found, into in zip(bootstrap(random, objective, rows, cut.threshold.value), kinds, strict=True):
-                into[0].append((found[0] <= values) & (values <= found[1]))
-                into[1].append(found[1] - found[0])
+            for found, into in zip(resample(random, objective, rows, cut.threshold.value), kinds, strict=True):
+                low, high = np.percentile(found, [2.5, 97.5], axis=1)
+                into[0].append((low <= values) & (values <= high))
+                into[1].append(high - low)
         yield cell
 
 

@@ -186,7 +186,7 @@ def find_threshold(
             note = _nearest(scores, positive, weight, objective)
         elif objective.kind == "recall@top" and not (scores > threshold).any():
             note = f"the capacity is less than the highest score's rows; the nearest is {_tied(scores, weight):.4g}"
-        elif objective.share is not None and not (scores[~positive] > threshold).any() and "fpr" in objective.kind:
+        elif objective.share is not None and "fpr" in objective.kind and not ((scores > threshold) & ~positive).any():
             nearest = _tied(scores[~positive], weight[~positive])
             note = f"the budget is less than the highest negative; the nearest is {nearest:.4g}"
     # A threshold that labels chose is as good as it looks by luck too; an order statistic of some of the rows is not.
@@ -336,19 +336,24 @@ def _achieved(
     blind: bool,
     allowed: int,
 ) -> Cut:
-    above = scores > threshold
+    above, equal = scores > threshold, _equal(weight)
     shifted, odds = _shift(positive, weight, factor)
     sets = {"recall@top": "rows", "precision@recall": "positives"}.get(objective.kind, "negatives") if blind else ""
 
     def share(name: str, of: np.ndarray) -> Interval:
-        if sets == name and _equal(weight[of]):
-            return _of_order_statistic(int(above[of].sum()), allowed, int(of.sum()), confidence)
-        return _share(weight[of], above[of], confidence, sets in ("positives", "negatives"))
+        if not (equal or _equal(weight[of])):
+            most = float(weight[of].max())
+            return Interval(*_part(weight[above & of], weight[of & ~above], (most, most), confidence), False)
+        hits, number = int((above & of).sum()), int(of.sum())
+        if sets == name:
+            return _of_order_statistic(hits, allowed, number, confidence)
+        ends = clopper_pearson(hits, number, confidence)
+        return Interval(hits / number, *ends, exact=sets in ("positives", "negatives"))
 
     recall, fpr = share("positives", positive), share("negatives", ~positive)
     precision = _precision(weight, positive, above, confidence, odds, sets == "rows" and factor == 1)
     alerts = _sum((shifted, recall), (1 - shifted, fpr))
-    if factor == 1 and _equal(weight):
+    if factor == 1 and equal:
         k, n = int(above.sum()), len(scores)
         alerts = Interval(k / n, *clopper_pearson(k, n, confidence), exact=False)
         if sets == "rows":
@@ -359,8 +364,9 @@ def _achieved(
         counted = _counted(positive, objective)
         level = objective.share or float(weight[counted & above].sum() / weight[counted].sum())
         if 0 < level < 1:
-            ends = quantile_interval(scores[counted], level, weight[counted], confidence)
-            where = Interval(threshold, *ends, exact=objective.share is not None and _equal(weight[counted]))
+            same = equal or _equal(weight[counted])
+            ends = quantile_interval(scores[counted], level, None if same else weight[counted], confidence)
+            where = Interval(threshold, *ends, exact=objective.share is not None and same)
     rows = _equal_rows(weight, above, min(max(float(weight[above].sum() / weight.sum()), 1e-12), 1 - 1e-12))
     cost, tied = _cost(objective, shifted, recall, fpr), int((scores == threshold).sum()) > 1
     return Cut(objective, where, recall, precision, fpr, alerts, cost, not note, note, confidence, rows, tied)
@@ -402,14 +408,6 @@ def _equal_rows(weight: np.ndarray, above: np.ndarray, share: float) -> float:
     return max(1.0, float(np.floor(share * (1 - share) * weight.sum() ** 2 / squares)))
 
 
-def _share(weight: np.ndarray, above: np.ndarray, confidence: float, exact: bool) -> Interval:
-    if _equal(weight):
-        hits, rows = int(above.sum()), len(weight)
-        return Interval(hits / rows, *clopper_pearson(hits, rows, confidence), exact)
-    most = float(weight.max())
-    return Interval(*_part(weight[above], weight[~above], (most, most), confidence), False)
-
-
 def _part(
     inside: np.ndarray, outside: np.ndarray, heaviest: tuple[float, float], confidence: float, odds: float = 1.0
 ) -> tuple[float, float, float]:
@@ -449,8 +447,8 @@ def _precision(
     # that share, moved to the odds where the cut is used.
     if not above.any():
         return Interval(np.nan, 0.0, 1.0, True)
-    heaviest = float(weight[positive].max()), float(weight[~positive].max())
-    ends = _part(weight[above & positive], weight[above & ~positive], heaviest, confidence, odds)
+    heaviest = [float(np.max(weight, where=of, initial=0.0)) for of in (positive, ~positive)]
+    ends = _part(weight[above & positive], weight[above & ~positive], (heaviest[0], heaviest[1]), confidence, odds)
     return Interval(*ends, exact=exact and _equal(weight))
 
 
