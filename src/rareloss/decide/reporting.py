@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
-from scipy import stats
 
+from rareloss.decide.intervals import clopper_pearson
 from rareloss.decide.stream import Budget, Counts, count
 from rareloss.objective import Objective
 
@@ -89,16 +89,6 @@ def report(
     if folder is not None:
         _write(folder, results)
     return results
-
-
-def clopper_pearson(hits: Array, trials: Array, level: float = LEVEL) -> tuple[Array, Array]:
-    """Compute the interval of a share by Clopper and Pearson; numbers may be effective ones, so not whole."""
-    hits, trials = np.asarray(hits, dtype=float), np.asarray(trials, dtype=float)
-    tail, misses = (1 - level) / 2, np.maximum(trials - hits, 0)
-    with np.errstate(invalid="ignore"):
-        low = np.where(hits > 0, stats.beta.ppf(tail, np.maximum(hits, 1e-12), misses + 1), 0.0)
-        high = np.where(misses > 0, stats.beta.ppf(1 - tail, hits + 1, np.maximum(misses, 1e-12)), 1.0)
-    return low, high
 
 
 def _share(hits: Array, whole: Array, squared: Array, level: float = LEVEL) -> dict[str, Array]:

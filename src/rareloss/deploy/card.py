@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 
 from rareloss import Objective
 from rareloss.decide.calibration import quality
+from rareloss.decide.intervals import clopper_pearson
 
 __all__ = ["LEVEL", "RESAMPLES", "measure", "named", "page"]
 
@@ -75,8 +75,8 @@ def measure(
 def _share(part: int, whole: int) -> dict[str, float] | None:
     if not whole:
         return None
-    interval = binomtest(part, whole).proportion_ci(LEVEL, method="exact")
-    return {"value": part / whole, "low": float(interval.low), "high": float(interval.high)}
+    low, high = clopper_pearson(part, whole, LEVEL)
+    return {"value": part / whole, "low": low, "high": high}
 
 
 def named(card: Mapping[str, Any]) -> dict[str, str]:

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
-from scipy.stats import beta, norm
+from scipy.stats import norm
 
 from rareloss import Objective
+from rareloss.decide.intervals import clopper_pearson
 from rareloss.study.data import DataError, Table, is_date, load, source_frame
 
-__all__ = ["Advice", "Finding", "advise", "logit_interval", "noise_that_shrinks", "recall_interval"]
+__all__ = ["Advice", "Finding", "advise", "logit_interval", "noise_that_shrinks"]
 
 TEST_SHARE = 0.2  # of a 60/20/20 split
 PLAUSIBLE = 0.5
@@ -161,19 +162,6 @@ def advise(
 # ------------------------------------------------------------------------------------------------------- measurable
 
 
-def recall_interval(caught: float, positives: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Compute the exact interval of Clopper and Pearson for ``caught`` of ``positives``.
-
-    Example:
-        >>> [round(end, 3) for end in recall_interval(5, 10)]
-        [0.187, 0.813]
-    """
-    tail = (1 - confidence) / 2
-    low = 0.0 if caught <= 0 else float(beta.ppf(tail, caught, positives - caught + 1))
-    high = 1.0 if caught >= positives else float(beta.ppf(1 - tail, caught + 1, positives - caught))
-    return low, high
-
-
 def logit_interval(value: float, positives: int, confidence: float = 0.95) -> tuple[float, float]:
     r"""Compute the logit interval of an average precision (Boyd, Eng and Page 2013).
 
@@ -190,7 +178,7 @@ def logit_interval(value: float, positives: int, confidence: float = 0.95) -> tu
 def _interval(goal: Objective, value: float, positives: int) -> tuple[float, float]:
     if goal.kind == "ap":
         return logit_interval(value, positives)
-    return recall_interval(round(value * positives), positives)
+    return clopper_pearson(round(value * positives), positives)
 
 
 def _width(goal: Objective, value: float, positives: int) -> float:
