@@ -70,6 +70,22 @@ def test_many_groups_and_small_batches_count_as_one(monkeypatch: pytest.MonkeyPa
             assert (group["fp"][at], group["tp"][at]) == tuple(matrix[:, 1])
 
 
+def test_many_groups_leave_a_page_that_opens(tmp_path: Path) -> None:
+    data = drawn(60_000, rate=0.1)
+    data["g"] = np.arange(len(data)) * 7919 % 150
+    plain = report(data, label="y", score="s", objective="recall@top=4%")
+    made = report(data, tmp_path, label="y", score="s", group="g", objective="recall@top=4%")
+    assert (tmp_path / "report.html").stat().st_size < 15_000_000
+    assert len(made["curve"]["tp"]) < 700 < len(plain["curve"]["tp"])
+    for name in ("average_precision", "table", "start_is"):
+        assert made[name] == plain[name]
+    assert made["curve"]["threshold"][made["start"]] == plain["curve"]["threshold"][plain["start"]]
+    for at in (0, made["start"], len(made["curve"]["tp"]) // 2):
+        alerts = data["s"] >= made["curve"]["threshold"][at]
+        assert made["curve"]["tp"][at] == data["y"][alerts].sum()
+        assert made["groups"]["17"]["tp"][at] == data["y"][alerts & (data["g"] == 17)].sum()
+
+
 def test_thresholds_do_not_depend_on_the_order_of_rows() -> None:
     data = drawn(300_000, rate=0.3)  # more distinct scores than are kept
     made = report(data, label="y", score="s")

@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ Array = NDArray[np.float64]
 
 SCHEMA = 1
 LEVEL = 0.95
+GROUP_NUMBERS = 100_000  # groups times thresholds
+LEAST_KEPT = 300  # thresholds, however many groups there are
 SHARES = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 
@@ -98,9 +101,15 @@ def _share(hits: Array, whole: Array, squared: Array, level: float = LEVEL) -> d
 
 
 def _results(counts: Counts, point: Objective, fn_cost: float | None, fp_cost: float | None) -> dict[str, Any]:
+    start, how = _start(counts, point, fn_cost, fp_cost)
+    precise = _average_precision(counts)
+    spent = counts.tp + counts.fp
+    at = np.searchsorted(spent, spent[-1] * np.array(SHARES) * (1 + 1e-12), side="right") - 1
+    rows = np.unique([start, *at[at >= 0]])
+    counts, kept = _thinned(counts, rows)
+    start, rows = (np.searchsorted(kept, places).tolist() for places in (start, rows))
     tp, fp = counts.tp, counts.fp
     shares = _shares(tp, fp, counts.tp_squared, counts.fp_squared)
-    start, how = _start(counts, point, fn_cost, fp_cost)
     curve = {
         "threshold": counts.thresholds, "rows": counts.alerts, "alerts": tp + fp, "tp": tp, "fp": fp,
         "lift": (tp / (tp + fp)) / (tp[-1] / (tp[-1] + fp[-1])),
@@ -113,9 +122,6 @@ def _results(counts: Counts, point: Objective, fn_cost: float | None, fp_cost: f
         for end, other in (("low", "high"), ("high", "low")):
             missed = 1 - wider["recall"][other]
             curve[f"cost_{end}"] = fn_cost * tp[-1] * missed + fp_cost * fp[-1] * wider["fpr"][end]
-    whole = tp[-1] + fp[-1]
-    at = np.searchsorted(tp + fp, whole * np.array(SHARES) * (1 + 1e-12), side="right") - 1
-    rows = sorted({start, *(int(place) for place in at if place >= 0)})
     results = {
         "schema": SCHEMA,
         "level": LEVEL,
@@ -124,28 +130,41 @@ def _results(counts: Counts, point: Objective, fn_cost: float | None, fp_cost: f
         "labels": {"positive": counts.positive, "negative": counts.negative},
         "positives": tp[-1],
         "negatives": fp[-1],
-        "rate": tp[-1] / whole,
+        "rate": tp[-1] / (tp[-1] + fp[-1]),
         "objective": str(point),
         "costs": {"fn": fn_cost, "fp": fp_cost},
         "start": start,
         "start_is": how,
-        "average_precision": _average_precision(counts),
+        "average_precision": precise,
         "curve": curve,
         "table": [{name: values[row] for name, values in curve.items()} for row in rows],
-        "groups": {
-            name: {
-                "positives": sums[0][-1], "negatives": sums[1][-1], "tp": sums[0], "fp": sums[1],
-                **{f"recall{end}": _shares(*sums)["recall"][key]
-                   for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))},
-            }
-            for name, sums in counts.groups.items()
-        },
+        "groups": {name: _group(*sums) for name, sums in counts.groups.items()},
         "calibration": None if counts.reliability is None else [
             {"weight": w, "mean_probability": p / w, "observed": y / w} for w, y, p in counts.reliability if w > 0
         ],
     }  # fmt: skip
     plain: dict[str, Any] = _plain(results)
     return plain
+
+
+def _thinned(counts: Counts, rows: NDArray[np.int64]) -> tuple[Counts, NDArray[np.int64]]:
+    """Keep fewer thresholds where many groups would make a page too large to open, and say which; ``rows`` stay."""
+    most = max(LEAST_KEPT, GROUP_NUMBERS // max(1, len(counts.groups)))
+    everything = np.arange(len(counts.thresholds))
+    if not counts.groups or len(everything) <= most:
+        return counts, everything
+    kept = np.unique(np.concatenate([np.linspace(0, len(everything) - 1, most).astype(np.int64), rows]))
+    names = ("thresholds", "tp", "fp", "tp_squared", "fp_squared", "alerts")
+    groups = {name: tuple(values[kept] for values in sums) for name, sums in counts.groups.items()}
+    return replace(counts, **{name: getattr(counts, name)[kept] for name in names}, groups=groups), kept
+
+
+def _group(tp: Array, fp: Array, tp_squared: Array, _: Array) -> dict[str, Any]:
+    recall = _share(tp, np.full_like(tp, tp[-1]), np.full_like(tp, tp_squared[-1]))
+    return {
+        "positives": tp[-1], "negatives": fp[-1], "tp": tp, "fp": fp,
+        "recall": recall["value"], "recall_low": recall["low"], "recall_high": recall["high"],
+    }  # fmt: skip
 
 
 def _shares(
@@ -214,8 +233,11 @@ def _plain(value: Any) -> Any:
     """Lists and numbers that JSON has; what is not defined is null."""
     if isinstance(value, dict):
         return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return [_plain(part) for part in (value.tolist() if isinstance(value, np.ndarray) else value)]
+    if isinstance(value, np.ndarray):
+        plain: list[Any] = value.tolist()
+        return plain if np.isfinite(value).all() else [_plain(part) for part in plain]
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not np.isfinite(value) else value
