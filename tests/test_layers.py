@@ -12,6 +12,7 @@ import rareloss
 
 # From the bottom to the top; a layer imports itself and what stands to its left.
 LAYERS = (
+    "extras",
     "checks",
     "distributed",
     "kernels",

@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from rareloss import Objective, RankStage, SigmoidFocalLoss, SmoothAPLoss, rank_stage
 from rareloss.training.descent import PENALTIES, Batch, descend, follow_path, pools
+from rareloss.training.elsewhere import start_elsewhere
+from rareloss.training.rank_stage import repeat_stage
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*are needed for a stable gradient:UserWarning")
 Rows = tuple[Tensor, Tensor]
@@ -321,6 +324,52 @@ def test_what_is_kept_is_what_was_judged_better(
     assert len(found.looks) == len(seen) == len(judged)
     assert all(torch.equal(number, seen[kept][name]) for name, number in walker.state_dict().items())
     assert len({tuple(state["weight"].flatten().tolist()) for state in seen}) == len(seen)
+
+
+def turning(rows: int, seed: int) -> Rows:
+    """Draw rows of which the second input speaks against the class in the bulk and for it at the top."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, 3, generator=generator)
+    odds = x[:, 0] + 4 * (x[:, 1] - 1.5).clamp(min=0) - 0.7 * x[:, 1].clamp(max=1.5) - 5
+    return x, (torch.rand(rows, generator=generator) < odds.sigmoid()).long()
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_another_minimum_is_found_where_the_path_ends_in_a_local_one(seed: int) -> None:
+    x, y = turning(12_000, seed)
+    train, validation = (x[:8_000], y[:8_000]), (x[8_000:], y[8_000:])
+    model = solved(*train)
+    loss = SmoothAPLoss(1, queue_size=0, temperature=0.03)
+    walker = copy.deepcopy(model)
+    held = partial(value, "ap", walker, validation)
+    alone = follow_path(walker, loss, Batch(*train), lambda: torch.tensor([held()]))
+    stage = rank_stage(model, "ap", train, validation)
+    assert walker.weight[0, 1] < stage.model.weight[0, 1]
+    assert stage.after > 1.3 * alone.kept.validation
+    # It was reached from the free end of the path, and a refit goes to the same place.
+    (looks,) = stage.looks
+    walked = [look.penalty for look in looks]
+    back = walked[len(walked) - 1 - walked[::-1].index(PENALTIES[-1]) :]
+    assert back == list(PENALTIES[::-1][: len(back)])
+    assert stage.step > looks[len(looks) - len(back) - 1].step
+    again = repeat_stage(stage, solved(x, y), (x, y))
+    assert again.weight[0, 1] > 0
+
+
+def test_nothing_is_found_elsewhere_where_cross_entropy_is_right() -> None:
+    x = torch.randn(8_000, 3, generator=torch.Generator().manual_seed(0))
+    y = (torch.rand(8_000, generator=torch.Generator().manual_seed(1)) < (2 * x[:, 0] - 4).sigmoid()).long()
+    loss = SmoothAPLoss(1, queue_size=0, temperature=0.03)
+    assert start_elsewhere(solved(x, y), loss, Batch(x, y)) is None
+    assert start_elsewhere(nn.Linear(3, 1), loss, Batch(x, y)) is None  # its own steps lead there
+    assert start_elsewhere(solved(x, y), BrokenLoss(), Batch(x, y)) is None
+
+
+class BrokenLoss(nn.Module):
+    """A loss that is nowhere finite."""
+
+    def forward(self, scores: Tensor, targets: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+        return scores.sum() * math.nan
 
 
 def test_path_that_leads_nowhere_is_left(parts: tuple[nn.Linear, Rows, Rows]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from benchmarks.geometries.draws import Drawn, bent, contested, with_noise
+from benchmarks.geometries.draws import Drawn, bent, best_line, contested, with_noise
 from benchmarks.geometries.page import page
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -37,35 +37,44 @@ Record = dict[str, Any]
 
 def cells() -> Iterator[Record]:
     """Yield what is run, seed by seed, so that a run that is stopped has some of everything."""
+    bent_by = {"bend": 1.0, "rate": 0.01, "rows": 60_000}
     for seed in range(8):
         for bend in (0.0, 0.5, 0.75, 1.0, 1.25, 1.5):
             for rate in (0.1, 0.03, 0.01, 0.003):
                 yield {"name": "dial", "bend": bend, "rate": rate, "rows": 60_000, "seed": seed}
-        for rows in (3_000, 10_000, 30_000, 100_000, 300_000):
-            yield {"name": "positives", "bend": 1.0, "rate": 0.01, "rows": rows, "seed": seed}
-        for noise in (0.0, 0.05, 0.1, 0.2):
-            yield {"name": "noise", "bend": 1.0, "rate": 0.01, "rows": 60_000, "noise": noise, "seed": seed}
-        for pool in (256, 1024, 4096, 16_384, 0):
-            yield {"name": "pool", "bend": 1.0, "rate": 0.01, "rows": 60_000, "pool": pool, "seed": seed}
-        for queue in (0, 4096, 16_384):
-            yield {"name": "queue", "bend": 1.0, "rate": 0.01, "rows": 60_000, "queue": queue, "seed": seed}
-        for bend in (0.0, 1.0):
             yield {"name": "dial", "bend": bend, "rate": 0.0005, "rows": 200_000, "seed": seed}
+        for bend in (0.5, 1.0, 1.5):
+            yield {"name": "agree", **bent_by, "bend": bend, "conflict": False, "seed": seed}
+        for rows in (4_000, 12_000, 40_000, 130_000, 400_000):
+            yield {"name": "positives", **bent_by, "rows": rows, "seed": seed}
+        for noise in (0.0, 0.05, 0.1, 0.2):
+            yield {"name": "noise", **bent_by, "noise": noise, "seed": seed}
+        for pool in (256, 1024, 4096, 16_384, 0):
+            yield {"name": "pool", **bent_by, "pool": pool, "seed": seed}
+        for queue in (0, 4096, 16_384):
+            yield {"name": "queue", **bent_by, "queue": queue, "seed": seed}
         for scorer in ("linear", "additive", "mlp8", "mlp"):
-            yield {"name": "contested", "scorer": scorer, "rows": 80_000, "seed": seed}
+            yield {"name": "contested", "scorer": scorer, "rows": 240_000, "seed": seed}
 
 
 def run(cell: Record) -> Record:
     """Draw a cell's rows, train, and judge on fresh rows of the same distribution.
 
     Returns:
-        the cell with ``positives`` of train, ``bayes``, and test values by arm.
+        the cell with ``positives`` of train, ``bayes``, the best ``line`` where it is known, and test values by arm.
     """
-    rng = np.random.default_rng([cell["seed"], *json.dumps({**cell, "seed": 0}).encode()])
+    # Cells of one distribution share their rows, whatever is done with them.
+    shape = {key: cell.get(key) for key in ("bend", "rate", "rows", "conflict")}
+    rng = np.random.default_rng([cell["seed"], *json.dumps(shape).encode()])
     rows = cell["rows"]
     train, validation = round(0.75 * rows), rows - round(0.75 * rows)
-    many = rows + TEST_ROWS
-    drawn = contested(many, rng) if cell["name"] == "contested" else bent(many, cell["bend"], cell["rate"], rng)
+    line = {}
+    if cell["name"] == "contested":
+        drawn = contested(rows + TEST_ROWS, rng)
+    else:
+        by = (cell["bend"], cell["rate"])
+        drawn = bent(rows + TEST_ROWS, *by, rng, conflict=cell.get("conflict", True))
+        line = {"line": round(best_line(*by, cell.get("conflict", True)), 5)}
     y = drawn.y.copy()
     y[:rows] = with_noise(y[:rows], cell.get("noise", 0.0), rng)
     task = _task(drawn, y, train, validation, cell)
@@ -90,6 +99,7 @@ def run(cell: Record) -> Record:
         "positives": positives,
         "objective": str(task.objective),
         "bayes": _value(task, torch.from_numpy(drawn.truth[rows:])),
+        **line,
         "test": test,
         "kept": kept,
     }

@@ -8,7 +8,7 @@ from scipy.optimize import brentq
 from scipy.special import expit, logsumexp
 from scipy.stats import norm
 
-__all__ = ["Drawn", "bent", "contested", "with_noise"]
+__all__ = ["Drawn", "bent", "best_line", "contested", "with_noise"]
 
 WHERE_IT_BENDS = 1.5
 STEEP, BACKWARD = 4.0, 0.7
@@ -30,35 +30,55 @@ class Drawn(NamedTuple):
     truth: np.ndarray
 
 
-def bent(rows: int, bend: float, rate: float, rng: np.random.Generator) -> Drawn:
+def bent(rows: int, bend: float, rate: float, rng: np.random.Generator, *, conflict: bool = True) -> Drawn:
     r"""Draw rows whose log-odds turn around at the top by a known amount.
 
-    .. math:: z = a + x_0 + \text{bend} \, (4 \max(x_1 - 1.5, 0) - 0.7 \min(x_1, 1.5))
+    .. math:: z = a + x_0 + \text{bend} \, (4 \max(x_1 - 1.5, 0) \mp 0.7 \min(x_1, 1.5))
 
     For bend 0 logistic regression is right. Else x_1 speaks against the class in the bulk and for it at the top, so
-    that no slope of x_1 serves both, and a linear scorer has to choose.
+    that no slope of x_1 serves both, and a linear scorer has to choose. Without the conflict it speaks for the class in
+    the bulk too, only less, and one slope serves both.
 
     Args:
         rows: how many.
         bend: from 0, where a line is right.
         rate: share of positives in expectation; sets a.
         rng: draws.
+        conflict: whether the bulk says the opposite of the top.
     """
     x = rng.standard_normal((rows, 5))
-    z = _bent(x, bend) + _offset(bend, rate)
+    z = _bent(x, bend, conflict) + _offset(bend, rate, conflict)
     return Drawn(x.astype(np.float32), (rng.random(rows) < expit(z)).astype(np.int64), z)
 
 
-def _bent(x: np.ndarray, bend: float) -> np.ndarray:
+def _bent(x: np.ndarray, bend: float, conflict: bool) -> np.ndarray:
     top, bulk = np.maximum(x[:, 1] - WHERE_IT_BENDS, 0.0), np.minimum(x[:, 1], WHERE_IT_BENDS)
-    turned: np.ndarray = x[:, 0] + bend * (STEEP * top - BACKWARD * bulk)
+    turned: np.ndarray = x[:, 0] + bend * (STEEP * top + (-BACKWARD if conflict else BACKWARD) * bulk)
     return turned
 
 
 @cache
-def _offset(bend: float, rate: float) -> float:
-    z = _bent(np.random.default_rng(0).standard_normal((500_000, 5)), bend)
+def _offset(bend: float, rate: float, conflict: bool) -> float:
+    z = _bent(np.random.default_rng(0).standard_normal((500_000, 5)), bend, conflict)
     return float(brentq(lambda a: expit(z + a).mean() - rate, -40.0, 40.0))
+
+
+@cache
+def best_line(bend: float, rate: float, conflict: bool) -> float:
+    """Compute the average precision of the best line, by a search over its angle in the plane of the first two inputs.
+
+    Rows count as positives by their probability, so that no luck of labels is in it. The other inputs are noise.
+    """
+    drawn = bent(200_000, bend, rate, np.random.default_rng(1), conflict=conflict)
+    chance = expit(drawn.truth)
+
+    def value(angle: float) -> float:
+        p = chance[np.argsort(-(drawn.x[:, 0] * np.cos(angle) + drawn.x[:, 1] * np.sin(angle)))]
+        return float((p * np.cumsum(p) / np.arange(1, len(p) + 1)).sum() / p.sum())
+
+    step = np.pi / 60
+    coarse = max(np.arange(-np.pi / 2, np.pi / 2 + step, step), key=value)
+    return max(value(angle) for angle in np.linspace(coarse - step, coarse + step, 17))
 
 
 def contested(rows: int, rng: np.random.Generator) -> Drawn:

@@ -1,9 +1,7 @@
 """Losses that optimise the ranking of a rare class at its operating point, on plain PyTorch."""
 
-from importlib import import_module
-from typing import Any
-
 from rareloss import distributed, functional, metrics
+from rareloss.extras import late
 from rareloss.losses.average_precision import SmoothAPLoss
 from rareloss.losses.focal import SigmoidFocalLoss, SoftmaxFocalLoss
 from rareloss.losses.partial_auc import PAUCAtBudgetLoss
@@ -34,18 +32,6 @@ __all__ = [
     "verify",
 ]
 
-# What needs an extra, by the module that has it: looked up late, so that the core stays on torch alone.
 _LATE = {"advise": "rareloss.study.advise", "calibrate": "rareloss.decide.calibration"}
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _LATE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        return getattr(import_module(_LATE[name]), name)
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] == "rareloss":
-            raise
-        raise ModuleNotFoundError(
-            f'{error.name} is missing, which rareloss.{name} needs: pip install "rareloss[study]"', name=error.name
-        ) from error
+__getattr__ = late(__name__, _LATE, "rareloss.{name} needs", "study")

@@ -3,8 +3,9 @@
 Needs the extra ``deploy``: ``pip install "rareloss[deploy]"``.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rareloss.extras import late
 
 if TYPE_CHECKING:
     from rareloss.deploy.export import to_onnx
@@ -23,16 +24,4 @@ _HOME = {
     "to_onnx": "rareloss.deploy.export",
 }
 
-
-def __getattr__(name: str) -> Any:
-    # Looked up late, so that what a part needs is loaded with that part.
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        return getattr(import_module(_HOME[name]), name)
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] == "rareloss":
-            raise
-        raise ModuleNotFoundError(
-            f'{error.name} is missing, which a saved model needs: pip install "rareloss[deploy]"', name=error.name
-        ) from error
+__getattr__ = late(__name__, _HOME, "a saved model needs", "deploy")

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 from rareloss import Objective, checks, rank_stage
 from rareloss.training.descent import Batch
+from rareloss.training.uncorrelated import Uncorrelated, carry_back
 
 __all__ = ["SMOOTHNESS", "AdditiveRareClassifier", "Points", "solve_monotone"]
 
@@ -426,7 +427,7 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
             return rank_stage(start, objective, *parts, losses=losses, seed=self._seed)
         # The same path, in the same uncorrelated coordinates; the search is one that knows bounds.
         bounded, steps = self._steps(self.chosen_["smoothness"])
-        factor = _factor(parts[0])
+        factor = Uncorrelated(parts[0].inputs, parts[0].weight).factor
         turned = _Turned(start, factor)
         inverse = torch.linalg.inv(factor).numpy()
         solver = partial(_Bounded, steps=steps @ inverse.T, bounded=bounded)
@@ -677,8 +678,7 @@ class _Turned(nn.Module):
         return nn.functional.linear(x, self._weights().to(x.dtype), self.bias)
 
     def _weights(self) -> Tensor:
-        weights: Tensor = torch.linalg.solve_triangular(self.factor, self.weight.double(), upper=False, left=False)
-        return weights
+        return carry_back(self.factor, self.weight)
 
 
 class _Bounded(torch.optim.Optimizer):
@@ -709,18 +709,6 @@ class _Bounded(torch.optim.Optimizer):
             value, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 40, "ftol": 1e-7}
         )
         value(found.x)
-
-
-def _factor(train: Batch) -> Tensor:
-    # Of the covariance with a ridge, as a stage of a linear layer has it.
-    x = train.inputs.double()
-    weight = torch.ones(len(x)) if train.weight is None else train.weight
-    share = (weight / weight.sum()).double()[:, None]
-    centred = x - (share * x).sum(0)
-    covariance = (share * centred).mT @ centred
-    ridge = 1e-3 * covariance.diagonal().mean() + torch.finfo(x.dtype).tiny
-    factor: Tensor = torch.linalg.cholesky(covariance + ridge * torch.eye(len(covariance), dtype=x.dtype))
-    return factor
 
 
 def _present(

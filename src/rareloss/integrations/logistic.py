@@ -13,9 +13,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from rareloss.integrations.search import between, cube
-from rareloss.training.descent import Batch
+from rareloss.training.descent import Batch, part_of
 
-__all__ = ["in_log_odds", "logistic_draws", "platt", "sample", "solve_logistic", "taken"]
+__all__ = ["in_log_odds", "logistic_draws", "platt", "sample", "solve_logistic"]
 
 # The Hessian of so many weights is solved whole; beyond this, by conjugate gradients, which is faster and as exact.
 MOST_UNKNOWNS = 1000
@@ -112,11 +112,6 @@ def platt(scores: np.ndarray, target: np.ndarray, weight: np.ndarray | None = No
     return in_log_odds(np.tile(scores, 2), both, np.append(own * soft, own * (1 - soft)))
 
 
-def taken(whole: Batch, rows: Tensor) -> Batch:
-    """Take rows by their places."""
-    return Batch(whole.inputs[rows], whole.targets[rows], None if whole.weight is None else whole.weight[rows])
-
-
 @torch.no_grad()
 def sample(whole: Batch, size: int, generator: torch.Generator, model: nn.Module | None = None) -> Batch:
     """Draw rows of a binary problem that stand for all by their weights, those which decide a ranking among them.
@@ -144,6 +139,4 @@ def sample(whole: Batch, size: int, generator: torch.Generator, model: nn.Module
         some = stratum[torch.randperm(len(stratum), generator=generator)[:many]]
         rows.append(some)
         weights.append(torch.full((len(some),), len(stratum) / max(1, len(some))))
-    drawn = taken(whole, torch.cat(rows))
-    weight = torch.cat(weights)
-    return drawn._replace(weight=weight if drawn.weight is None else weight * drawn.weight)
+    return part_of(whole, torch.cat(rows), torch.cat(weights))

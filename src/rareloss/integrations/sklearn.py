@@ -27,10 +27,10 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from torch import Tensor, nn
 
 from rareloss import LossWarmupWrapper, Objective, RankStage, SigmoidFocalLoss, checks, rank_stage
-from rareloss.integrations.logistic import in_log_odds, logistic_draws, platt, sample, solve_logistic, taken
+from rareloss.integrations.logistic import in_log_odds, logistic_draws, platt, sample, solve_logistic
 from rareloss.integrations.network import NETWORK, batches, perceptron
 from rareloss.integrations.search import network_draws
-from rareloss.training.descent import Batch, descend
+from rareloss.training.descent import Batch, descend, part_of
 from rareloss.training.rank_stage import ranking_losses, repeat_stage
 
 __all__ = ["RareClassifier", "logistic_draws", "solve_logistic"]
@@ -147,7 +147,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         # Mean and spread are no labels, so validation rows may have a part in them.
         self._scaler = StandardScaler().fit(X, sample_weight=weight)
         whole = _batch(self._scaler.transform(X), target, weight, rows)
-        train, held = (taken(whole, torch.from_numpy(np.sort(part))) for part in parts)
+        train, held = (part_of(whole, torch.from_numpy(np.sort(part))) for part in parts)
         fit = self._fit_network if self.hidden_layer_sizes else self._fit_linear
         chosen, self._model = fit(objective, losses, whole, train, held, seed)
         some = sample(held, LAST_POOL, torch.Generator().manual_seed(seed), chosen)
@@ -513,4 +513,4 @@ def _batch(x: np.ndarray, target: np.ndarray, weight: np.ndarray | None, rows: n
 
 def _shuffled(whole: Batch, seed: int) -> Iterator[Batch]:
     size = max(1, min(NETWORK["batch"], len(whole.targets) // 8))
-    return (taken(whole, rows) for rows, _ in batches(whole.targets, size, seed))
+    return (part_of(whole, rows) for rows, _ in batches(whole.targets, size, seed))

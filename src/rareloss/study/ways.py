@@ -224,8 +224,7 @@ def further(
     )
     won = 0 if stage.loss is None else list(losses).index(stage.loss)
     record = {"kind": tuned.kind, **({} if scorer.scorecard else {"learning_rate": rate}), **chosen[won]}
-    kept = next(look for look in stage.looks[won] if look.step == stage.step)
-    return fitted(task, tuned.kind, stage.model, kept, stage.looks[won], record)
+    return fitted(task, tuned.kind, stage.model, stage.kept, stage.looks[won], record)
 
 
 def _warmup(task: Task, scorer: Scorer, tuned: Fitted) -> Callable[[Arm], Fitted]:

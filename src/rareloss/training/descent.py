@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils import _pytree as pytree
 
 __all__ = [
     "PENALTIES",
@@ -23,7 +24,10 @@ __all__ = [
     "descend",
     "follow_path",
     "keeping_modes",
+    "lbfgs",
+    "part_of",
     "pools",
+    "value_of",
 ]
 
 # On the relative change of the weights, squared, in units of the loss.
@@ -46,6 +50,14 @@ class Batch(NamedTuple):
     weight: Tensor | None = None
 
 
+def part_of(whole: Batch, rows: Tensor | slice, weight: Tensor | None = None) -> Batch:
+    """Take rows by their places, with their own weights times others ``[rows]``."""
+    own = None if whole.weight is None else whole.weight[rows]
+    given = [each for each in (weight, own) if each is not None]
+    inputs = pytree.tree_map(lambda tensor: tensor[rows], whole.inputs)
+    return Batch(inputs, whole.targets[rows], math.prod(given[1:], start=given[0]) if given else None)
+
+
 class Look(NamedTuple):
     """One look at validation.
 
@@ -53,11 +65,13 @@ class Look(NamedTuple):
         step: steps taken so far.
         loss: of the last one; NaN before the first.
         validation: what was judged; more is better.
+        penalty: of the place on a path; NaN elsewhere.
     """
 
     step: int
     loss: float
     validation: float
+    penalty: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -136,7 +150,7 @@ def descend(
     with keeping_modes(model):
         for step, batch in enumerate(itertools.islice(_for_ever(batches), steps), 1):
             _train(model)
-            value = _value(loss, score, batch)
+            value = value_of(loss, score, batch)
             if not math.isfinite(value.item()):
                 break
             optimiser.zero_grad(set_to_none=True)
@@ -160,6 +174,7 @@ def follow_path(
     first: nn.Module | None = None,
     tolerance: float = 1e-6,
     solver: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
+    elsewhere: Callable[[], nn.Module | None] | None = None,
 ) -> Descent:
     r"""Minimise a loss of all rows ever more freely, and keep what is best on validation, the start included.
 
@@ -181,6 +196,8 @@ def follow_path(
         first: a model of the same kind, from whose parameters the first search starts; by default the given one's.
         tolerance: change of the loss (or of every parameter) by which a search ends.
         solver: makes the optimiser whose one ``step(closure)`` minimises; L-BFGS by default.
+        elsewhere: makes a model near another minimum, or None; called when the path has ended. From there the path is
+            walked again, from the other end: freely at first, then under ever larger penalties.
 
     Returns:
         looks whose ``step`` counts the gradients that were computed until then.
@@ -197,31 +214,42 @@ def follow_path(
         gradients += 1
         for parameter in trained:
             parameter.grad = None
-        value = _value(loss, score, whole)
+        value = value_of(loss, score, whole)
         last = value.item()
         moved = torch.stack([(parameter - origin).square().sum() for parameter, origin in start]).sum()
         value = value + penalty * moved / size
         value.backward()
         return value
 
+    def follow(places: Sequence[float]) -> None:
+        # Until places in a row are no better than what is kept, or a search fails.
+        worse = 0
+        for penalty in places:
+            optimiser: Any = lbfgs(trained, 30, tolerance) if solver is None else solver(trained)
+            optimiser.step(partial(penalised, penalty))
+            if not (math.isfinite(last) and all(bool(torch.isfinite(parameter).all()) for parameter in trained)):
+                return
+            keeper.look(gradients, last, penalty)
+            worse = 0 if keeper.kept is keeper.looks[-1] else worse + 1
+            if worse == _PATIENCE:
+                return
+
     if first is not None:
         model.load_state_dict(first.state_dict())
     with keeping_modes(model):
         _train(model)
-        for penalty in penalties:
-            optimiser: Any = _lbfgs(trained, tolerance) if solver is None else solver(trained)
-            optimiser.step(partial(penalised, penalty))
-            if not (math.isfinite(last) and all(bool(torch.isfinite(parameter).all()) for parameter in trained)):
-                break
-            keeper.look(gradients, last)
-            if len(keeper.looks) - keeper.looks.index(keeper.kept) > _PATIENCE:
-                break
+        follow(penalties)
+        other = None if elsewhere is None else elsewhere()
+        if other is not None:
+            model.load_state_dict(other.state_dict())
+            follow(penalties[::-1])
     return keeper.descent()
 
 
-def _lbfgs(trained: list[nn.Parameter], tolerance: float) -> torch.optim.Optimizer:
+def lbfgs(trained: list[nn.Parameter], steps: int, tolerance: float) -> torch.optim.Optimizer:
+    """Make L-BFGS with a line search by Wolfe's strong conditions, for one ``step`` of so many iterations."""
     return torch.optim.LBFGS(
-        trained, max_iter=30, history_size=10, tolerance_change=tolerance, line_search_fn="strong_wolfe"
+        trained, max_iter=steps, history_size=10, tolerance_change=tolerance, line_search_fn="strong_wolfe"
     )
 
 
@@ -234,9 +262,9 @@ class _Keeper:
         self.kept = Look(0, math.nan, self.judged.value)
         self.looks, self.state = [self.kept], copy.deepcopy(model.state_dict())
 
-    def look(self, step: int, loss: float) -> None:
+    def look(self, step: int, loss: float, penalty: float = math.nan) -> None:
         found = self._judged()
-        self.looks.append(Look(step, loss, found.value))
+        self.looks.append(Look(step, loss, found.value, penalty))
         if self._better(found):
             self.kept, self.judged, self.state = self.looks[-1], found, copy.deepcopy(self.model.state_dict())
 
@@ -320,7 +348,8 @@ def _for_ever(batches: Iterable[Any]) -> Iterator[Batch]:
             raise ValueError("there is no batch to step on; give at least one, and an iterable that starts anew")
 
 
-def _value(loss: nn.Module, score: Callable[..., Tensor], batch: Batch) -> Tensor:
+def value_of(loss: nn.Module, score: Callable[..., Tensor], batch: Batch) -> Tensor:
+    """Compute a loss of a batch."""
     scores = score(*arguments(batch.inputs))
     given = {} if batch.weight is None else {"sample_weight": batch.weight.to(scores.device)}
     value: Tensor = loss(scores, batch.targets.to(scores.device), **given)

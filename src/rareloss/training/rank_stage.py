@@ -17,7 +17,6 @@ from rareloss import checks, distributed
 from rareloss.objective import Objective
 from rareloss.ranking.ranking_loss import RankingLoss
 from rareloss.training.descent import (
-    PENALTIES,
     Batch,
     Descent,
     Judgement,
@@ -26,9 +25,12 @@ from rareloss.training.descent import (
     descend,
     follow_path,
     keeping_modes,
+    part_of,
     pools,
 )
+from rareloss.training.elsewhere import start_elsewhere
 from rareloss.training.large_batch import large_batch
+from rareloss.training.uncorrelated import Uncorrelated
 
 __all__ = ["TEMPERATURES", "RankStage", "rank_stage", "ranking_losses", "repeat_stage"]
 
@@ -54,8 +56,7 @@ class RankStage:
         model: the best on validation; a copy, the given model is as it was.
         objective: what validation judged by.
         before: the objective of the model as it was given, on validation.
-        after: that of ``model``.
-        step: after how many steps (of L-BFGS: gradients); 0 if nothing was better than the start.
+        kept: the look at ``model``.
         loss: the loss that led there; None if nothing was better.
         looks: of each loss in turn, what validation saw.
     """
@@ -63,10 +64,19 @@ class RankStage:
     model: nn.Module
     objective: Objective
     before: float
-    after: float
-    step: int
+    kept: Look
     loss: nn.Module | None
     looks: list[list[Look]]
+
+    @property
+    def after(self) -> float:
+        """The objective of ``model`` on validation."""
+        return self.kept.validation
+
+    @property
+    def step(self) -> int:
+        """After how many steps (of L-BFGS: gradients) it was kept; 0 if nothing was better than the start."""
+        return self.kept.step
 
     @property
     def changed(self) -> bool:
@@ -107,7 +117,9 @@ def rank_stage(
     everything: scorecards, heads on frozen features, small networks.
 
     * A linear model over all rows is solved by L-BFGS along a path of penalties on how far its scores move from where
-      they were, see :func:`~rareloss.training.descent.follow_path`; validation chooses one of six places on it.
+      they were, see :func:`~rareloss.training.descent.follow_path`; validation chooses one of six places on it. A
+      ranking loss is not convex: for one output the path is walked back from another minimum too, where
+      :func:`~rareloss.training.elsewhere.start_elsewhere` finds a lower one.
     * Everything else takes ``steps`` AdamW steps with cosine decay, and validation looks every ``every`` steps.
 
     What is chosen has to be better than what was kept before by half a standard error of their difference (of a linear
@@ -219,7 +231,7 @@ def rank_stage(
     if losses is None:
         outputs = 1 if start.ndim == 1 else start.shape[1]
         losses = ranking_losses(objective, outputs, kind, queue_size=16_384 if whole is None else 0)
-    best = RankStage(copy.deepcopy(model), objective, before, before, 0, None, [])
+    best = RankStage(copy.deepcopy(model), objective, before, Look(0, math.nan, before), None, [])
     for loss in losses:
         tried = copy.deepcopy(model)
         scores_of = _in_chunks(tried, chunk_size)
@@ -241,7 +253,7 @@ def rank_stage(
             )
         best.looks.append(found.looks)
         if found.kept.validation > best.after:
-            best = RankStage(tried, objective, before, found.kept.validation, found.kept.step, loss, best.looks)
+            best = RankStage(tried, objective, before, found.kept, loss, best.looks)
     return best
 
 
@@ -275,8 +287,6 @@ def repeat_stage(stage: RankStage, model: nn.Module, train: Any, *, tolerance: f
     """
     moved = copy.deepcopy(model)
     if stage.loss is not None:
-        looks = next(looks for looks in stage.looks if any(look.step == stage.step for look in looks))
-        place = [look.step for look in looks].index(stage.step) - 1
         count = itertools.count()
         _solve(
             moved,
@@ -285,7 +295,7 @@ def repeat_stage(stage: RankStage, model: nn.Module, train: Any, *, tolerance: f
             lambda: torch.tensor([float(next(count))]),  # the place is taken, whatever it is
             _in_chunks(moved, sys.maxsize),
             first=stage.model,
-            penalties=PENALTIES[place : place + 1],
+            penalties=[stage.kept.penalty],
             tolerance=tolerance,
         )
     return moved
@@ -298,11 +308,8 @@ class _Pools:
         self.whole, self.size, self.seed = whole, size, seed
 
     def __iter__(self) -> Iterator[Batch]:
-        inputs, targets, own = self.whole
-        for rows, weight in pools(targets, self.size, torch.Generator().manual_seed(self.seed)):
-            drawn = pytree.tree_map(lambda tensor, rows=rows: tensor[rows], inputs)
-            given = [each for each in (weight, None if own is None else own[rows]) if each is not None]
-            yield Batch(drawn, targets[rows], math.prod(given[1:], start=given[0]) if given else None)
+        for rows, weight in pools(self.whole.targets, self.size, torch.Generator().manual_seed(self.seed)):
+            yield part_of(self.whole, rows, weight)
 
 
 def _is_batch(given: Any) -> bool:
@@ -369,45 +376,22 @@ def _solve(
     # it, and the penalty is then on how far the scores move.
     if not (isinstance(model, nn.Linear) and isinstance(whole.inputs, Tensor) and whole.inputs.ndim == 2):
         return follow_path(model, loss, whole, judge, scores_of=scores_of, first=first, **options)
-    x = whole.inputs.to(model.weight.device, torch.float64)
-    weight = torch.ones(len(x)) if whole.weight is None else whole.weight
-    weight = weight.to(x).reshape(len(x), -1).sum(1)
-    x = torch.where(weight[:, None] > 0, x, 0.0)  # what is absent may hold anything
-    if not bool(torch.isfinite(x).all()):
-        raise ValueError("inputs of train hold NaN or infinite numbers; fill or drop them, or give their rows weight 0")
-    share = (weight / weight.sum())[:, None]
-    centre = (share * x).sum(0)
-    covariance = (share * (x - centre)).mT @ (x - centre)
-    ridge = 1e-3 * covariance.diagonal().mean() + torch.finfo(x.dtype).tiny
-    factor = torch.linalg.cholesky(covariance + ridge * torch.eye(len(covariance)).to(x))
-    uncorrelated = torch.linalg.solve_triangular(factor, (x - centre).mT, upper=False).mT
-
-    @torch.no_grad()
-    def carry_back() -> None:
-        weights = torch.linalg.solve_triangular(factor, solved.weight.double(), upper=False, left=False)
-        model.weight.copy_(weights)
-        if model.bias is not None:
-            model.bias.copy_(solved.bias - weights @ centre)
+    turned = Uncorrelated(whole.inputs.to(model.weight.device), whole.weight)
+    solved = turned.into(model)
+    origin, given = solved.weight.detach().clone(), copy.deepcopy(model.state_dict())
 
     def judged() -> Judgement | Tensor:
         if not torch.equal(solved.weight, origin):  # the start is judged as it was given, to the last bit
-            carry_back()
+            turned.back(solved, model)
         return judge()
 
-    @torch.no_grad()
-    def carried(given: nn.Linear) -> nn.Linear:
-        there = copy.deepcopy(given).to(torch.promote_types(given.weight.dtype, torch.float32))
-        there.weight.copy_(given.weight.double() @ factor)
-        if given.bias is not None:
-            there.bias.add_(given.weight.double() @ centre)
-        return there
-
-    solved = carried(model)
-    origin, given = solved.weight.detach().clone(), copy.deepcopy(model.state_dict())
-    there = carried(first) if isinstance(first, nn.Linear) else None
-    moved = whole._replace(inputs=uncorrelated.to(origin.dtype))
-    found = follow_path(solved, loss, moved, judged, first=there, **options)
-    carry_back()
+    moved = whole._replace(inputs=turned.inputs.to(origin.dtype))
+    if isinstance(first, nn.Linear):
+        options["first"] = turned.into(first)
+    elif model.out_features == 1:
+        options["elsewhere"] = partial(start_elsewhere, turned.into(model), copy.deepcopy(loss), moved)
+    found = follow_path(solved, loss, moved, judged, **options)
+    turned.back(solved, model)
     if not found.kept.step:
         model.load_state_dict(given)
     return found
