@@ -127,6 +127,7 @@ def test_plan_runs_on_what_is_there_and_the_page_says_what_did_not_run(
     )
     said = (folder / "embeddings.md").read_text("utf-8")
     assert "| `reuters=ship` |" in said
+    assert "- `newsgroups=none`: the data had not been made." in said
     assert "- Boosted trees, average precision: reuters=ship 1 of 2 splits." in said
     assert "- Boosted trees, recall in the top base rate: nothing." in said
     assert "forecast, reference boosted trees" in said

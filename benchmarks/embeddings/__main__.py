@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from benchmarks.embeddings.page import page
-from benchmarks.embeddings.plan import planned
+from benchmarks.embeddings.plan import not_made, planned
 from benchmarks.embeddings.sources import DATA
 from benchmarks.quality import arms
 from benchmarks.quality.runner import collect, run, save
@@ -103,7 +103,7 @@ def _run(given: argparse.Namespace) -> None:
     if not wanted:
         raise DataError(f"no data set of the plan is in {given.folder}; write one with the command make")
     if given.page:
-        save(collect(given.out, wanted), given.results)
+        save({"not_made": not_made(given.folder), **collect(given.out, wanted)}, given.results)
         (given.docs / "embeddings.md").write_text(page(json.loads(given.results.read_text("utf-8"))), "utf-8")
         return
     for sentence in arms.missing():

@@ -79,7 +79,10 @@ def page(results: Results) -> str:
     parts += ["## The forecast beside what came out", "", *_forecasts(results, whole, found)]
     if reduced:
         parts += ["## Fewer components: an exploration", "", *_components(results, reduced)]
-    parts += ["## What did not run", "", *not_run(results), ""]
+    parts += ["## What did not run", ""]
+    if missing := results["not_made"]:
+        parts.append(f"- {_listed(missing)}: the data had not been made.")
+    parts += [*not_run(results), "", "The numbers: `benchmarks/results/embeddings.json`.", ""]
     return "\n".join(parts)
 
 

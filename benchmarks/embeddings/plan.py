@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from benchmarks.quality.grid import AT_BASE_RATE, Block, Size, Unit, units
 
-__all__ = ["PLAN", "Part", "planned"]
+__all__ = ["PLAN", "Part", "not_made", "planned"]
 
 
 class Part(NamedTuple):
@@ -42,9 +42,18 @@ PLAN = (
 def planned(folder: Path) -> Iterator[Unit]:
     """Yield the units whose data are in a folder, in the order of the plan."""
     for part in PLAN:
-        files = {task: folder / f"{task.partition('=')[0]}.npz" for task in part.tasks}
-        sizes = {task: Size(_rows(path)) for task, path in files.items() if path.exists()}
+        sizes = {task: Size(_rows(_path(task, folder))) for task in part.tasks if _path(task, folder).exists()}
         yield from units([Block("core", part.objectives, (part.scorer,), "core")], sizes, part.splits)
+
+
+def not_made(folder: Path) -> list[str]:
+    """Return the tasks of the plan whose data are not in a folder."""
+    tasks = dict.fromkeys(task for part in PLAN for task in part.tasks)
+    return [task for task in tasks if not _path(task, folder).exists()]
+
+
+def _path(task: str, folder: Path) -> Path:
+    return folder / f"{task.partition('=')[0]}.npz"
 
 
 def _rows(path: Path) -> int:
