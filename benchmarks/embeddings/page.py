@@ -74,7 +74,7 @@ def page(results: Results) -> str:
     whole = [run for run in results["runs"] if REDUCED not in run["data"]]
     reduced = [run for run in results["runs"] if REDUCED in run["data"]]
     found = {objective: effects(whole, HEAD, objective) for objective in OWN_STAGE}
-    parts += ["## In short", "", *_in_short(results, found), ""]
+    parts += ["## In short", "", *_in_short(results, whole, found), ""]
     parts += ["## Every arm", "", *_every_arm(results, whole, found)]
     parts += ["## The forecast beside what came out", "", *_forecasts(results, whole, found)]
     if reduced:
@@ -86,7 +86,7 @@ def page(results: Results) -> str:
     return "\n".join(parts)
 
 
-def _in_short(results: Results, found: Mapping[str, Sequence[Effect]]) -> list[str]:
+def _in_short(results: Results, runs: Sequence[Run], found: Mapping[str, Sequence[Effect]]) -> list[str]:
     label = {arm["name"]: arm["label"] for arm in results["arms"]}
     lines = []
     for objective, every in found.items():
@@ -99,10 +99,13 @@ def _in_short(results: Results, found: Mapping[str, Sequence[Effect]]) -> list[s
             else:
                 verdict = "keep cross-entropy"
             tasks = f"{one.sets} task{'' if one.sets == 1 else 's'}"
+            key = (one.arm, objective, HEAD)
+            mine = [run["kept"] for run in runs if (run["arm"], run["objective"], run["scorer"]) == key]
+            kept = f"validation kept its start on {mine.count('start')} of {len(mine)} splits"
             sure = f"better beyond chance on {_listed(one.better)}, worse on {_listed(one.worse)}"
             lines.append(
                 f"- **{_title(objective)}: {verdict}.** {label[one.arm]} changes it by {ranged(one.these)} over "
-                f"{tasks}; {sure}; the worst task is `{one.worst[0]}` with {signed(one.worst[1])}."
+                f"{tasks}; {kept}; {sure}; the worst task is `{one.worst[0]}` with {signed(one.worst[1])}."
             )
     return lines or ["Nothing can be said yet: no task has two splits."]
 
