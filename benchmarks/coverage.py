@@ -1,10 +1,23 @@
 """How often the 95 % intervals of a threshold hold what they are of, and how wide they are beside the bootstrap's.
 
-python -m benchmarks.coverage [--draws 2000] [--most-rows 120000]
+The bootstrap draws rows with replacement, 400 times in each of the first 500 draws, and takes percentiles. Where the
+interval is of the population's threshold, each resample is cut anew. All else is of the cut that was returned, on
+future rows, so each resample is cut where the rows were. A bootstrap that cuts anew there as well has a false-positive
+rate that hardly moves, though that of the returned cut is not known so well: its intervals are of something else, and
+its numbers stand in the last two columns.
+
+python -m benchmarks.coverage [--draws 2000] [--only "0.1%"]
+python -m benchmarks.coverage --chosen [--draws 1000]
+
+The second command cuts where labels choose, and tries the usual intervals beside those of all thresholds at once.
 """
 
 import argparse
+import itertools
+import sys
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.optimize import brentq
@@ -15,83 +28,222 @@ from rareloss.decide.thresholds import find_threshold
 SHIFT = 2.5  # of the positives' normal scores
 LEVEL = 0.01
 OBJECTIVES = ("recall@fpr=1%", "recall@top=1%")
+CHOSEN = ("recall@precision=80%", "precision@recall=50%", "cost@fn=5,fp=1")
 NAMES = ("threshold", "recall", "precision", "fpr", "alerts")
+RESAMPLES, BOOTSTRAPPED = 400, 500
+# The chances at which negatives are kept, each for as many of them, by something that the score knows nothing of.
+KEPT = {"all": (1.0,), "1 in 10": (0.1,), "1 in 20 or 7": (0.05, 0.15)}
+# Of more negatives only those in this upper share have a score: no cut, and no end of an interval, lies below it.
+MOST_SCORED, SCORED = 20_000, 0.03
+
+Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def draw(
-    random: np.random.Generator, positives: int, rate: float, keep: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw scores, labels and weights: negatives kept with a probability, and weighted by its inverse."""
+@dataclass
+class Cell:
+    """What came out under one setting.
+
+    Args:
+        name: of the setting.
+        held: ``[draws, 5]``, whether our intervals hold the truth.
+        widths: ``[b, 5]``, ours in the first b draws, those that are bootstrapped.
+        fixed, anew: what :func:`resample` gives there: ``[b, 5]`` each, whether it holds the truth, and its width.
+    """
+
+    name: str
+    held: list[np.ndarray] = field(default_factory=list)
+    widths: list[np.ndarray] = field(default_factory=list)
+    fixed: tuple[list[np.ndarray], list[np.ndarray]] = field(default_factory=lambda: ([], []))
+    anew: tuple[list[np.ndarray], list[np.ndarray]] = field(default_factory=lambda: ([], []))
+
+
+def draw(random: np.random.Generator, positives: int, rate: float, kept: tuple[float, ...]) -> Rows:
+    """Draw scores downwards, labels and weights: negatives kept with a probability, and weighted by its inverse."""
     rows = round(positives / rate)
     hits = max(1, int(random.binomial(rows, rate)))
-    others = int(random.binomial(rows - hits, keep))
-    labels = np.arange(hits + others) < hits
-    return random.normal(size=len(labels)) + SHIFT * labels, labels, np.where(labels, 1.0, 1 / keep)
+    drawn = random.multinomial(rows - hits, np.full(len(kept), 1 / len(kept)))
+    others = random.binomial(drawn, kept)
+    scored = 1.0 if others.sum() <= MOST_SCORED else SCORED
+    upper = random.binomial(others, scored)
+    tail = norm.isf(random.random(int(upper.sum())) * scored)
+    deep = np.repeat(1 / np.array(kept), others - upper)
+    scores = np.concatenate([random.normal(SHIFT, size=hits), tail])
+    labels = np.arange(len(scores)) < hits
+    weight = np.concatenate([np.ones(hits), np.repeat(1 / np.array(kept), upper)])
+    # Positives below the scored share go to the top of the others: their order there changes nothing.
+    scores = np.maximum(scores, norm.isf(scored)) if scored < 1 else scores
+    order = np.argsort(-scores)
+    return (
+        np.concatenate([scores[order], np.full(len(deep), norm.isf(scored) - 1 if len(deep) else 0.0)]),
+        np.concatenate([labels[order], np.zeros(len(deep), bool)]),
+        np.concatenate([weight[order], deep]),
+    )
 
 
-def truth(objective: str, rate: float, cut: float) -> tuple[float, ...]:
+def best_cut(objective: str, rate: float) -> float:
+    """Return the population's threshold."""
+    if "top" not in objective:
+        return float(norm.isf(LEVEL))
+    return float(brentq(lambda at: rate * norm.sf(at - SHIFT) + (1 - rate) * norm.sf(at) - LEVEL, -10, 10))
+
+
+def truth(best: float, rate: float, cut: float) -> np.ndarray:
     """Return what each interval is of: the population's threshold, and what the cut achieves in the population."""
-    recall, fpr = float(norm.sf(cut - SHIFT)), float(norm.sf(cut))
+    recall, fpr = norm.sf(cut - SHIFT), norm.sf(cut)
     alerts = rate * recall + (1 - rate) * fpr
-    best = norm.isf(LEVEL)
-    if "top" in objective:
-        best = brentq(lambda at: rate * norm.sf(at - SHIFT) + (1 - rate) * norm.sf(at) - LEVEL, -10, 10)
-    return float(best), recall, rate * recall / alerts, fpr, alerts
+    return np.array([best, recall, rate * recall / alerts, fpr, alerts])
 
 
-def bootstrap(
-    random: np.random.Generator, objective: str, rows: tuple[np.ndarray, ...], resamples: int = 200
-) -> np.ndarray:
-    """Compute the widths of percentile intervals of threshold, recall and precision."""
-    order = np.argsort(-rows[0])
-    scores, labels, weight = (each[order] for each in rows)
-    found = []
-    for _ in range(resamples):
-        own = weight * random.multinomial(len(scores), np.full(len(scores), 1 / len(scores)))
-        counted = own if "top" in objective else own * ~labels
-        until = np.cumsum(counted)
-        place = int(np.searchsorted(until, LEVEL * until[-1]))
-        hits = own[:place][labels[:place]].sum()
-        found.append((scores[place], hits / max(own[labels].sum(), 1e-9), hits / max(own[:place].sum(), 1e-9)))
-    low, high = np.percentile(found, [2.5, 97.5], axis=0)
-    return high - low
+def resample(
+    random: np.random.Generator, objective: str, rows: Rows, cut: float, resamples: int = RESAMPLES
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw what each interval is of, ``[5, resamples]``: cut where the rows were but for the threshold, and cut anew.
+
+    How often rows near the cut are drawn is counted row by row, of all others by label and weight.
+    """
+    scores, labels, weight = rows
+    counted = weight if "top" in objective else weight * ~labels
+    until, budget = np.cumsum(counted), LEVEL * counted.sum()
+    reach = 6 * np.sqrt(budget * weight.max()) + 6 * weight.max()  # six standard deviations of the heaviest rows
+    first, last = np.searchsorted(until, [budget - reach, budget + reach])
+    last = min(last + 1, len(scores))
+    near, number, each = slice(first, last), last - first, np.arange(resamples)
+    heavy = np.unique(weight)
+    groups = [
+        (part, label, w) for part in (slice(0, first), slice(last, None)) for label in (True, False) for w in heavy
+    ]
+    sizes = [int(((labels[part] == label) & (weight[part] == w)).sum()) for part, label, w in groups]
+    drawn = random.multinomial(len(scores), np.array([number, *sizes]) / len(scores), resamples)
+    places = np.repeat(each * number, drawn[:, 0]) + random.integers(0, number, int(drawn[:, 0].sum()))
+    counts = np.bincount(places, minlength=resamples * number).reshape(resamples, number)
+    sums, whole = [], []
+    for label in (True, False):
+        above, below = (
+            sum(
+                w * many
+                for (part, of, w), many in zip(groups, drawn.T[1:], strict=True)
+                if of == label and part == side
+            )
+            for side in (slice(0, first), slice(last, None))
+        )
+        found = np.zeros((resamples, number + 1))
+        np.cumsum(counts * (weight * (labels == label))[near], axis=1, out=found[:, 1:])
+        sums.append(found + np.reshape(above, (-1, 1)))
+        whole.append(sums[-1][:, -1] + below)
+    spent, total = (sums[0] + sums[1], whole[0] + whole[1]) if "top" in objective else (sums[1], whole[1])
+    place = np.minimum((spent[:, 1:] < (LEVEL * total)[:, None]).sum(1), number - 1)
+
+    def achieved(above: np.ndarray) -> list[np.ndarray]:
+        caught, alarms = (part[each, above] for part in sums)
+        return [
+            caught / np.maximum(whole[0], 1e-9),
+            caught / np.maximum(caught + alarms, 1e-9),
+            alarms / whole[1],
+            (caught + alarms) / (whole[0] + whole[1]),
+        ]
+
+    fixed = np.full(resamples, np.searchsorted(-scores, -cut) - first)  # so many of the rows near it lie above
+    cut_there, cut_anew = (np.stack([scores[near][place], *achieved(above)]) for above in (fixed, place))
+    return cut_there, cut_anew
 
 
-def cells(draws: int, most_rows: int, seed: int = 0) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Yield for each cell its name, the coverages and the widths over the bootstrap's."""
-    for objective in OBJECTIVES:
-        for rate in (0.01, 0.001):
-            for keep in (1.0, 0.1):
-                for positives in (10, 100, 1000):
-                    if positives / rate * keep > most_rows:
-                        continue
-                    random = np.random.default_rng([seed, positives])
-                    held, widths, theirs = [], [], []
-                    for number in range(draws):
-                        rows = draw(random, positives, rate, keep)
-                        cut = find_threshold(*rows[:2], objective, rows[2])
-                        values = truth(objective, rate, cut.threshold.value)
-                        ends = [getattr(cut, name) for name in NAMES]
-                        held.append([end.low <= value <= end.high for end, value in zip(ends, values, strict=True)])
-                        widths.append([end.high - end.low for end in ends[:3]])
-                        if number < 20:
-                            theirs.append(bootstrap(random, objective, rows))
-                    name = f"| {objective} | {rate:.1%} | {positives} | {'all' if keep == 1 else '1 in 10'} |"
-                    yield name, np.mean(held, 0), np.median(widths, 0) / np.maximum(np.median(theirs, 0), 1e-12)
+def cells(draws: int, only: str, seed: int = 0) -> Iterator[Cell]:
+    """Yield what came out under each setting, small ones first."""
+    settings = list(itertools.product(KEPT.items(), OBJECTIVES, (10, 100, 1000), (0.01, 0.001)))
+    for (kind, kept), objective, positives, rate in sorted(
+        settings, key=lambda each: (len(each[0][1]), each[2] / each[3] * sum(each[0][1]))
+    ):
+        cell = Cell(f"{objective} | {rate:.1%} | {positives} | {kind}")
+        if only not in cell.name:
+            continue
+        random, best = np.random.default_rng([seed, positives]), best_cut(objective, rate)
+        for number in range(draws):
+            rows = draw(random, positives, rate, kept)
+            cut = find_threshold(*rows[:2], objective, rows[2])
+            values = truth(best, rate, cut.threshold.value)
+            ends = np.array([[end.low, end.high] for end in (getattr(cut, name) for name in NAMES)]).T
+            if len(rows[0]) > MOST_SCORED and ends[0, 0] < norm.isf(SCORED):
+                raise AssertionError(f"{cell.name}: an end lies below the rows that have a score")
+            cell.held.append((ends[0] <= values) & (values <= ends[1]))
+            if number >= BOOTSTRAPPED:
+                continue
+            cell.widths.append(ends[1] - ends[0])
+            kinds = (cell.fixed, cell.anew)
+            for found, into in zip(resample(random, objective, rows, cut.threshold.value), kinds, strict=True):
+                low, high = np.percentile(found, [2.5, 97.5], axis=1)
+                into[0].append((low <= values) & (values <= high))
+                into[1].append(high - low)
+        yield cell
+
+
+def _ratio(ours: np.ndarray, theirs: np.ndarray) -> str:
+    endless = np.isinf(ours).mean()
+    ours, theirs = np.median(ours), np.median(theirs)
+    # All of the bootstrap's draws can be the same, and then its interval has no width to compare with.
+    ratio = "no width" if theirs < 1e-9 else f"{ours / theirs:.2f}"
+    return f"{ratio} (no end in {endless:.0%})" if endless else ratio
+
+
+def line(cell: Cell) -> str:
+    """Write a row of the table."""
+    held, fixed, anew = (np.mean(each, 0) for each in (cell.held, cell.fixed[0], cell.anew[0]))
+    ours, theirs, others = (np.transpose(each) for each in (cell.widths, cell.fixed[1], cell.anew[1]))
+    parts = [f"{held[at]:.1%}, {fixed[at]:.1%}, {_ratio(ours[at], theirs[at])}" for at in range(3)]
+    parts += [f"{held[at]:.1%}" for at in (3, 4)]
+    parts += [f"{anew[at]:.1%}, {_ratio(ours[at], others[at])}" for at in (1, 2)]
+    return f"| {cell.name} | {' | '.join(parts)} |"
+
+
+def chosen(draws: int, only: str, seed: int = 0) -> Iterator[str]:
+    """Yield rows of the table of cuts that labels choose, at a prevalence of 1 %."""
+    for objective in CHOSEN:
+        for positives in (10, 100, 1000):
+            name = f"{objective} | {positives}"
+            if only not in name:
+                continue
+            random, held, widths = np.random.default_rng([seed, positives]), [], []
+            for _ in range(draws):
+                rows = draw(random, positives, 0.01, (1.0,))
+                both = [find_threshold(*rows[:2], objective, simultaneous=each) for each in (False, True)]
+                if len(rows[0]) > MOST_SCORED and both[0].threshold.value < norm.isf(SCORED):
+                    raise AssertionError(f"{name}: a cut lies below the rows that have a score")
+                with np.errstate(invalid="ignore"):  # where nothing is above there is no precision, and [0, 1] holds
+                    values = np.nan_to_num(truth(0.0, 0.01, both[0].threshold.value)[1:4])
+                ends = np.array([[(getattr(c, n).low, getattr(c, n).high) for n in NAMES[1:4]] for c in both])
+                held.append((ends[..., 0] <= values) & (values <= ends[..., 1]))
+                widths.append(ends[..., 1] - ends[..., 0])
+            (usual, at_once), wide = np.mean(held, 0), np.median(widths, 0)
+            parts = [f"{usual[at]:.1%}, {at_once[at]:.1%}, {wide[1, at] / wide[0, at]:.2f}" for at in range(3)]
+            yield f"| {name} | {' | '.join(parts)} |"
 
 
 def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draws", type=int, default=2000)
-    parser.add_argument("--most-rows", type=int, default=120_000)
+    parser.add_argument("--only", default="", help="settings whose name has this in it")
+    parser.add_argument("--chosen", action="store_true", help="cuts that labels choose")
     asked = parser.parse_args()
-    print("| objective | prevalence | positives | negatives | " + " | ".join(NAMES) + " | width over the bootstrap's |")
-    print("| --- " * (5 + len(NAMES)) + "|")
-    for name, held, ratio in cells(asked.draws, asked.most_rows):
-        # All of the bootstrap's draws can have a precision of 1, and then its interval has no width to compare with.
-        widths = [f"{each:.2f}" if each < 1e6 or np.isinf(each) else "the bootstrap's has none" for each in ratio]
-        print(name, " | ".join(f"{each:.1%}" for each in held), "|", ", ".join(widths), "|")
+    if asked.chosen:
+        print(
+            "Coverage of the usual intervals, of those of all thresholds at once, and their median width over theirs.\n"
+        )
+        print("| objective | positives |", " | ".join(NAMES[1:4]), "|")
+        print("| --- " * 5 + "|")
+        for row in chosen(asked.draws, asked.only):
+            print(row, flush=True)
+        return
+    print(
+        "Coverage of ours, of the bootstrap's, and our median width over its; two columns of ours alone; last, the "
+        "bootstrap's with each resample cut anew, and our width over its.\n"
+    )
+    names = [*NAMES, "recall, cut anew", "precision, cut anew"]
+    print("| objective | prevalence | positives | negatives kept |", " | ".join(names), "|")
+    print("| --- " * (4 + len(names)) + "|")
+    start = time.process_time()
+    for cell in cells(asked.draws, asked.only):
+        print(line(cell), flush=True)
+        print(f"{time.process_time() - start:.0f} s of CPU", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -91,5 +91,6 @@ def test_run_goes_on_where_it_was_and_the_page_says_what_ran(
     geometries.main(["--out", str(out), "--page", "--root", str(tmp_path)])
     said = (tmp_path / "docs" / "geometries.md").read_text()
     assert "6 cells ran, 2 seeds at most" in said
-    assert f"| 5.00% | 1 | 2 | {np.mean([one['bayes'] for one in before]):.3f} |" in said
+    mean = np.mean([one["bayes"] for one in before])
+    assert f"| 5.00% | 1 | 2 | {mean:.3f} |" in said
     assert "<svg" in (tmp_path / "docs" / "pictures" / "geometries.svg").read_text()

@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score, confusion_matrix, precision
 from typer.testing import CliRunner
 
 from rareloss.cli import app
-from rareloss.decide import report
+from rareloss.decide import report, stream
 
 
 def drawn(rows: int = 20_000, rate: float = 0.02, ties: bool = False) -> pd.DataFrame:
@@ -53,6 +53,76 @@ def test_average_precision_is_exact_where_all_scores_of_positives_are_kept(weigh
     expected = average_precision_score(data["y"], data["s"], sample_weight=weights)
     assert made["value"] == pytest.approx(expected, rel=1e-12)
     assert made["bound_low"] == pytest.approx(made["bound_high"], rel=1e-12)
+
+
+def test_many_groups_and_small_batches_count_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = drawn(5_000, rate=0.1, ties=True)
+    data["g"] = [f"'{number % 12}" if number % 13 else None for number in range(len(data))]
+    whole = report(data, label="y", score="s", weight="w", group="g")
+    monkeypatch.setattr(stream, "BATCH", 700)
+    assert report(data, label="y", score="s", weight="w", group="g") == whole
+    assert len(whole["groups"]) == 13
+    for at in (3, len(whole["curve"]["tp"]) // 2):
+        alerts = data["s"] >= whole["curve"]["threshold"][at]
+        for name, group in whole["groups"].items():
+            mine = data["g"].isna() if name == "missing" else data["g"] == name
+            matrix = confusion_matrix(data["y"][mine], alerts[mine], sample_weight=data["w"][mine])
+            assert (group["fp"][at], group["tp"][at]) == tuple(matrix[:, 1])
+
+
+def test_many_groups_leave_a_page_that_opens(tmp_path: Path) -> None:
+    data = drawn(60_000, rate=0.1)
+    data["g"] = np.arange(len(data)) * 7919 % 150
+    plain = report(data, label="y", score="s", objective="recall@top=4%")
+    made = report(data, tmp_path, label="y", score="s", group="g", objective="recall@top=4%")
+    assert (tmp_path / "report.html").stat().st_size < 15_000_000
+    assert len(made["curve"]["tp"]) < 700 < len(plain["curve"]["tp"])
+    for name in ("average_precision", "table", "start_is"):
+        assert made[name] == plain[name]
+    assert made["curve"]["threshold"][made["start"]] == plain["curve"]["threshold"][plain["start"]]
+    for at in (0, made["start"], len(made["curve"]["tp"]) // 2):
+        alerts = data["s"] >= made["curve"]["threshold"][at]
+        assert made["curve"]["tp"][at] == data["y"][alerts].sum()
+        assert made["groups"]["17"]["tp"][at] == data["y"][alerts & (data["g"] == 17)].sum()
+
+
+def test_thresholds_do_not_depend_on_the_order_of_rows() -> None:
+    data = drawn(300_000, rate=0.3)  # more distinct scores than are kept
+    made = report(data, label="y", score="s")
+    upside_down = report(data.sort_values("s"), label="y", score="s")
+    assert upside_down == made
+    shares = np.array(made["curve"]["rows"]) / len(data)
+    assert np.diff(np.log(shares[shares > 0.01])).max() < 0.02  # ranks in equal ratios, where they are not all kept
+
+
+@pytest.mark.parametrize("weight", [None, "w"])
+@pytest.mark.parametrize(
+    ("objective", "share", "counted"),
+    [("recall@top=13%", 0.13, "all"), ("recall@fpr=9%", 0.09, "negatives"), ("ap", None, "all")],
+)
+def test_page_opens_at_the_very_budget(
+    objective: str, share: float | None, counted: str, weight: str | None, tmp_path: Path
+) -> None:
+    data = drawn(60_000, rate=0.3)  # so that the cut is far below the scores that are all kept
+    data["s"] = data["s"].round(4)
+    data.to_parquet(tmp_path / "scores.parquet")
+    made = report(tmp_path / "scores.parquet", label="y", score="s", weight=weight, group="g", objective=objective)
+    y, s, w = data["y"] == 1, data["s"], data["w"] if weight else np.ones(len(data))
+    spent = w * ~y if counted == "negatives" else w
+    budget = (w * y).sum() if share is None else share * spent.sum()
+    above = pd.Series(spent)[w > 0].groupby(s).sum()[::-1].cumsum()  # a row of weight 0 is absent
+    cut = above.index[above <= budget].min()
+    curve, at = made["curve"], made["start"]
+    assert curve["threshold"][at] == cut
+    (_, fp), (_, tp) = confusion_matrix(y, s >= cut, sample_weight=w)
+    assert (curve["fp"][at], curve["tp"][at], curve["rows"][at]) == (fp, tp, ((s >= cut) & (w > 0)).sum())
+    for name, group in made["groups"].items():
+        mine = data["g"] == name
+        (_, fp), (_, tp) = confusion_matrix(y[mine], s[mine] >= cut, sample_weight=w[mine])
+        assert (group["fp"][at], group["tp"][at]) == (fp, tp)
+    assert np.diff(curve["threshold"]).max() < 0
+    for name in ("tp", "fp", "rows"):
+        assert np.diff(curve[name]).min() >= 0
 
 
 def test_bounds_of_average_precision_hold_where_thresholds_are_sparse() -> None:

@@ -31,6 +31,14 @@ FAILED = 1
 REFUSED = 2
 INTERRUPTED = 130  # what shells give for Ctrl-C: 128 and the signal's number
 
+# What says how a table is read: the same for every command that reads one.
+Target = Annotated[str | None, typer.Option(help="Column to predict.")]
+Positive = Annotated[str | None, typer.Option(help="Value of the target that is the positive class.")]
+Group = Annotated[str | None, typer.Option(help="Column whose equal values stay in one fold; 'none': rows.")]
+Time = Annotated[str | None, typer.Option(help="Column to split by: train, then validation, then test.")]
+Without = Annotated[list[str] | None, typer.Option(help="Columns to leave out, by commas or repeated.")]
+
+
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
@@ -54,10 +62,11 @@ def compare(
     data: Annotated[
         str, typer.Argument(help="A csv, parquet or npz file (X, y); or built-in: flights, digits.", show_default=True)
     ] = "flights",
-    target: Annotated[str | None, typer.Option(help="Column to predict.")] = None,
-    positive: Annotated[str | None, typer.Option(help="Value of the target that is the positive class.")] = None,
-    group: Annotated[str | None, typer.Option(help="Column whose equal values stay in one fold; 'none': rows.")] = None,
-    time: Annotated[str | None, typer.Option(help="Column to split by: train, then validation, then test.")] = None,
+    target: Target = None,
+    positive: Positive = None,
+    group: Group = None,
+    time: Time = None,
+    without: Without = None,
     objective: Annotated[
         str, typer.Option(help="What scorers are judged by, such as ap, recall@top=200/40000 or recall@precision=50%.")
     ] = "ap",
@@ -86,11 +95,12 @@ def compare(
             positive=positive,
             group=group,
             time=time,
+            without=_names(without),
             objective=objective,
             seeds=seeds,
             trials=trials,
             network=_names(network),
-            arms=_names(arms) if arms else None,
+            arms=_names(arms) or None,
             workers=workers or os.cpu_count() or 1,
             out=out,
         )
@@ -142,15 +152,19 @@ def _compare(say: Console, *, out: Path, **options: Any) -> None:
         typer.echo(f"Stopped with {left} units left; what is finished is kept in {out}: same command, go on.", err=True)
         raise typer.Exit(INTERRUPTED)
     say.print(f"Written: {out / 'results.json'} and {out / 'report.html'}", markup=False)
+    if len(results["data"]["classes"]) == 2:
+        words = ["rareloss", "fit", str(options["data"]), "--from", str(out), "--out", "model"]
+        say.print(f"Next: {shlex.join(words)}", markup=False)
 
 
 @app.command()
 def advise(
     data: Annotated[str | None, typer.Argument(help="A csv, parquet or npz file, flights or digits.")] = None,
-    target: Annotated[str | None, typer.Option(help="Column to predict.")] = None,
-    positive: Annotated[str | None, typer.Option(help="Value of the target that is the positive class.")] = None,
-    group: Annotated[str | None, typer.Option(help="Column whose equal values stay in one fold.")] = None,
-    time: Annotated[str | None, typer.Option(help="Column to split by.")] = None,
+    target: Target = None,
+    positive: Positive = None,
+    group: Group = None,
+    time: Time = None,
+    without: Without = None,
     objective: Annotated[str, typer.Option(help="The operating point, as in compare.")] = "ap",
     rows: Annotated[float | None, typer.Option(help="Without data: how many rows, such as 1e6.")] = None,
     rate: Annotated[str | None, typer.Option(help="Without data: share of positives, such as 0.1%.")] = None,
@@ -175,6 +189,7 @@ def advise(
             positive=positive,
             group=group,
             time=time,
+            without=_names(without),
             objective=objective,
             rows=rows,
             rate=None if rate is None else _rate(rate),
@@ -188,7 +203,8 @@ def advise(
     title = f"{advice.objective}: {advice.rows:,} rows, {advice.positives:,} positives"
     say.print(title, markup=False, style="bold")
     for finding in advice.findings:
-        say.print(f"- {finding.sentence}", markup=False)
+        for sentence in finding.value if finding.name == "data" else [finding.sentence]:
+            say.print(f"- {sentence}", markup=False)
     say.print(f"Next: {advice.command}", markup=False)
 
 
@@ -412,8 +428,8 @@ def _read_npz(path: Path) -> dict[str, torch.Tensor]:
         return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 
 
-def _names(texts: list[str]) -> list[str]:
-    return [name.strip() for text in texts for name in text.split(",") if name.strip()]
+def _names(texts: list[str] | None) -> list[str]:
+    return [name.strip() for text in texts or () for name in text.split(",") if name.strip()]
 
 
 @app.command()
@@ -422,11 +438,14 @@ def fit(
         str, typer.Argument(help="A csv, parquet or npz file (X, y); or built-in: flights.", show_default=True)
     ] = "flights",
     out: Annotated[Path, typer.Option(help="Folder to write, which must not exist.")] = Path("rareloss-model"),
-    target: Annotated[str | None, typer.Option(help="Column to predict.")] = None,
-    positive: Annotated[str | None, typer.Option(help="Value of the target that is the positive class.")] = None,
-    group: Annotated[str | None, typer.Option(help="Column whose equal values stay in one fold; 'none': rows.")] = None,
-    time: Annotated[str | None, typer.Option(help="Column to split by: train, then validation, then test.")] = None,
-    without: Annotated[list[str] | None, typer.Option(help="Columns to leave out, by commas or repeated.")] = None,
+    held_out: Annotated[
+        Path | None, typer.Option(help="A parquet or csv file for the rows that the model has not seen.")
+    ] = None,
+    target: Target = None,
+    positive: Positive = None,
+    group: Group = None,
+    time: Time = None,
+    without: Without = None,
     objective: Annotated[str | None, typer.Option(help="As in compare; ap by default.")] = None,
     arm: Annotated[
         str | None, typer.Option(help="How to train, as compare names it: tuned_ce (the default), smooth_ap_stage.")
@@ -435,7 +454,7 @@ def fit(
         str | None, typer.Option(help="linear (the default), additive, mlp, or module:function of your own.")
     ] = None,
     compared: Annotated[
-        Path | None, typer.Option("--from", help="Folder of a comparison on these data: train what it found best.")
+        Path | None, typer.Option("--from", help="Folder of a comparison of these data: train what it found best.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the split and all after it; 0 by default.")] = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Draws of hyper-parameters; 8 by default.")] = None,
@@ -444,15 +463,17 @@ def fit(
     say = Console(soft_wrap=True, highlight=False)
     with _needing("deploy"):
         from rareloss.deploy import fit as fitted
+        from rareloss.deploy.card import named
     with _refusing():
         model = fitted(
             data,
             out=out,
+            held_out=held_out,
             target=target,
             positive=positive,
             group=group,
             time=time,
-            without=_names(without) if without else (),
+            without=_names(without),
             objective=objective,
             arm=arm,
             network=network,
@@ -464,14 +485,18 @@ def fit(
     held = model.card["held_out"]
     chosen = model.card["chosen"]
     say.print(
-        f"{chosen['scorer']} under {chosen['arm']}: on {held['rows']:,} held-out rows {held['alerts']:,} alerts, with "
-        f"{held['caught']:,} of {held['positives']:,} positives",
+        f"{chosen['scorer']} under {chosen['arm']}: on {held['rows']:,} held-out rows {held['alerts']:,} alerts "
+        f"({held['alerts'] / held['rows']:.2%}), with {held['caught']:,} of {held['positives']:,} positives",
         markup=False,
     )
+    words = named(model.card)
     for name, found in held["metrics"].items():
         if found:
-            say.print(f"{name}: {found['value']:.4f}, {found['low']:.4f} to {found['high']:.4f}", markup=False)
-    say.print(f"Written: {out}; rareloss score {out} FILE --out scores.parquet", markup=False)
+            say.print(f"  {words[name]}: {found['value']:.4f}, {found['low']:.4f} to {found['high']:.4f}", markup=False)
+    say.print(f"Written: {out}, described in {out / 'README.md'}", markup=False)
+    labelled = ["FILE"] if held_out is None else [str(held_out), "--keep", model.target]
+    following = ["rareloss", "score", str(out), *labelled, "--out", "scores.parquet"]
+    say.print(f"Next: {shlex.join(following)}", markup=False)
 
 
 @app.command()
@@ -485,11 +510,19 @@ def score(
 ) -> None:
     """Write score, probability and decision of each row, in the memory of one batch."""
     with _needing("deploy"):
-        from rareloss.deploy import score_file
+        from rareloss.deploy import Model, score_file
     with _refusing():
-        scored = score_file(model, data, out, keep=_names(keep) if keep else ())
+        loaded, kept = Model.load(model), _names(keep)
+        scored = score_file(loaded, data, out, keep=kept)
     share = scored.alerts / max(scored.rows, 1)
     typer.echo(f"{scored.rows:,} rows, {scored.alerts:,} alerts ({share:.3%}). Written: {out}")
+    if loaded.target in kept:
+        typer.echo(
+            "A report is too good if the model was fitted on some of these rows: fit --held-out writes the others."
+        )
+        words = ["rareloss", "report", str(out), "--label", loaded.target, "--positive", loaded.classes[1]]
+        words += ["--score", "probability", "--probability", "probability", "--objective", str(loaded.objective)]
+        typer.echo(f"Next: {shlex.join(words)}")
 
 
 @app.command()

@@ -282,8 +282,7 @@ def recall_at_precision(
     checks.probability("precision", precision, open_low=True)
     pool = make_pool(scores, positive, weight)
     found = cuts(pool)
-    reached = found.ends & (found.precision >= precision * (1 - 1e-12))
-    return per_class(pool, torch.where(reached, found.recall, 0.0).amax(1), found.hits[:, -1]).like(scores)
+    return _best(pool, found, found.recall * (found.precision >= precision * (1 - 1e-12))).like(scores)
 
 
 @torch.no_grad()
@@ -310,8 +309,7 @@ def precision_at_recall(
     checks.probability("recall", recall, open_low=True)
     pool = make_pool(scores, positive, weight)
     found = cuts(pool)
-    reached = found.ends & (found.recall >= recall * (1 - 1e-12))
-    return per_class(pool, torch.where(reached, found.precision, 0.0).amax(1), found.hits[:, -1]).like(scores)
+    return _best(pool, found, found.precision * (found.recall >= recall * (1 - 1e-12))).like(scores)
 
 
 @torch.no_grad()
@@ -343,8 +341,12 @@ def cost_saved(
     checks.positive_number("fp", fp)
     pool = make_pool(scores, positive, weight)
     found = cuts(pool)
-    saved = torch.where(found.ends, found.saved(fn, fp), 0.0).amax(1).clamp(min=0.0)
-    return per_class(pool, saved, found.hits[:, -1]).like(scores)
+    return _best(pool, found, found.saved(fn, fp).clamp(min=0.0)).like(scores)
+
+
+def _best(pool: Pool, found: Cuts, value: Tensor) -> PerClass:
+    # The highest value among the places that a threshold can cut at.
+    return per_class(pool, torch.where(found.ends, value, 0.0).amax(1), found.hits[:, -1])
 
 
 def threshold_weight(pool: Pool, among: str) -> Tensor:

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 from scipy.optimize import brentq
-from scipy.stats import binomtest, norm
+from scipy.stats import binom, binomtest, norm
 from sklearn.metrics import precision_score, recall_score
 
 from rareloss.decide.drift import check_drift
-from rareloss.decide.thresholds import find_threshold
+from rareloss.decide.thresholds import band, find_threshold, quantile_interval
 
 TEXTS = ("recall@top=5%", "recall@fpr=2%", "recall@precision=40%", "precision@recall=60%", "cost@fn=9,fp=1")
 
@@ -61,6 +61,135 @@ def test_interval_of_a_capacity_covers_where_all_above_the_cut_may_be_light() ->
         cut = find_threshold(scores, labels, "recall@top=1%", np.where(labels, 1.0, 10.0))
         held.append(cut.threshold.low <= truth <= cut.threshold.high)
     assert np.mean(held) > 0.93
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.95])
+@pytest.mark.parametrize("rows", [40, 99, 500, 5000])
+def test_order_statistics_hold_the_quantile_and_no_pair_of_half_the_risk_is_closer(rows: int, share: float) -> None:
+    low, high = quantile_interval(np.arange(rows, dtype=float), share)
+    above = binom(rows, share)
+    fewest = 0 if high == np.inf else rows - int(high)
+    most = rows + 1 if low == -np.inf else rows - int(low)
+    assert above.cdf(most - 1) - above.cdf(fewest - 1) >= 0.95
+    equal_tailed = above.ppf(0.025), above.isf(0.025) + 1
+    if equal_tailed[0] > 0 and equal_tailed[1] <= rows:
+        odds = [(each / (rows + 1 - each)) for each in (fewest, most, *equal_tailed)]
+        assert odds[1] / odds[0] <= odds[3] / odds[2]
+    # An end that no row bounds is needed only where all rows, or none, lie above with more than the whole risk.
+    assert (fewest == 0) == (above.cdf(0) > 0.05)
+    assert (most > rows) == (above.sf(rows - 1) > 0.05)
+
+
+@pytest.mark.parametrize("text", ["recall@fpr=5%", "recall@top=5%"])
+def test_what_is_said_to_be_exact_covers_with_heavy_ties(text: str) -> None:
+    random, held = np.random.default_rng(0), []
+    grid = np.arange(-6.0, 10.0)
+    recall, fpr = norm.sf(grid - 1.5), norm.sf(grid)
+    alerts = 0.9 * fpr + 0.1 * recall
+    best = grid[(alerts if "top" in text else fpr) <= 0.05][0]
+    for _ in range(200):
+        labels = random.random(200) < 0.1
+        cut = find_threshold(np.ceil(random.normal(size=200) + 1.5 * labels), labels, text)
+        assert cut.tied
+        at = int(cut.threshold.value + 6)
+        pairs = {"threshold": best, "recall": recall[at], "fpr": fpr[at], "alerts": alerts[at]}
+        pairs["precision"] = 0.1 * recall[at] / alerts[at]
+        names = ("threshold", "alerts", "precision") if "top" in text else ("threshold", "recall", "fpr")
+        assert all(getattr(cut, name).exact for name in names)
+        assert not any(getattr(cut, name).exact for name in {"recall", "fpr", "alerts"}.difference(names))
+        held.append([getattr(cut, name).low <= pairs[name] <= getattr(cut, name).high for name in names])
+    assert np.mean(held, axis=0).min() > 0.95
+
+
+def test_ties_leave_the_prediction_of_alerts_approximate() -> None:
+    scores, labels = _rows(3)
+    assert not find_threshold(scores, labels, "recall@top=5%").alerts_of(1000).exact
+    assert find_threshold(scores + np.arange(2000) * 1e-9, labels, "recall@top=5%").alerts_of(1000).exact
+
+
+def test_another_prevalence_is_not_exact() -> None:
+    scores, labels = _rows(4)
+    assert find_threshold(scores, labels, "recall@top=5%").precision.exact
+    assert not find_threshold(scores, labels, "recall@top=5%", prevalence_factor=0.5).precision.exact
+
+
+def test_guaranteed_recall_is_exact_and_covers() -> None:
+    random, held = np.random.default_rng(0), []
+    for _ in range(200):
+        labels = np.arange(400) < 60
+        cut = find_threshold(random.normal(size=400) + 2 * labels, labels, "precision@recall=80%", guarantee=True)
+        recall, fpr = norm.sf(cut.threshold.value - 2), norm.sf(cut.threshold.value)
+        assert cut.recall.exact
+        assert cut.fpr.exact
+        assert not cut.precision.exact
+        held.append((recall >= 0.8, cut.recall.low <= recall <= cut.recall.high, cut.fpr.low <= fpr <= cut.fpr.high))
+    assert np.mean(held, axis=0).min() > 0.92
+
+
+def test_equal_weights_change_no_interval_of_a_share() -> None:
+    scores, labels = _rows(5)
+    for text in ("recall@top=5%", "recall@fpr=2%"):
+        plain, heavy = (find_threshold(scores, labels, text, np.full(2000, each)) for each in (1.0, 7.0))
+        for name in ("threshold", "recall", "precision", "fpr", "alerts"):
+            one, other = getattr(plain, name), getattr(heavy, name)
+            assert (one.value, one.low, one.high) == pytest.approx((other.value, other.low, other.high))
+
+
+def test_intervals_of_unequal_weights_cover_where_heavy_false_alarms_are_few() -> None:
+    # A negative is kept at 1 in 20 or 3 in 20, so that the few false alarms seen may all be light by luck.
+    random, held = np.random.default_rng(0), []
+    for _ in range(200):
+        labels = np.arange(1090) < 100
+        weight = np.where(labels, 1.0, np.where(random.random(1090) < 0.25, 20.0, 20 / 3))
+        cut = find_threshold(random.normal(size=1090) + 2.5 * labels, labels, "recall@top=1%", weight)
+        recall, fpr = norm.sf(cut.threshold.value - 2.5), norm.sf(cut.threshold.value)
+        precision = recall / (recall + 99 * fpr)
+        held.append((cut.fpr.low <= fpr <= cut.fpr.high, cut.precision.low <= precision <= cut.precision.high))
+    assert np.mean(held, axis=0).min() > 0.94
+
+
+def test_band_holds_at_all_thresholds_at_once() -> None:
+    random, held = np.random.default_rng(0), []
+    for _ in range(200):
+        labels = random.random(300) < 0.1
+        scores = np.round(random.normal(size=300) + 2 * labels, 1)
+        found = band(scores, labels)
+        recall, fpr = norm.sf(found.thresholds + 0.05 - 2), norm.sf(found.thresholds + 0.05)
+        precision = 0.1 * recall / (0.1 * recall + 0.9 * fpr)
+        pairs = ((found.recall, recall), (found.precision, precision), (found.fpr, fpr))
+        held.append([((each[1] <= value) & (value <= each[2])).all() for each, value in pairs])
+    assert np.mean(held, axis=0).min() > 0.93
+
+
+@pytest.mark.parametrize("heavy", [1.0, 10.0])
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_cut_takes_its_intervals_from_the_band(text: str, heavy: float) -> None:
+    scores, labels = _rows(6)
+    weight = np.where(labels, 1.0, heavy)
+    found = band(scores, labels, weight)
+    cut, plain = (find_threshold(scores, labels, text, weight, simultaneous=each) for each in (True, False))
+    place = int(np.flatnonzero(found.thresholds == cut.threshold.value)[0])
+    assert cut.threshold == plain.threshold
+    for name in ("recall", "precision", "fpr"):
+        one, usual = getattr(cut, name), getattr(plain, name)
+        assert one.exact
+        assert (one.value, one.low, one.high) == pytest.approx(getattr(found, name)[:, place])
+        assert one.value == pytest.approx(usual.value)
+        assert one.low < usual.low or usual.low == 0
+        assert usual.high < one.high or one.high == 1
+    assert cut.alerts.low < plain.alerts.low
+    assert cut.alerts.exact == (heavy == 1)
+    if cut.cost is not None and plain.cost is not None:
+        assert cut.cost.low < plain.cost.low < plain.cost.high < cut.cost.high
+
+
+def test_band_refuses_unequal_weights_within_a_class() -> None:
+    scores, labels = _rows(7)
+    weight = np.random.default_rng(0).random(2000) + 1
+    with pytest.raises(ValueError, match="equal weights within each class"):
+        band(scores, labels, weight)
+    with pytest.raises(ValueError, match="equal weights within each class"):
+        find_threshold(scores, labels, "recall@top=5%", weight, simultaneous=True)
 
 
 def test_what_cannot_be_reached_names_the_nearest() -> None:

@@ -83,7 +83,16 @@ def test_every_number_of_the_card_is_found_again_from_the_written_scores(
         interval = binomtest(int(part), int(whole)).proportion_ci(0.95, method="exact")
         found = held["metrics"][name]
         assert (found["value"], found["low"], found["high"]) == pytest.approx((part / whole, *interval))
-    assert set(held["metrics"]) == {*expected, "recall", "precision", "false_positive_rate"}
+    assert set(held["metrics"]) == {*expected, "ece", "recall", "precision", "false_positive_rate"}
+
+    edges = np.unique(np.quantile(p, np.linspace(0.1, 0.9, 9), method="inverted_cdf"))
+    bins = np.digitize(p, edges, right=True)
+    gaps = [(bins == number).mean() * abs((p - y)[bins == number].mean()) for number in np.unique(bins)]
+    ece = held["metrics"]["ece"]
+    assert ece["value"] == pytest.approx(sum(gaps), rel=1e-9)
+    errors = [np.abs(np.bincount(bins, weight * (p - y))).sum() / weight.sum() for weight in weights]
+    low, high = 2 * ece["value"] - np.quantile(errors, [0.975, 0.025])
+    assert (ece["low"], ece["high"]) == pytest.approx((max(low, 0), max(high, ece["value"])), rel=1e-9)
 
     page = (folder / "README.md").read_text()
     assert f"| average precision | {average_precision_score(y, s):.4f} |" in page
@@ -256,6 +265,8 @@ class Odd(nn.Module):
         ({"target": "country"}, "name one as positive"),
         ({"without": ["outcome"]}, "cannot be left out"),
         ({"without": ["nothing"]}, "no column 'nothing' to leave out"),
+        ({"held_out": "rows.txt"}, "unknown ending"),
+        ({"held_out": "nowhere/rows.csv"}, "no folder"),
     ],
 )
 def test_what_makes_no_model_is_refused_before_anything_is_written(
@@ -265,6 +276,22 @@ def test_what_makes_no_model_is_refused_before_anything_is_written(
     with pytest.raises(DataError, match=said):
         fit(frame, out=tmp_path / "model", **{**OPTIONS, **change})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_rows_held_out_are_written_as_they_were_found(frame: pd.DataFrame, tmp_path: Path, ending: str) -> None:
+    frame = frame.set_index(frame.index[::-1] * 7)
+    frame.loc[frame.index[5], "opened"] = None  # without a time, as some are without a target
+    rows = tmp_path / f"rows.{ending}"
+    options = {**OPTIONS, "time": "opened", "arm": "tuned_ce"}
+    model = fit(frame, out=tmp_path / "model", held_out=rows, **options)
+    fold = split(load(frame, target="outcome", time="opened"), OPTIONS["seed"])
+    expected = frame.dropna(subset=["outcome", "opened"]).iloc[fold.test].reset_index(drop=True)
+    found = pd.read_csv(rows) if ending == "csv" else pd.read_parquet(rows)
+    pd.testing.assert_frame_equal(found, expected, check_dtype=False)
+    score_file(model, rows, tmp_path / "scores.parquet")
+    assert pd.read_parquet(tmp_path / "scores.parquet")["decision"].sum() == model.card["held_out"]["alerts"]
+    assert {path.name for path in tmp_path.iterdir()} == {"model", rows.name, "scores.parquet"}
 
 
 def test_network_that_needs_its_code_is_refused(

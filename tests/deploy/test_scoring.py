@@ -1,5 +1,6 @@
 """A file is scored in batches, as the table that it was; what differs from the table of the fit is refused by name."""
 
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,29 @@ def test_files_of_every_kind_in_batches_are_scored_as_the_whole(
     np.testing.assert_array_equal(found["decision"], whole["decision"])
     assert (scored.rows, scored.alerts) == (len(frame), int(whole["decision"].sum()))
     assert {path.name for path in tmp_path.iterdir()} <= {out, f"tomorrow.{ending}"}
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_no_more_than_a_batch_or_two_is_held(
+    model: Model, frame: pd.DataFrame, tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, long = tmp_path / f"tomorrow.{ending}", pd.concat([frame] * 5, ignore_index=True)
+    long.to_csv(path, index=False) if ending == "csv" else long.to_parquet(path)
+    rows: list[int] = []
+    alive: list[int] = []
+    batches: list[weakref.ref[pd.DataFrame]] = []
+    score = Model.score
+
+    def counted(self: Model, batch: pd.DataFrame) -> pd.DataFrame:
+        batches.append(weakref.ref(batch))
+        rows.append(len(batch))
+        alive.append(sum(reference() is not None for reference in batches))
+        return score(self, batch)
+
+    monkeypatch.setattr(Model, "score", counted)
+    score_file(model, path, tmp_path / "scores.csv", keep=["customer"], rows_at_once=60)
+    assert (sum(rows), max(rows), len(rows)) == (len(long), 60, -(-len(long) // 60))
+    assert max(alive) <= 2
 
 
 def test_a_decimal_comma_is_read(model: Model, frame: pd.DataFrame, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score
 
 pytest.importorskip("typer")
@@ -17,16 +16,10 @@ from typer.testing import CliRunner
 import rareloss
 from rareloss import Objective
 from rareloss.cli import app
-from rareloss.study.advise import advise, leaks, logit_interval, noise_that_shrinks, recall_interval
-from rareloss.study.data import DataError, load
+from rareloss.study.advise import advise, logit_interval, noise_that_shrinks
+from rareloss.study.data import DataError
 
 KINDS = ["ap", "recall@top=0.5%", "recall@fpr=0.1%", "pauc@fpr=0.1-0.5%"]
-
-
-def test_recall_interval_is_that_of_scipy() -> None:
-    for caught, positives in [(0, 7), (3, 7), (7, 7), (500, 1000)]:
-        exact = binomtest(caught, positives).proportion_ci(method="exact")
-        assert recall_interval(caught, positives) == pytest.approx((exact.low, exact.high))
 
 
 def test_logit_interval_covers_the_average_precision_of_normal_scores() -> None:
@@ -154,7 +147,13 @@ def test_file_is_searched_for_time_groups_copies_and_leaks() -> None:
     assert advice["split"].value == {"time": ["day"], "groups": ["customer_id"], "duplicates": 7}
     assert list(advice["leaks"].value) == ["after"]
     assert advice.command == "rareloss compare DATA --target y --group customer_id --time day --objective ap"
-    assert leaks(load(frame.drop(columns="after"), target="y")) == {}
+    assert "--without after" in advice["leaks"].sentence
+    without = advise(frame, target="y", without=["after", "day"], fits=False)
+    assert without["leaks"].value == {}
+    assert without["split"].value["time"] == []
+    assert without.command == (
+        "rareloss compare DATA --target y --group customer_id --without after --without day --objective ap"
+    )
 
 
 def test_quick_fits_tell_what_they_saw() -> None:

@@ -21,7 +21,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from rareloss import checks
 from rareloss.objective import Objective
 
-__all__ = ["METHODS", "Calibration", "Calibrator", "Estimate", "Quality", "calibrate"]
+__all__ = ["METHODS", "Calibration", "Calibrator", "Estimate", "Quality", "calibrate", "quality"]
 
 # With fewer positives than this a step function is noise, and maps of at most two numbers are tried alone.
 FEW_POSITIVES = 30
@@ -307,7 +307,7 @@ def calibrate(
     near = _near(rows.scores, judged, at)
     before, after = (
         {
-            name: _quality(found[part], rows.labels[part], judged[part], _part(rows.groups, part), seed)
+            name: quality(found[part], rows.labels[part], judged[part], _part(rows.groups, part), seed)
             for name, part in (("all", slice(None)), ("near", near))
         }
         for found in (expit(rows.scores), probabilities)
@@ -535,9 +535,32 @@ def _near(scores: np.ndarray, weight: np.ndarray, threshold: float) -> np.ndarra
     return inside if len(inside) else order[: max(1, len(order) // 100)]
 
 
-def _quality(
-    probability: np.ndarray, labels: np.ndarray, weight: np.ndarray, groups: np.ndarray | None, seed: int
+def quality(
+    probability: np.ndarray,
+    labels: np.ndarray,
+    weight: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
+    seed: int = 0,
 ) -> Quality:
+    """Measure probabilities of rows that neither fitted nor chose them.
+
+    Intervals are from 200 Bayesian bootstraps of rows, or of groups where they are given: with v the value and d the
+    quantiles of the draws, from ``2 v - d[97.5 %]`` to ``2 v - d[2.5 %]``, since a draw adds to an error what chance
+    has added before.
+
+    Args:
+        probability: of the positive class, ``[n]``.
+        labels: bool, ``[n]``.
+        weight: ``[n]``, above 0; 1 by default.
+        groups: ``[n]``; rows of one group are drawn together.
+        seed: of the draws.
+
+    Example:
+        >>> found = quality(np.array([0.1, 0.1, 0.9, 0.9]), np.array([False, False, True, False]))
+        >>> found.observed, round(found.ece.value, 3)
+        (1.0, 0.25)
+    """
+    weight = np.ones(len(labels)) if weight is None else weight
     loss = _loss(probability, labels)
     edges = np.quantile(probability, np.linspace(0, 1, BINS + 1)[1:-1], weights=weight, method="inverted_cdf")
     bins = np.searchsorted(np.unique(edges), probability)
@@ -552,7 +575,6 @@ def _quality(
     rng = np.random.default_rng(seed)
     codes = np.arange(len(loss)) if groups is None else np.unique(groups, return_inverse=True)[1]
     drawn = np.array([measured(rng.exponential(size=codes.max() + 1)[codes]) for _ in range(RESAMPLES)])
-    # Resampling adds to an error what chance has added to it before, so its distance is taken to the other side.
     tail = (1 - LEVEL) / 2
     low, high = (np.maximum(0, 2 * value - np.quantile(drawn, share, axis=0)) for share in (1 - tail, tail))
     high = np.maximum(high, value)  # an ECE is what it is by chance in part, so that all of it may lie below

@@ -4,7 +4,8 @@ const curve = data.curve, last = curve.tp.length - 1;
 const by = name => document.getElementById(name);
 const whole = value => value.toLocaleString("en", {maximumFractionDigits: value < 100 && value % 1 ? 1 : 0});
 const percent = value => value === null ? "–" : Number((100 * value).toPrecision(3)) + " %";
-const span = (name, at) => `${percent(curve[name + "_low"][at])} to ${percent(curve[name + "_high"][at])}`;
+const between = (low, high) => low === null || high === null ? "–" : `${percent(low)} to ${percent(high)}`;
+const span = (name, at) => between(curve[name + "_low"][at], curve[name + "_high"][at]);
 const svg = (name, attributes, text) => {
   const made = document.createElementNS("http://www.w3.org/2000/svg", name);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
@@ -21,7 +22,7 @@ const charts = {
   pr: {x: at => curve.recall[at], y: at => curve.precision[at], least: null},
   roc: {x: at => log(curve.fpr[at], leastFpr), y: at => curve.recall[at], least: leastFpr},
 };
-const W = 400, H = 260, LEFT = 42, RIGHT = 14, TOP = 10, BOTTOM = 34;
+const W = 400, H = 260, LEFT = 42, RIGHT = 24, TOP = 10, BOTTOM = 34;
 const px = x => LEFT + x * (W - LEFT - RIGHT), py = y => TOP + (1 - y) * (H - TOP - BOTTOM);
 
 function draw(name) {
@@ -82,7 +83,7 @@ function show() {
     cells[1].textContent = whole(group.tp[at]);
     cells[2].textContent = whole(group.fp[at]);
     cells[3].textContent = percent(group.recall[at]);
-    cells[4].textContent = `${percent(group.recall_low[at])} to ${percent(group.recall_high[at])}`;
+    cells[4].textContent = between(group.recall_low[at], group.recall_high[at]);
   }
   for (const cell of document.querySelectorAll("[data-cost]")) cell.textContent = whole(costOf(Number(cell.dataset.cost), price));
   const day = by("per-day"), rows = Number(by("rows-per-day").value);

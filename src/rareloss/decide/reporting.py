@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
-from scipy import stats
 
-from rareloss.decide.stream import Counts, count
+from rareloss.decide.intervals import clopper_pearson
+from rareloss.decide.stream import Budget, Counts, count
 from rareloss.objective import Objective
 
 __all__ = ["report"]
@@ -21,6 +22,8 @@ Array = NDArray[np.float64]
 
 SCHEMA = 1
 LEVEL = 0.95
+GROUP_NUMBERS = 100_000  # groups times thresholds
+LEAST_KEPT = 300  # thresholds, however many groups there are
 SHARES = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 
@@ -79,22 +82,13 @@ def report(
     counts = count(
         data, label=label, score=score, group=group, weight=weight, positive=positive,
         drop_missing_scores=drop_missing_scores, probability=probability,
+        budget=None if fn_cost is not None else _budget(point),
     )  # fmt: skip
     results = _results(counts, point, fn_cost, fp_cost)
     results["columns"] = {"label": label, "score": score, "group": group, "weight": weight}
     if folder is not None:
         _write(folder, results)
     return results
-
-
-def clopper_pearson(hits: Array, trials: Array, level: float = LEVEL) -> tuple[Array, Array]:
-    """Compute the interval of a share by Clopper and Pearson; numbers may be effective ones, so not whole."""
-    hits, trials = np.asarray(hits, dtype=float), np.asarray(trials, dtype=float)
-    tail, misses = (1 - level) / 2, np.maximum(trials - hits, 0)
-    with np.errstate(invalid="ignore"):
-        low = np.where(hits > 0, stats.beta.ppf(tail, np.maximum(hits, 1e-12), misses + 1), 0.0)
-        high = np.where(misses > 0, stats.beta.ppf(1 - tail, hits + 1, np.maximum(misses, 1e-12)), 1.0)
-    return low, high
 
 
 def _share(hits: Array, whole: Array, squared: Array, level: float = LEVEL) -> dict[str, Array]:
@@ -107,9 +101,15 @@ def _share(hits: Array, whole: Array, squared: Array, level: float = LEVEL) -> d
 
 
 def _results(counts: Counts, point: Objective, fn_cost: float | None, fp_cost: float | None) -> dict[str, Any]:
+    start, how = _start(counts, point, fn_cost, fp_cost)
+    precise = _average_precision(counts)
+    spent = counts.tp + counts.fp
+    at = np.searchsorted(spent, spent[-1] * np.array(SHARES) * (1 + 1e-12), side="right") - 1
+    rows = np.unique([start, *at[at >= 0]])
+    counts, kept = _thinned(counts, rows)
+    start, rows = (np.searchsorted(kept, places).tolist() for places in (start, rows))
     tp, fp = counts.tp, counts.fp
     shares = _shares(tp, fp, counts.tp_squared, counts.fp_squared)
-    start, how = _start(counts, point, fn_cost, fp_cost)
     curve = {
         "threshold": counts.thresholds, "rows": counts.alerts, "alerts": tp + fp, "tp": tp, "fp": fp,
         "lift": (tp / (tp + fp)) / (tp[-1] / (tp[-1] + fp[-1])),
@@ -122,9 +122,6 @@ def _results(counts: Counts, point: Objective, fn_cost: float | None, fp_cost: f
         for end, other in (("low", "high"), ("high", "low")):
             missed = 1 - wider["recall"][other]
             curve[f"cost_{end}"] = fn_cost * tp[-1] * missed + fp_cost * fp[-1] * wider["fpr"][end]
-    whole = tp[-1] + fp[-1]
-    at = np.searchsorted(tp + fp, whole * np.array(SHARES) * (1 + 1e-12), side="right") - 1
-    rows = sorted({start, *(int(place) for place in at if place >= 0)})
     results = {
         "schema": SCHEMA,
         "level": LEVEL,
@@ -133,28 +130,41 @@ def _results(counts: Counts, point: Objective, fn_cost: float | None, fp_cost: f
         "labels": {"positive": counts.positive, "negative": counts.negative},
         "positives": tp[-1],
         "negatives": fp[-1],
-        "rate": tp[-1] / whole,
+        "rate": tp[-1] / (tp[-1] + fp[-1]),
         "objective": str(point),
         "costs": {"fn": fn_cost, "fp": fp_cost},
         "start": start,
         "start_is": how,
-        "average_precision": _average_precision(counts),
+        "average_precision": precise,
         "curve": curve,
         "table": [{name: values[row] for name, values in curve.items()} for row in rows],
-        "groups": {
-            name: {
-                "positives": sums[0][-1], "negatives": sums[1][-1], "tp": sums[0], "fp": sums[1],
-                **{f"recall{end}": _shares(*sums)["recall"][key]
-                   for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))},
-            }
-            for name, sums in counts.groups.items()
-        },
+        "groups": {name: _group(*sums) for name, sums in counts.groups.items()},
         "calibration": None if counts.reliability is None else [
             {"weight": w, "mean_probability": p / w, "observed": y / w} for w, y, p in counts.reliability if w > 0
         ],
     }  # fmt: skip
     plain: dict[str, Any] = _plain(results)
     return plain
+
+
+def _thinned(counts: Counts, rows: NDArray[np.int64]) -> tuple[Counts, NDArray[np.int64]]:
+    """Keep fewer thresholds where many groups would make a page too large to open, and say which; ``rows`` stay."""
+    most = max(LEAST_KEPT, GROUP_NUMBERS // max(1, len(counts.groups)))
+    everything = np.arange(len(counts.thresholds))
+    if not counts.groups or len(everything) <= most:
+        return counts, everything
+    kept = np.unique(np.concatenate([np.linspace(0, len(everything) - 1, most).astype(np.int64), rows]))
+    names = ("thresholds", "tp", "fp", "tp_squared", "fp_squared", "alerts")
+    groups = {name: tuple(values[kept] for values in sums) for name, sums in counts.groups.items()}
+    return replace(counts, **{name: getattr(counts, name)[kept] for name in names}, groups=groups), kept
+
+
+def _group(tp: Array, fp: Array, tp_squared: Array, _: Array) -> dict[str, Any]:
+    recall = _share(tp, np.full_like(tp, tp[-1]), np.full_like(tp, tp_squared[-1]))
+    return {
+        "positives": tp[-1], "negatives": fp[-1], "tp": tp, "fp": fp,
+        "recall": recall["value"], "recall_low": recall["low"], "recall_high": recall["high"],
+    }  # fmt: skip
 
 
 def _shares(
@@ -168,7 +178,7 @@ def _shares(
 
 
 def _start(counts: Counts, point: Objective, fn_cost: float | None, fp_cost: float | None) -> tuple[int, str]:
-    """The kept threshold where the page opens, and why that one."""
+    """The threshold where the page opens, and why that one."""
     tp, fp = counts.tp, counts.fp
     if fn_cost is not None and fp_cost is not None:
         return int(np.argmin(fn_cost * (tp[-1] - tp) + fp_cost * fp)), "the least cost on these rows"
@@ -181,19 +191,24 @@ def _start(counts: Counts, point: Objective, fn_cost: float | None, fp_cost: flo
         if not len(enough):
             return int(np.argmax(precision)), f"the highest precision, since no threshold gives {how}"
         return int(enough[-1]), f"the most alerts kept at {how}"
-    spent, budget, how = tp + fp, tp[-1], "as many alerts as there are positives"
-    if point.kind == "recall@top" and point.share is not None:
-        budget, how = (
-            point.share * (tp[-1] + fp[-1]),
-            f"the most alerts kept within {100 * point.share:g} % of the rows",
-        )
-    elif point.share is not None:
-        spent, budget = fp, point.share * fp[-1]
-        how = f"the most alerts kept within a false-positive rate of {100 * point.share:g} %"
-    place = int(np.searchsorted(spent, budget * (1 + 1e-12), side="right")) - 1
-    if place < 0:
-        return 0, f"the highest score, since no threshold gives {how}"
-    return place, how
+    how = "the most alerts that are no more than there are positives"
+    if point.share is not None:
+        of = "of the rows" if point.kind == "recall@top" else "of the negatives"
+        how = f"the most alerts within {100 * point.share:g} % {of}"
+        cap = point.share * (tp[-1] + fp[-1]) / tp[-1]
+        if point.kind == "recall@top" and cap < 1:
+            how += f", which can catch {100 * cap:.3g} % of the positives at most"
+    budget = _budget(point)
+    assert budget is not None
+    place = budget.place(tp, fp)
+    return (place, how) if place >= 0 else (0, "the highest score, since no threshold keeps within the budget")
+
+
+def _budget(point: Objective) -> Budget | None:
+    """What may be alerted, where the objective says; for average precision as many as there are positives."""
+    if point.kind == "ap":
+        return Budget(None)
+    return None if point.share is None else Budget(point.share, negatives=point.kind != "recall@top")
 
 
 def _average_precision(counts: Counts) -> dict[str, Any]:
@@ -218,8 +233,11 @@ def _plain(value: Any) -> Any:
     """Lists and numbers that JSON has; what is not defined is null."""
     if isinstance(value, dict):
         return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple, np.ndarray)):
-        return [_plain(part) for part in (value.tolist() if isinstance(value, np.ndarray) else value)]
+    if isinstance(value, np.ndarray):
+        plain: list[Any] = value.tolist()
+        return plain if np.isfinite(value).all() else [_plain(part) for part in plain]
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not np.isfinite(value) else value

@@ -1,21 +1,22 @@
-"""Count a file of scores above a few thousand thresholds, exactly, in bounded memory.
+"""Count a file of scores above a few thousand thresholds, exactly, in bounded memory and three passes over its rows.
 
-DuckDB reads csv and parquet in batches, orders only what it must and spills to disk; NumPy counts each batch.
+DuckDB reads csv and parquet in batches. The first pass finds what is wrong with the rows and which scores to cut at;
+the second sorts each batch and looks the thresholds up in it; the third, where a budget is to be met, reads the few
+rows between the two thresholds on its sides.
 """
 
-import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Counts", "count"]
+__all__ = ["Budget", "Counts", "count"]
 
 Array = NDArray[np.float64]
 
@@ -24,8 +25,15 @@ SPREAD = 1_500  # thresholds over the other ranks, in equal ratios
 AT_POSITIVES = 4_000  # up to so many distinct scores of positives are all thresholds, which makes the AP exact
 SAMPLE = 200_000  # distinct scores, of which the thresholds over the other ranks are chosen
 BATCH = 1_000_000
+FEW_PARTS = 8  # up to so many parts of a batch are taken by masks, and more by sorting their numbers
+BINS = 20  # of the reliability curve
 MOST_GROUPS = 200
 MEMORY = "768MB"  # of DuckDB; beside it stand Python, the batch and its copies
+MOST_LABELS = 20  # so many are looked at before a label is called unknown
+TRUE, FALSE = ("1", "1.0", "true"), ("0", "0.0", "false")
+NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT",
+           "UHUGEINT", "FLOAT", "DOUBLE", "DECIMAL")  # fmt: skip
+UNLABELLED, OTHER = 2, 3  # codes of rows without a label, and with one that is neither; 0 is negative, 1 positive
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +71,31 @@ class Counts:
     positive: str
 
 
+class Budget(NamedTuple):
+    """How much weight may lie at or above a threshold.
+
+    Args:
+        share: of what is spent; None: the weight of the positives.
+        negatives: whether negatives alone are spent, or all rows.
+    """
+
+    share: float | None
+    negatives: bool = False
+
+    def spent(self, tp: Array, fp: Array) -> Array:
+        """What each threshold spends, of the weight of positives and negatives at or above it, ``[K]``."""
+        return fp if self.negatives else tp + fp
+
+    def amount(self, tp: Array, fp: Array) -> float:
+        """What may be spent, with room for rounding."""
+        whole = float(tp[-1]) if self.share is None else self.share * float(self.spent(tp, fp)[-1])
+        return whole * (1 + 1e-12)
+
+    def place(self, tp: Array, fp: Array) -> int:
+        """The lowest threshold that keeps within the budget; -1: none does."""
+        return int(np.searchsorted(self.spent(tp, fp), self.amount(tp, fp), side="right")) - 1
+
+
 def count(
     data: Any,
     *,
@@ -73,6 +106,7 @@ def count(
     positive: str | None = None,
     drop_missing_scores: bool = False,
     probability: str | None = None,
+    budget: Budget | None = None,
 ) -> Counts:
     """Count positives and negatives above thresholds of the scores.
 
@@ -82,12 +116,15 @@ def count(
         positive: value of the label that is positive, where labels are not 0 and 1.
         drop_missing_scores: leave out rows whose score is missing or NaN, and count them; refused by default.
         probability: ``"probability"`` or ``"logit"``: what the score is; None: neither.
+        budget: the lowest score that keeps within it becomes a threshold too.
 
     Raises:
         ValueError: a file, column or value that cannot be used; the message says which and what to do.
     """
     with _connected(data) as (connection, source):
-        return _count(connection, source, label, score, group, weight, positive, drop_missing_scores, probability)
+        return _count(
+            connection, source, label, score, group, weight, positive, drop_missing_scores, probability, budget
+        )
 
 
 @contextmanager
@@ -125,8 +162,40 @@ def _connected(data: Any) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
                 raise ValueError(f"the scores cannot be read: {reason}") from error
 
 
+@dataclass(frozen=True)
+class _Rows:
+    """How a row is read: its score ``s``, its ``code``, perhaps its weight ``w``.
+
+    What is missing of scores and weights is NaN.
+    """
+
+    connection: duckdb.DuckDBPyConnection
+    source: str
+    columns: dict[str, str]
+
+    def all(self) -> Iterator[dict[str, Any]]:
+        """Yield batches of all rows, as arrays by name."""
+        columns = ", ".join(f"{sql} AS {name}" for name, sql in self.columns.items())
+        yield from self._batches(f"SELECT {columns} FROM {self.source}")
+
+    def counted(self, more: dict[str, str], condition: str = "") -> Iterator[dict[str, Any]]:
+        """Yield batches of the rows that count, with more columns."""
+        columns = ", ".join(f"{sql} AS {name}" for name, sql in (self.columns | more).items())
+        where = f"{' AND w > 0' if 'w' in self.columns else ''}{condition}"
+        yield from self._batches(f"FROM (SELECT {columns} FROM {self.source}) WHERE code < 2 AND NOT isnan(s){where}")
+
+    def _batches(self, query: str) -> Iterator[dict[str, Any]]:
+        for batch in self.connection.sql(query).to_arrow_reader(BATCH):
+            # Nothing is missing and all are numbers, so that nothing is copied, and pandas need not be loaded for it.
+            yield {name: np.from_dlpack(batch.column(name)) for name in batch.schema.names}
+
+
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
+
+
+def _text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
 
 
 def _count(
@@ -139,6 +208,7 @@ def _count(
     positive: str | None,
     drop: bool,
     probability: str | None,
+    budget: Budget | None,
 ) -> Counts:
     kinds = {row[0]: row[1] for row in connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()}
     for role, name in (("label", label), ("score", score), ("group", group), ("weight", weight)):
@@ -148,92 +218,97 @@ def _count(
         if name is not None and kinds[name] in ("VARCHAR", "DATE", "TIMESTAMP", "BOOLEAN"):
             raise ValueError(f"column {name!r} ({role}) holds {kinds[name]}; numbers were expected")
 
-    negative, positive, is_positive = _labels(connection, source, label, kinds[label], positive)
-    s = f"{_quoted(score)}::DOUBLE"
-    w = "1::DOUBLE" if weight is None else f"{_quoted(weight)}::DOUBLE"
-    labelled = f"{_quoted(label)} IS NOT NULL" + (f" AND NOT isnan({_quoted(label)})" if _real(kinds[label]) else "")
-    known = f"({s} IS NOT NULL AND NOT isnan({s}))"
-    view = (
-        f"SELECT {s} + 0.0 AS s, ({is_positive}) AS y, {w} AS w FROM {source} WHERE {labelled} AND {known} AND {w} > 0"
-    )
-    facts = connection.execute(
-        f"""SELECT count(*), count(*) FILTER (NOT ({labelled})),
-            count(*) FILTER ({labelled} AND NOT {known}), count(*) FILTER ({labelled} AND isinf({s})),
-            count(*) FILTER ({w} IS NULL OR NOT isfinite({w}) OR {w} < 0),
-            count(*) FILTER ({labelled} AND {known} AND {w} = 0),
-            approx_count_distinct({s}), approx_count_distinct({s}) FILTER ({labelled} AND {is_positive}),
-            min({s}) FILTER ({labelled} AND {known} AND {w} > 0), max({s}) FILTER ({labelled} AND {known} AND {w} > 0),
-            count(*) FILTER ({labelled} AND {known} AND {w} > 0 AND {is_positive}) FROM {source}"""
-    ).fetchone()
-    assert facts is not None
-    rows, unlabelled, unknown, infinite, bad_weights, absent, distinct, distinct_positives, least, most, hits = facts
-    if rows == 0:
-        raise ValueError("there are no rows; one row per case was expected")
-    if bad_weights:
-        raise ValueError(f"{bad_weights:,} weights are missing, negative or infinite; weights must be 0 or more")
-    if unknown and not drop:
-        raise ValueError(f"{unknown:,} scores are missing or NaN; mend them, or leave the rows out on purpose")
-    if infinite:
-        raise ValueError(f"{infinite:,} scores are infinite; finite scores were expected")
-    kept = rows - unlabelled - unknown - absent
-    if hits == 0 or hits == kept:
+    negative, positive, code = _labels(connection, source, label, kinds[label], positive)
+    number = "coalesce({}::DOUBLE, 'nan'::DOUBLE) + 0.0".format  # the sum makes one zero of the two
+    columns = {"s": number(_quoted(score)), "code": f"({code})::UTINYINT"}
+    if weight is not None:
+        columns["w"] = number(_quoted(weight))
+    rows = _Rows(connection, source, columns)
+    seen = _Seen()
+    for batch in rows.all():
+        seen.add(**batch)
+    if seen.other:
+        values = _values(connection, source, label)
         raise ValueError(
-            f"{kept:,} rows are left with {hits:,} positives ({label} = {positive}); both classes are needed"
+            f"labels other than 0 and 1 in {label!r}: {', '.join(values[:5])}; say which is positive (positive=...)"
         )
-    if probability == "probability" and (least < 0 or most > 1):
-        raise ValueError(f"scores reach from {least:g} to {most:g}, so they are no probabilities; say logit")
+    if seen.rows == 0:
+        raise ValueError("there are no rows; one row per case was expected")
+    if seen.bad_weights:
+        raise ValueError(f"{seen.bad_weights:,} weights are missing, negative or infinite; weights must be 0 or more")
+    if seen.unscored and not drop:
+        raise ValueError(f"{seen.unscored:,} scores are missing or NaN; mend them, or leave the rows out on purpose")
+    if seen.infinite:
+        raise ValueError(f"{seen.infinite:,} scores are infinite; finite scores were expected")
+    if seen.positives == 0 or seen.positives == seen.kept:
+        raise ValueError(
+            f"{seen.kept:,} rows are left with {seen.positives:,} positives ({label} = {positive}); both classes are "
+            "needed"
+        )
+    if probability == "probability" and (seen.least < 0 or seen.most > 1):
+        raise ValueError(f"scores reach from {seen.least:g} to {seen.most:g}, so they are no probabilities; say logit")
 
-    thresholds, every_positive = _thresholds(connection, view, distinct, distinct_positives, least)
     names = [] if group is None else _group_names(connection, source, group)
-    columns = f"s, y, w{'' if group is None else ', g'}"
+    more = {}
     if group is not None:
-        listed = ", ".join("'" + name.replace("'", "''") + "'" for name in names)
-        which = f"coalesce(list_position([{listed}], coalesce({_quoted(group)}::VARCHAR, 'missing')), 0)::INTEGER"
-        view = view.replace(" AS w FROM", f" AS w, {which} AS g FROM", 1)
-    return _counted(
-        connection.sql(f"SELECT {columns} FROM ({view})"),
-        thresholds,
-        names,
-        probability,
-        {
-            "rows": kept, "missing_labels": unlabelled, "missing_scores": unknown, "absent": absent,
-            "every_positive": every_positive,
-            "negative": negative, "positive": positive,
+        listed = ", ".join(map(_text, names))
+        more["g"] = f"enum_code(coalesce({_quoted(group)}::VARCHAR, 'missing')::ENUM({listed}))"
+    thresholds, parts = seen.thresholds(), max(1, len(names))
+    above, reliability = _counted(rows.counted(more), thresholds, parts, probability)
+    if budget is not None:
+        thresholds, above = _with_cut(rows, more, thresholds, above, budget)
+    weights, squares = above[1:]
+    number, whole, whole_squared = above.sum(axis=1)
+    return Counts(
+        thresholds, whole[1], whole[0], whole_squared[1], whole_squared[0], number.sum(axis=0).astype(np.int64),
+        groups={
+            name: (weights[place, 1], weights[place, 0], squares[place, 1], squares[place, 0])
+            for place, name in enumerate(names)
         },
+        reliability=None if probability is None else reliability,
+        rows=seen.kept, missing_labels=seen.unlabelled, missing_scores=seen.unscored, absent=seen.absent,
+        every_positive=seen.of_positives.whole(AT_POSITIVES), negative=negative, positive=positive,
     )  # fmt: skip
-
-
-def _real(kind: str) -> bool:
-    return kind in ("FLOAT", "DOUBLE")
 
 
 def _labels(
     connection: duckdb.DuckDBPyConnection, source: str, label: str, kind: str, positive: str | None
 ) -> tuple[str, str, str]:
-    """Find what the two labels are called, and the SQL that says which rows are positive."""
+    """Find what the two labels are called, and the SQL of a row's code."""
+    column = _quoted(label)
+    text = f"{column}::VARCHAR"
+    if positive is not None:
+        values = _values(connection, source, label)
+        if positive not in values and len(values) <= MOST_LABELS:
+            raise ValueError(f"no label in {label!r} is {positive!r}; the labels are {', '.join(values[:5])}")
+        others = [value for value in values if value != positive]
+        missing = f"{column} IS NULL OR lower({text}) = 'nan'"
+        code = f"CASE WHEN {missing} THEN {UNLABELLED} ELSE ({text} = {_text(positive)})::INTEGER END"
+        return others[0] if len(others) == 1 else "the rest", positive, code
+    if kind == "BOOLEAN" or kind.startswith(NUMBERS):  # comparing numbers is faster than comparing text
+        value = f"{column}::DOUBLE"
+        code = (
+            f"CASE WHEN {value} = 0 THEN 0 WHEN {value} = 1 THEN 1 WHEN {column} IS NULL OR isnan({value}) "
+            f"THEN {UNLABELLED} ELSE {OTHER} END"
+        )
+        zero, one = connection.execute(f"SELECT 0::{kind}::VARCHAR, 1::{kind}::VARCHAR").fetchall()[0]
+        return zero, one, code
+    values = _values(connection, source, label)
+    ones, zeros = ([value for value in values if value.lower() in truths] for truths in (TRUE, FALSE))
+    code = (
+        f"CASE WHEN {column} IS NULL OR lower({text}) = 'nan' THEN {UNLABELLED} "
+        f"WHEN lower({text}) IN {TRUE} THEN 1 WHEN lower({text}) IN {FALSE} THEN 0 ELSE {OTHER} END"
+    )
+    return zeros[0] if zeros else "0", ones[0] if ones else "1", code
+
+
+def _values(connection: duckdb.DuckDBPyConnection, source: str, label: str) -> list[str]:
     column = f"{_quoted(label)}::VARCHAR"
     found = connection.execute(
         f"""SELECT {column} FROM (SELECT DISTINCT {_quoted(label)} FROM {source})
-            WHERE {column} IS NOT NULL AND {column} <> 'nan' LIMIT 21"""
+            WHERE {column} IS NOT NULL AND lower({column}) <> 'nan' LIMIT {MOST_LABELS + 1}"""
     ).fetchall()
-    values = sorted(str(row[0]) for row in found)
-    if positive is None:
-        truths = {"1": 1, "1.0": 1, "true": 1, "0": 0, "0.0": 0, "false": 0}
-        if any(value.lower() not in truths for value in values):
-            raise ValueError(
-                f"labels other than 0 and 1 in {label!r}: {', '.join(values[:5])}; say which is positive (positive=...)"
-            )
-        ones = [value for value in values if truths[value.lower()] == 1]
-        zeros = [value for value in values if truths[value.lower()] == 0]
-        chosen = ones[0] if ones else "1"
-        if kind != "VARCHAR":  # comparing numbers is faster than comparing text
-            return zeros[0] if zeros else "0", chosen, f"{_quoted(label)}::DOUBLE = 1"
-        return zeros[0] if zeros else "0", chosen, f"lower({column}) IN ('1', '1.0', 'true')"
-    if positive not in values and len(values) <= 20:
-        raise ValueError(f"no label in {label!r} is {positive!r}; the labels are {', '.join(values[:5])}")
-    name = positive.replace("'", "''")
-    others = [value for value in values if value != positive]
-    return others[0] if len(others) == 1 else "the rest", positive, f"{column} = '{name}'"
+    return sorted(str(row[0]) for row in found)
 
 
 def _group_names(connection: duckdb.DuckDBPyConnection, source: str, group: str) -> list[str]:
@@ -244,59 +319,212 @@ def _group_names(connection: duckdb.DuckDBPyConnection, source: str, group: str)
     return sorted(str(row[0]) for row in rows)
 
 
-def _thresholds(
-    connection: duckdb.DuckDBPyConnection, view: str, distinct: int, distinct_positives: int, least: float
-) -> tuple[Array, bool]:
-    """Choose scores: all of the top, all of the positives where they are few, and ranks in equal ratios."""
+# ---------------------------------------------------------------------------------------------------- the first pass
 
-    def scores(query: str) -> Array:
-        return np.asarray(connection.execute(query).fetchnumpy()["s"], dtype=np.float64)
 
-    chosen = [scores(f"SELECT s FROM ({view}) ORDER BY s DESC LIMIT {TOP}"), np.array([least])]
-    # A hash takes the same scores whatever the number of threads, and equal ones together.
-    for where, number, most in (("TRUE", distinct, SPREAD), ("y", distinct_positives, AT_POSITIVES)):
-        one_of = 1 if number < 0.9 * most else max(1, math.ceil(number / SAMPLE))
-        drawn = connection.execute(
-            f"SELECT s, count(*) AS n FROM ({view}) WHERE {where} AND hash(s) % {one_of} = 0 GROUP BY s ORDER BY s DESC"
-        ).fetchnumpy()
-        values, ranks = np.asarray(drawn["s"], dtype=np.float64), np.cumsum(np.asarray(drawn["n"], dtype=np.float64))
-        if len(values) > most:
-            if where == "y":
-                places = np.linspace(0, len(values) - 1, most).astype(int)
-            else:
-                places = np.searchsorted(ranks, np.geomspace(ranks[0], ranks[-1], most)).clip(max=len(values) - 1)
-            values = values[places]
-        chosen.append(values)
-        whole = one_of == 1 and len(values) == len(ranks)
-    return np.unique(np.concatenate(chosen))[::-1].copy(), whole  # of the positives, which come last
+class _Sample:
+    """Distinct scores and how often each came: all of them, or those of the least hashes where they are too many.
+
+    A score is in where its hash is below a limit, which is halved whenever more than ``SAMPLE`` distinct scores are: so
+    what is kept depends on the scores alone, never on their order, and equal ones stay together.
+    """
+
+    def __init__(self) -> None:
+        self.limit = 1 << 64
+        self.values: Array = np.empty(0)
+        self.counts: Array = np.empty(0)
+        self.waiting: list[Array] = []
+
+    def add(self, s: Array) -> None:
+        """Take scores in."""
+        self.waiting.append(s if self.limit == 1 << 64 else s[_hash(s) < np.uint64(self.limit)])
+        if sum(map(len, self.waiting)) > SAMPLE:
+            self.merge()
+
+    def merge(self) -> None:
+        """Count what waits."""
+        together = np.concatenate([self.values, *self.waiting])
+        came = np.concatenate([self.counts, np.ones(len(together) - len(self.values))])
+        self.values, where = np.unique(together, return_inverse=True)
+        self.counts, self.waiting = np.bincount(where, came).astype(np.float64), []
+        while len(self.values) > SAMPLE:
+            self.limit //= 2
+            kept = _hash(self.values) < np.uint64(self.limit)
+            self.values, self.counts = self.values[kept], self.counts[kept]
+
+    def whole(self, most: int) -> bool:
+        """Whether every score that was added is here, and there are at most so many."""
+        self.merge()
+        return self.limit == 1 << 64 and len(self.values) <= most
+
+
+def _hash(s: Array) -> NDArray[np.uint64]:
+    bits = s.view(np.uint64)
+    mixed = bits >> np.uint64(32)
+    mixed ^= bits
+    mixed *= np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, odd: multiples of it spread evenly
+    return mixed
+
+
+class _Seen:
+    """What the first pass has seen: rows that cannot be used, and scores to cut at."""
+
+    def __init__(self) -> None:
+        self.rows = self.kept = self.positives = 0
+        self.other = self.unlabelled = self.unscored = self.infinite = self.bad_weights = self.absent = 0
+        self.least, self.most = np.inf, -np.inf
+        self.top = np.empty(0)
+        self.of_all, self.of_positives = _Sample(), _Sample()
+
+    def add(self, s: Array, code: NDArray[np.uint8], w: Array | None = None) -> None:
+        """Take a batch in."""
+        self.rows += len(s)
+        good = code < UNLABELLED
+        usable = good & np.isfinite(s)
+        if not usable.all():
+            self.other += int((code == OTHER).sum())
+            self.unlabelled += int((code == UNLABELLED).sum())
+            self.unscored += int((good & np.isnan(s)).sum())
+            self.infinite += int((good & np.isinf(s)).sum())
+        if w is not None:
+            self.bad_weights += int((~(np.isfinite(w) & (w >= 0))).sum())
+            self.absent += int((usable & (w == 0)).sum())
+            usable &= w > 0
+        if not usable.all():
+            s, code = s[usable], code[usable]
+        if not len(s):
+            return
+        hits = s[code == 1]
+        self.kept += len(s)
+        self.positives += len(hits)
+        self.least, self.most = min(self.least, float(s.min())), max(self.most, float(s.max()))
+        high = s if len(self.top) < TOP else s[s > self.top[0]]
+        if len(high):
+            top = np.concatenate([self.top, high])
+            if len(top) > TOP:
+                top = np.partition(top, len(top) - TOP)[-TOP:]
+            self.top = np.sort(top)
+        self.of_all.add(s)
+        self.of_positives.add(hits)
+
+    def thresholds(self) -> Array:
+        """Choose scores: all of the top, all of the positives where they are few, and ranks in equal ratios."""
+        chosen = [self.top, np.array([self.least])]
+        for sample, most in ((self.of_all, SPREAD), (self.of_positives, AT_POSITIVES)):
+            sample.merge()
+            values = sample.values[::-1]
+            if len(values) > most:
+                if sample is self.of_positives:
+                    places = np.linspace(0, len(values) - 1, most).astype(int)
+                else:
+                    ranks = np.cumsum(sample.counts[::-1])
+                    places = np.searchsorted(ranks, np.geomspace(ranks[0], ranks[-1], most)).clip(max=len(values) - 1)
+                values = values[places]
+            chosen.append(values)
+        return np.unique(np.concatenate(chosen))[::-1].copy()
+
+
+# --------------------------------------------------------------------------------------------------- the second pass
 
 
 def _counted(
-    result: Any, thresholds: Array, names: list[str], probability: str | None, facts: dict[str, Any]
-) -> Counts:
-    kept, groups, bins = len(thresholds), len(names) + 1, 20
-    upwards = thresholds[::-1]
-    sums = np.zeros((4, groups * kept))
-    alerts = np.zeros(kept, dtype=np.int64)
-    reliability = np.zeros((3, bins))
-    for batch in result.to_arrow_reader(BATCH):
-        columns = {name: batch.column(name).to_numpy(zero_copy_only=False) for name in batch.schema.names}
-        s, y, w = columns["s"], columns["y"].astype(np.float64), columns["w"]
-        # The place of the highest threshold that a score reaches, from the top.
-        place = kept - np.searchsorted(upwards, s, side="right")
-        alerts += np.bincount(place, minlength=kept)
-        where = place + kept * columns["g"] if names else place
-        for row, value in zip(sums, (w * y, w * (1 - y), w * w * y, w * w * (1 - y)), strict=True):
-            row += np.bincount(where, value, minlength=groups * kept)
+    batches: Iterable[dict[str, Any]], thresholds: Array, groups: int, probability: str | None
+) -> tuple[Array, Array]:
+    """Count rows, weight and squared weight at or above each threshold.
+
+    Returns:
+        ``[3, groups, 2, K]``, of negatives and positives of each group; and what the reliability curve is made of,
+        ``[B, 3]``.
+    """
+    upwards = thresholds[::-1].copy()
+    above = np.zeros((3, groups, 2, len(upwards)))
+    reliability = np.zeros((BINS, 3))
+    weighted = False
+    for batch in batches:
+        s, code, w = batch["s"], batch["code"], batch.get("w")
+        weighted = w is not None
+        part = code if groups == 1 else code + np.uint16(2) * batch["g"]
+        for number, rows in _parts(part, 2 * groups):
+            group, label = divmod(number, 2)
+            _add(above[:, group, label], s[rows], None if w is None else w[rows], upwards)
         if probability is not None:
-            p = s if probability == "probability" else 1 / (1 + np.exp(-s.clip(-700, 700)))
-            bin_of = np.minimum((p * bins).astype(int), bins - 1)
-            for row, value in zip(reliability, (w, w * y, w * p), strict=True):
-                row += np.bincount(bin_of, value, minlength=bins)
-    above = sums.reshape(4, groups, kept).cumsum(axis=2)
-    tp, fp, tp_squared, fp_squared = above.sum(axis=1)
-    by_group = {name: tuple(above[:, place + 1]) for place, name in enumerate(names)}
-    return Counts(
-        thresholds, tp, fp, tp_squared, fp_squared, alerts.cumsum(), by_group,
-        None if probability is None else reliability.T, **facts,
-    )  # fmt: skip
+            reliability += _reliability(s, code, w, probability)
+    if not weighted:
+        above[1:] = above[0]
+    return above[..., ::-1], reliability
+
+
+def _parts(part: NDArray[Any], number: int) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield the number of each part that has rows, and which they are: a mask, or indices."""
+    if number <= FEW_PARTS:
+        for value in range(number):
+            mask = part == value
+            if mask.any():
+                yield value, mask
+        return
+    order = np.argsort(part, kind="stable")  # of small numbers: a radix sort
+    ends = np.cumsum(np.bincount(part, minlength=number))
+    for value, (start, end) in enumerate(zip(np.concatenate([[0], ends[:-1]]), ends, strict=True)):
+        if end > start:
+            yield value, order[start:end]
+
+
+def _add(above: Array, s: Array, w: Array | None, upwards: Array) -> None:
+    """Add what is at or above each threshold: rows, weight and squared weight, ``above [3, K]``.
+
+    Thresholds are looked up in sorted scores: sorting costs a tenth of looking scores up among thresholds in disorder.
+    """
+    if w is None:
+        above[0] += len(s) - np.searchsorted(np.sort(s), upwards)
+        return
+    order = np.argsort(s)
+    number = len(s) - np.searchsorted(s, upwards, sorter=order)
+    above[0] += number
+    downwards = w[order][::-1]
+    for row, value in ((1, downwards), (2, downwards**2)):
+        above[row] += np.concatenate([[0.0], np.cumsum(value)])[number]
+
+
+def _reliability(s: Array, code: NDArray[np.uint8], w: Array | None, probability: str) -> Array:
+    """Sum weight, weight of positives and weighted probability per bin, ``[B, 3]``."""
+    p = s if probability == "probability" else 1 / (1 + np.exp(-s.clip(-700, 700)))
+    bin_of = np.minimum((p * BINS).astype(int), BINS - 1)
+    w = np.ones(len(s)) if w is None else w
+    return np.stack([np.bincount(bin_of, value, minlength=BINS) for value in (w, w * code, w * p)], axis=1)
+
+
+# ---------------------------------------------------------------------------------------------------- the third pass
+
+
+def _with_cut(
+    rows: _Rows, more: dict[str, str], thresholds: Array, above: Array, budget: Budget
+) -> tuple[Array, Array]:
+    """Add the lowest score that keeps within the budget to the thresholds, and what is at or above it."""
+    fp, tp = above[1].sum(axis=0)
+    place = budget.place(tp, fp)
+    if place == len(thresholds) - 1:
+        return thresholds, above
+    between = f" AND s > {_exact(thresholds[place + 1])}"
+    if place >= 0:
+        between += f" AND s < {_exact(thresholds[place])}"
+    batches = list(rows.counted(more, between))
+    if not batches:
+        return thresholds, above
+    found = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    s, w = found["s"], found.get("w", np.ones(len(found["s"])))
+    order = np.argsort(-s)
+    cost = w * (found["code"] == 0) if budget.negatives else w
+    spent = (budget.spent(tp, fp)[place] if place >= 0 else 0.0) + np.cumsum(cost[order])
+    ends = np.flatnonzero(np.diff(s[order], append=-np.inf))  # of equal scores, which are above a cut together
+    within = ends[spent[ends] <= budget.amount(tp, fp)]
+    if not len(within):
+        return thresholds, above
+    cut = s[order[within[-1:]]]
+    added, _ = _counted([found], cut, above.shape[1], None)
+    before = above[..., place : place + 1] if place >= 0 else 0.0
+    at = place + 1
+    return np.insert(thresholds, at, cut), np.concatenate([above[..., :at], before + added, above[..., at:]], axis=-1)
+
+
+def _exact(number: np.float64) -> str:
+    return f"'{float(number)!r}'::DOUBLE"

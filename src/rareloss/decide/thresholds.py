@@ -1,15 +1,20 @@
 """A threshold from validation scores, and what it achieves, each with a distribution-free interval."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.stats import beta, betabinom, binom
+from numpy.typing import NDArray
+from scipy.special import bdtr, betainc, betaincinv, logit
+from scipy.stats import betabinom
 
 from rareloss import checks
+from rareloss.decide.intervals import clopper_pearson
 from rareloss.objective import Objective
 
-__all__ = ["Cut", "Interval", "clopper_pearson", "find_threshold", "quantile_interval"]
+__all__ = ["Band", "Cut", "Interval", "band", "find_threshold", "quantile_interval"]
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -20,8 +25,8 @@ class Interval:
         value: on the given rows.
         low: the interval's lower end.
         high: its upper end.
-        exact: whether it covers at least as often as stated whatever the scores are distributed like, for any number of
-            rows; else it does so approximately.
+        exact: whether it covers at least as often as stated whatever the scores are distributed like, with ties too,
+            for any number of rows; else it does so approximately.
     """
 
     value: float
@@ -49,6 +54,8 @@ class Cut:
         note: what is in the way and the nearest that can be reached, where it is not.
         confidence: of every interval.
         rows: how many rows there were, in weights of equal size.
+        tied: whether several rows have the threshold's score. They stay below, so intervals of what a share sets cover
+            more often than stated, and are wider than they would be without ties.
     """
 
     objective: Objective
@@ -62,36 +69,20 @@ class Cut:
     note: str
     confidence: float
     rows: float
+    tied: bool
 
     def alerts_of(self, rows: int) -> Interval:
         """Compute how many of so many future rows will alarm, with a prediction interval.
 
         With k of n rows above an order statistic, the number among m future rows is beta-binomial,
-        :math:`BB(m, k + 1, n - k)`: exact for a capacity cut on unweighted rows without ties.
+        :math:`BB(m, k + 1, n - k)`: exact for a capacity cut on unweighted rows, where none is tied with the threshold.
         """
         checks.integer("rows", rows, least=1)
         above = self.alerts.value * self.rows
         count = betabinom(rows, above + 1, max(self.rows - above, 1e-9))
         tail = (1 - self.confidence) / 2
-        exact = self.alerts.exact and self.objective.kind == "recall@top"
+        exact = self.alerts.exact and self.objective.kind == "recall@top" and not self.tied
         return Interval(self.alerts.value * rows, float(count.ppf(tail)), float(count.ppf(1 - tail)), exact)
-
-
-def clopper_pearson(hits: float, rows: float, confidence: float = 0.95) -> tuple[float, float]:
-    """Compute the interval of a share of which ``hits`` of ``rows`` were seen, exact for counts.
-
-    Reference:
-        Clopper and Pearson, "The Use of Confidence or Fiducial Limits", Biometrika 1934.
-
-    Example:
-        >>> low, high = clopper_pearson(8, 10)
-        >>> round(low, 4), round(high, 4)
-        (0.4439, 0.9748)
-    """
-    tail = (1 - confidence) / 2
-    low = float(beta.ppf(tail, hits, rows - hits + 1)) if hits > 0 else 0.0
-    high = float(beta.ppf(1 - tail, hits + 1, rows - hits)) if hits < rows else 1.0
-    return low, high
 
 
 def quantile_interval(
@@ -100,22 +91,45 @@ def quantile_interval(
     """Compute where the score lies above which ``share`` of the population is, by order statistics.
 
     The number of n rows above it is binomial, so it lies between two of the sorted scores whatever the distribution:
-    exact for equal weights. Others count as many equal ones as leave the variance of the share above as it is.
+    exact for equal weights, ties or not. Of all pairs that cover it often enough, the closest is taken, as measured by
+    the log-odds of their ranks, which the scores have no part in. Others count as many equal ones as leave the variance
+    of the share above as it is.
     """
-    weight = np.ones(len(scores)) if weight is None else weight
+    if weight is None or _equal(weight):
+        fewest, most = _ranks(len(scores), share, confidence)
+        at = [len(scores) - rank for rank in (most, fewest) if 0 < rank <= len(scores)]
+        ordered = np.partition(scores, at) if at else scores
+        low = float(ordered[-most]) if most <= len(scores) else -np.inf
+        return low, float(ordered[-fewest]) if fewest else np.inf
     order = np.argsort(-scores, kind="stable")
     until = np.cumsum(weight[order])
     whole = until[-1]
-    at = order[min(int(np.searchsorted(until, share * whole)), len(order) - 1)]
-    rows = _equal_rows(weight, scores > scores[at], share)
-    tail = (1 - confidence) / 2
-    fewest, most = binom.ppf(tail, rows, share), binom.isf(tail, rows, share) + 1
-    low, high = -np.inf, np.inf
-    if most <= rows:
-        low = scores[order[min(int(np.searchsorted(until, most / rows * whole * (1 - 1e-12))), len(order) - 1)]]
-    if fewest >= 1:
-        high = scores[order[int(np.searchsorted(until, fewest / rows * whole * (1 - 1e-12)))]]
-    return float(low), float(high)
+    at_share = order[min(int(np.searchsorted(until, share * whole)), len(order) - 1)]
+    rows = int(_equal_rows(weight, scores > scores[at_share], share))
+    fewest, most = _ranks(rows, share, confidence)
+    places = (
+        min(int(np.searchsorted(until, at / rows * whole * (1 - 1e-12))), len(order) - 1) for at in (most, fewest)
+    )
+    low, high = (float(scores[order[place]]) for place in places)
+    return low if most <= rows else -np.inf, high if fewest else np.inf
+
+
+def _ranks(rows: int, share: float, confidence: float) -> tuple[int, int]:
+    # With N ~ Bin(rows, share) rows above the quantile, the l-th score from the top is not below it unless N < l, and
+    # the m-th not above it unless N >= m. Rank 0, or one more than the rows, stands for an end that no row bounds.
+    middle = rows * share
+    reach = 8 * np.sqrt(middle * (1 - share)) + 8
+    number = np.arange(max(0, int(middle - reach)), min(rows, int(middle + reach) + 1) + 1)
+    until = bdtr(number, rows, share)
+    before = np.append(0.0 if number[0] == 0 else bdtr(number[0] - 1, rows, share), until[:-1])
+    last = np.searchsorted(until, confidence + before)
+    fewest = number[last < len(number)]
+    most = number[last[last < len(number)]] + 1
+    with np.errstate(divide="ignore"):
+        apart = logit(most / (rows + 1)) - logit(fewest / (rows + 1))
+    # Where no pair covers, all the risk goes to the end that there is.
+    best = int(np.argmin(apart)) if np.isfinite(apart).any() else 0 if share < 0.5 else len(fewest) - 1
+    return int(fewest[best]), int(most[best])
 
 
 def find_threshold(
@@ -127,6 +141,7 @@ def find_threshold(
     confidence: float = 0.95,
     prevalence_factor: float = 1.0,
     guarantee: bool = False,
+    simultaneous: bool = False,
 ) -> Cut:
     """Cut validation scores for an objective, and say what the cut achieves.
 
@@ -141,6 +156,9 @@ def find_threshold(
         guarantee: lower the target to where it holds on future rows with ``confidence``, by the Beta distribution of
             the share above an order statistic: at most this false-positive rate or capacity, or at least this recall.
             It needs equal weights among the rows that it counts.
+        simultaneous: make the intervals of what the cut achieves hold at all thresholds at once, so that they hold
+            however it was chosen, by labels or by moving it after a look: those of :func:`band`, at this cut. That of
+            the threshold stays as it is. It needs equal weights within each class.
 
     Raises:
         ValueError: rows that do not fit, one class alone, ``"ap"``, or a guarantee that cannot be given.
@@ -158,19 +176,152 @@ def find_threshold(
     if objective.kind == "ap":
         raise ValueError("average precision sets no threshold; use 'recall@top=...' or 'recall@fpr=...'")
     scores, positive, weight = _rows(scores, labels, weight)
-    note = ""
+    note, counted = "", _counted(positive, objective)
+    allowed = int((objective.share or 0.0) * counted.sum() * (1 + 1e-12))
     if guarantee:
-        threshold, note = _guaranteed(scores, positive, weight, objective, confidence)
+        threshold, allowed, note = _guaranteed(scores[counted], weight[counted], objective, confidence)
     else:
         threshold = float(objective.threshold(*map(torch.from_numpy, (scores, positive, weight))))
         if threshold == np.inf:
             note = _nearest(scores, positive, weight, objective)
         elif objective.kind == "recall@top" and not (scores > threshold).any():
             note = f"the capacity is less than the highest score's rows; the nearest is {_tied(scores, weight):.4g}"
-        elif objective.share is not None and not (scores[~positive] > threshold).any() and "fpr" in objective.kind:
+        elif objective.share is not None and "fpr" in objective.kind and not ((scores > threshold) & ~positive).any():
             nearest = _tied(scores[~positive], weight[~positive])
             note = f"the budget is less than the highest negative; the nearest is {nearest:.4g}"
-    return _achieved(scores, positive, weight, objective, threshold, note, confidence, prevalence_factor, guarantee)
+    # A threshold that labels chose is as good as it looks by luck too; an order statistic of some of the rows is not.
+    blind = guarantee or objective.share is not None
+    cut = _achieved(scores, positive, weight, objective, threshold, note, confidence, prevalence_factor, blind, allowed)
+    if guarantee:
+        cut = replace(cut, threshold=Interval(threshold, threshold, threshold, False))
+    return _anywhere(cut, scores, positive, weight, prevalence_factor) if simultaneous else cut
+
+
+@dataclass(frozen=True)
+class Band:
+    """What alarms above each score achieve, with intervals that hold at all of them at once.
+
+    Args:
+        thresholds: ``[m]``, the distinct scores, downwards; rows *above* one are alarms.
+        recall: ``[3, m]``: the value on the given rows, and the interval's lower and upper ends.
+        precision: alike; where nothing is above, the value is NaN and the interval [0, 1].
+        fpr: alike, the false-positive rate.
+        confidence: that a metric's intervals hold at all thresholds; each metric has its own.
+    """
+
+    thresholds: Array
+    recall: Array
+    precision: Array
+    fpr: Array
+    confidence: float
+
+
+def band(scores: np.ndarray, labels: np.ndarray, weight: np.ndarray | None = None, *, confidence: float = 0.95) -> Band:
+    r"""Compute what a cut at each score achieves, with intervals that hold wherever a person then puts the threshold.
+
+    Of P positives the recall at every threshold lies within :math:`\sqrt{\ln(2 / \alpha) / 2P}` of what was seen
+    (Dvoretzky, Kiefer and Wolfowitz, with Massart's constant). A false-positive rate near 0 is known far better than
+    that: given one row's score, the numbers above it among the other rows are binomial, so the intervals of Clopper and
+    Pearson with the risk :math:`\alpha / (n + 1)` hold at all n scores at once, for the precision too. All are exact,
+    ties included.
+
+    Args:
+        scores: ``[n]``, finite.
+        labels: ``[n]`` in {0, 1}.
+        weight: ``[n]``, equal within each class, such as that of sampled negatives; 1 by default.
+        confidence: of each metric's intervals.
+
+    Raises:
+        ValueError: rows that do not fit, one class alone, or unequal weights within a class.
+
+    Reference:
+        Massart, "The Tight Constant in the Dvoretzky-Kiefer-Wolfowitz Inequality", Annals of Probability 1990.
+
+    Example:
+        >>> found = band(np.arange(100.0), np.arange(100) >= 80)
+        >>> found.thresholds[10], found.recall[:, 10].round(3)
+        (np.float64(89.0), array([0.5  , 0.196, 0.804]))
+    """
+    checks.probability("confidence", confidence, open_low=True, open_high=True)
+    scores, positive, weight = _rows(scores, labels, weight)
+    thresholds, place = np.unique(-scores, return_inverse=True)
+    hits, false = (
+        np.cumsum(counts) - counts
+        for counts in (np.bincount(place[of], minlength=len(thresholds)).astype(float) for of in (positive, ~positive))
+    )
+    found = _everywhere(hits, false, positive, weight, 1.0, confidence)
+    return Band(-thresholds, *found, confidence)
+
+
+def _everywhere(
+    hits: Array, false: Array, positive: np.ndarray, weight: np.ndarray, odds: float, confidence: float
+) -> tuple[Array, Array, Array]:
+    # Recall, precision and false-positive rate, [3, m] each, from the rows above m of the scores.
+    if not (_equal(weight[positive]) and _equal(weight[~positive])):
+        raise ValueError(
+            "intervals that hold at all thresholds need equal weights within each class, such as one for all sampled "
+            "negatives"
+        )
+    positives, negatives = int(positive.sum()), int((~positive).sum())
+    odds *= weight[positive][0] / weight[~positive][0]
+    each = 1 - (1 - confidence) / (len(positive) + 1)
+    recall, reach = hits / positives, np.sqrt(np.log(2 / (1 - confidence)) / (2 * positives))
+    with np.errstate(invalid="ignore"):
+        seen = hits / (hits + false)
+    precision = (odds * p / (odds * p + (1 - p)) for p in (seen, *clopper_pearson(hits, hits + false, each)))
+    # The row that the score is of is not above it: one negative less tells something, or all do.
+    low = clopper_pearson(false, np.full_like(false, negatives), each)[0]
+    high = clopper_pearson(false, np.maximum(false, negatives - 1), each)[1]
+    return (
+        np.stack([recall, np.maximum(recall - reach, 0.0), np.minimum(recall + reach, 1.0)]),
+        np.stack(list(precision)),
+        np.stack([false / negatives, low, high]),
+    )
+
+
+def _anywhere(cut: Cut, scores: np.ndarray, positive: np.ndarray, weight: np.ndarray, factor: float) -> Cut:
+    # The cut with intervals that leave no luck out.
+    above = scores > cut.threshold.value
+    hits, false = (np.array([float((above & of).sum())]) for of in (positive, ~positive))
+    shifted, odds = _shift(positive, weight, factor)
+    found = _everywhere(hits, false, positive, weight, odds, cut.confidence)
+    recall, precision, fpr = (Interval(each[0].item(), each[1].item(), each[2].item(), exact=True) for each in found)
+    alerts = _sum((shifted, recall), (1 - shifted, fpr))
+    if factor == 1 and _equal(weight):
+        rows, each = float(len(scores)), 1 - (1 - cut.confidence) / (len(scores) + 1)
+        ends = clopper_pearson(float(above.sum()), max(rows - 1, float(above.sum())), each)
+        alerts = Interval(cut.alerts.value, *ends, exact=True)
+    return replace(
+        cut,
+        recall=recall,
+        precision=replace(precision, exact=factor == 1),
+        fpr=fpr,
+        alerts=alerts,
+        cost=_cost(cut.objective, shifted, recall, fpr),
+    )
+
+
+def _counted(positive: np.ndarray, objective: Objective) -> np.ndarray:
+    # The rows that set the threshold, or that a guarantee would count.
+    if objective.kind == "precision@recall":
+        return positive
+    return ~positive if "fpr" in objective.kind else positive | True
+
+
+def _shift(positive: np.ndarray, weight: np.ndarray, factor: float) -> tuple[float, float]:
+    # The prevalence where the cut is used, and its odds over those of the given rows.
+    rate = float(weight[positive].sum() / weight.sum())
+    shifted = factor * rate
+    if shifted >= 1:
+        raise ValueError(f"a prevalence of {rate:.4g} cannot be multiplied by {factor:g}")
+    return shifted, shifted * (1 - rate) / (rate * (1 - shifted))
+
+
+def _cost(objective: Objective, rate: float, recall: Interval, fpr: Interval) -> Interval | None:
+    if objective.fn is None or objective.fp is None:
+        return None
+    missed = Interval(1 - recall.value, 1 - recall.high, 1 - recall.low, recall.exact)
+    return _sum((objective.fn * rate, missed), (objective.fp * (1 - rate), fpr))
 
 
 def _achieved(
@@ -182,43 +333,43 @@ def _achieved(
     note: str,
     confidence: float,
     factor: float,
-    guarantee: bool,
+    blind: bool,
+    allowed: int,
 ) -> Cut:
-    above = scores > threshold
-    # A threshold that labels chose from is as good as it looks by luck too; one from a share is not.
-    blind = objective.share is not None
-    of_negatives = blind and objective.kind != "recall@top"
-    recall = _share(weight[positive], above[positive], confidence, of_negatives)
-    fpr = _share(weight[~positive], above[~positive], confidence, False)
-    if of_negatives and _equal(weight[~positive]):  # the share above an order statistic has a Beta distribution
-        low, high = _above_order_statistic(int(above[~positive].sum()), int((~positive).sum()), confidence)
-        fpr = Interval(fpr.value, low, high, True)
-    rate = float(weight[positive].sum() / weight.sum())
-    shifted = factor * rate
-    if shifted >= 1:
-        raise ValueError(f"a prevalence of {rate:.4g} cannot be multiplied by {factor:g}")
-    odds = shifted * (1 - rate) / (rate * (1 - shifted))
-    precision = _precision(weight, positive, above, confidence, odds, objective.kind == "recall@top")
-    alerts = _sum(confidence, (shifted, recall), (1 - shifted, fpr))
-    if factor == 1 and _equal(weight):
+    above, equal = scores > threshold, _equal(weight)
+    shifted, odds = _shift(positive, weight, factor)
+    sets = {"recall@top": "rows", "precision@recall": "positives"}.get(objective.kind, "negatives") if blind else ""
+
+    def share(name: str, of: np.ndarray) -> Interval:
+        if not (equal or _equal(weight[of])):
+            most = float(weight[of].max())
+            return Interval(*_part(weight[above & of], weight[of & ~above], (most, most), confidence), False)
+        hits, number = int((above & of).sum()), int(of.sum())
+        if sets == name:
+            return _of_order_statistic(hits, allowed, number, confidence)
+        ends = clopper_pearson(hits, number, confidence)
+        return Interval(hits / number, *ends, exact=sets in ("positives", "negatives"))
+
+    recall, fpr = share("positives", positive), share("negatives", ~positive)
+    precision = _precision(weight, positive, above, confidence, odds, sets == "rows" and factor == 1)
+    alerts = _sum((shifted, recall), (1 - shifted, fpr))
+    if factor == 1 and equal:
         k, n = int(above.sum()), len(scores)
-        top = objective.kind == "recall@top"
-        ends = _above_order_statistic(k, n, confidence) if top else clopper_pearson(k, n, confidence)
-        alerts = Interval(k / n, *ends, exact=top)
-    cost = None
-    if objective.fn is not None and objective.fp is not None:
-        missed = Interval(1 - recall.value, 1 - recall.high, 1 - recall.low, recall.exact)
-        cost = _sum(confidence, (objective.fn * shifted, missed), (objective.fp * (1 - shifted), fpr))
+        alerts = Interval(k / n, *clopper_pearson(k, n, confidence), exact=False)
+        if sets == "rows":
+            alerts = _of_order_statistic(k, allowed, n, confidence)
     where = Interval(threshold, threshold, threshold, False)
-    if np.isfinite(threshold) and not guarantee:
+    if np.isfinite(threshold):
         # The share above is the target where one is set, else what came out: then the cut's own luck is left out.
-        counted = ~positive if of_negatives else positive if objective.kind == "precision@recall" else positive | True
+        counted = _counted(positive, objective)
         level = objective.share or float(weight[counted & above].sum() / weight[counted].sum())
         if 0 < level < 1:
-            ends = quantile_interval(scores[counted], level, weight[counted], confidence)
-            where = Interval(threshold, *ends, exact=blind and _equal(weight[counted]))
+            same = equal or _equal(weight[counted])
+            ends = quantile_interval(scores[counted], level, None if same else weight[counted], confidence)
+            where = Interval(threshold, *ends, exact=objective.share is not None and same)
     rows = _equal_rows(weight, above, min(max(float(weight[above].sum() / weight.sum()), 1e-12), 1 - 1e-12))
-    return Cut(objective, where, recall, precision, fpr, alerts, cost, not note, note, confidence, rows)
+    cost, tied = _cost(objective, shifted, recall, fpr), int((scores == threshold).sum()) > 1
+    return Cut(objective, where, recall, precision, fpr, alerts, cost, not note, note, confidence, rows, tied)
 
 
 def _rows(
@@ -230,12 +381,13 @@ def _rows(
         raise ValueError(
             f"scores, labels and weight must be [n] each, got {scores.shape}, {labels.shape} and {weight.shape}"
         )
-    if not np.isin(labels, (0, 1)).all():
+    if labels.dtype != bool and not ((labels == 0) | (labels == 1)).all():
         raise ValueError("labels must be 0 or 1; for one class of many give labels == it")
     if not (np.isfinite(weight).all() and (weight >= 0).all()):
         raise ValueError("weight must be finite and not negative")
-    there = weight > 0
-    scores, positive, weight = scores[there], labels[there].astype(bool), weight[there]
+    positive, there = labels.astype(bool, copy=False), weight > 0
+    if not there.all():
+        scores, positive, weight = scores[there], positive[there], weight[there]
     if not np.isfinite(scores).all():
         raise ValueError(f"scores must be finite, {int((~np.isfinite(scores)).sum())} are not")
     if not positive.any() or positive.all():
@@ -256,16 +408,36 @@ def _equal_rows(weight: np.ndarray, above: np.ndarray, share: float) -> float:
     return max(1.0, float(np.floor(share * (1 - share) * weight.sum() ** 2 / squares)))
 
 
-def _share(weight: np.ndarray, above: np.ndarray, confidence: float, exact: bool) -> Interval:
-    value = float(weight[above].sum() / weight.sum())
-    rows = len(weight) if _equal(weight) else weight.sum() ** 2 / np.square(weight).sum()
-    return Interval(value, *clopper_pearson(value * rows, rows, confidence), exact=exact and _equal(weight))
+def _part(
+    inside: np.ndarray, outside: np.ndarray, heaviest: tuple[float, float], confidence: float, odds: float = 1.0
+) -> tuple[float, float, float]:
+    # The share of weight that is inside, at so many times its odds, with its interval. A sum of weights counts as rows
+    # of one weight with the same mean and variance, and the end that Clopper and Pearson find with one row more takes
+    # one more of the heaviest (Fay and Feuer, "Confidence intervals for directly standardized rates", Statistics in
+    # Medicine 1997). With equal weights it is theirs.
+    tail, values = (1 - confidence) / 2, []
+    for level, more in ((tail, (0.0, heaviest[1])), (1 - tail, (heaviest[0], 0.0))):
+        totals = [float(part.sum()) + one for part, one in zip((inside, outside), more, strict=True)]
+        if not all(totals):
+            values.append(0.0 if level == tail else 1.0)
+            continue
+        squares = [float(part @ part) + one**2 for part, one in zip((inside, outside), more, strict=True)]
+        numbers = [total**2 / square for total, square in zip(totals, squares, strict=True)]
+        share = betaincinv(*numbers, level)
+        times = odds * (squares[0] / totals[0]) / (squares[1] / totals[1])
+        values.append(times * share / (times * share + (1 - share)))
+    hits = odds * float(inside.sum())
+    return hits / (hits + float(outside.sum())), float(values[0]), float(values[1])
 
 
-def _above_order_statistic(above: int, rows: int, confidence: float) -> tuple[float, float]:
-    # The share of the population above the score that has so many of the rows above it.
-    tail, found = (1 - confidence) / 2, beta(above + 1, max(rows - above, 1e-9))
-    return float(found.ppf(tail)), float(found.ppf(1 - tail))
+def _of_order_statistic(above: int, allowed: int, rows: int, confidence: float) -> Interval:
+    # The share of the population above the highest score that has more than ``allowed`` of the rows at or above it.
+    # Break ties by lot: then it has ``allowed`` rows above it, no less of the population, and the share of that has the
+    # law Beta(allowed + 1, rows - allowed), which gives the upper end. For the lower end let v be the lowest score with
+    # less of the population above it than that end at ``allowed`` rows. Where the end at ``above`` rows is too high,
+    # the cut is v or higher, and either way v has more rows above it than chance gives it with half of the risk.
+    low, high = clopper_pearson(above, rows, confidence)[0], clopper_pearson(allowed, rows, confidence)[1]
+    return Interval(above / rows, low, high, exact=True)
 
 
 def _precision(
@@ -273,25 +445,14 @@ def _precision(
 ) -> Interval:
     # Kept alarms are positive with the odds of all alarms times how much rarer negatives were kept: the interval of
     # that share, moved to the odds where the cut is used.
-    hits, false = weight[above & positive], weight[above & ~positive]
     if not above.any():
         return Interval(np.nan, 0.0, 1.0, True)
-    equal = _equal(weight[positive]) and _equal(weight[~positive])
-    a = float(hits.sum() ** 2 / np.square(hits).sum()) if len(hits) else 0.0
-    b = float(false.sum() ** 2 / np.square(false).sum()) if len(false) else 0.0
-    heavy = [float(each.mean()) for each in (weight[positive], weight[~positive])]
-    if not equal:
-        heavy = [
-            float(part.sum()) / count if count else mean
-            for part, count, mean in zip((hits, false), (a, b), heavy, strict=True)
-        ]
-    odds *= heavy[0] / heavy[1]
-    low, high = clopper_pearson(a, a + b, confidence)
-    value, low, high = (odds * p / (odds * p + 1 - p) for p in (a / (a + b), low, high))
-    return Interval(value, low, high, exact=exact and equal and _equal(weight))
+    heaviest = [float(np.max(weight, where=of, initial=0.0)) for of in (positive, ~positive)]
+    ends = _part(weight[above & positive], weight[above & ~positive], (heaviest[0], heaviest[1]), confidence, odds)
+    return Interval(*ends, exact=exact and _equal(weight))
 
 
-def _sum(confidence: float, *parts: tuple[float, Interval]) -> Interval:
+def _sum(*parts: tuple[float, Interval]) -> Interval:
     # The interval of a sum of independent shares from theirs (Zou and Donner, "Construction of confidence limits about
     # effect measures", Statistics in Medicine 2008).
     value = sum(factor * part.value for factor, part in parts)
@@ -301,26 +462,25 @@ def _sum(confidence: float, *parts: tuple[float, Interval]) -> Interval:
 
 
 def _guaranteed(
-    scores: np.ndarray, positive: np.ndarray, weight: np.ndarray, objective: Objective, confidence: float
-) -> tuple[float, str]:
+    scores: np.ndarray, weight: np.ndarray, objective: Objective, confidence: float
+) -> tuple[float, int, str]:
+    # The threshold, how many rows may lie above it, and what is in the way; of the rows that are counted.
     if objective.kind not in ("recall@top", "recall@fpr", "pauc@fpr", "precision@recall"):
         raise ValueError(f"{objective} cannot be guaranteed; a capacity, a false-positive rate and a recall can")
-    counted = {"recall@top": positive | True, "precision@recall": positive}.get(objective.kind, ~positive)
-    if not _equal(weight[counted]):
+    if not _equal(weight):
         raise ValueError("a guarantee needs equal weights among the rows that set the threshold")
-    ordered = np.sort(scores[counted])[::-1]
-    above = np.arange(len(ordered))  # rows above each of them
+    ordered = np.sort(scores)[::-1]
+    above, rows = np.arange(len(ordered)), len(ordered)  # rows above each of them
     level = objective.level or 0.0
+    sure = betainc(above + 1, rows - above, level)  # the chance that the share above it is at most the level
     if objective.kind == "precision@recall":
-        fits = np.flatnonzero(beta.cdf(level, above + 1, len(ordered) - above) <= 1 - confidence)
-        if len(fits):
-            return float(ordered[fits[0]]), ""
-        nearest = float(beta.ppf(1 - confidence, len(ordered), 1))
-        return float(ordered[-1]), _too_few(level, confidence, len(ordered), nearest)
-    fits = np.flatnonzero(beta.cdf(level, above + 1, len(ordered) - above) >= confidence)
-    if len(fits):
-        return float(ordered[fits[-1]]), ""
-    return float(ordered[0]), _too_few(level, confidence, len(ordered), float(beta.ppf(confidence, 1, len(ordered))))
+        fits = np.flatnonzero(sure <= 1 - confidence)
+        place, best, nearest = (int(fits[0]) if len(fits) else rows - 1), rows - 1, 1 - confidence
+    else:
+        fits = np.flatnonzero(sure >= confidence)
+        place, best, nearest = (int(fits[-1]) if len(fits) else 0), 0, confidence
+    note = "" if len(fits) else _too_few(level, confidence, rows, betaincinv(best + 1, rows - best, nearest))
+    return float(ordered[place]), place, note
 
 
 def _too_few(level: float, confidence: float, rows: int, nearest: float) -> str:

@@ -5,23 +5,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 
 from rareloss import Objective
+from rareloss.decide.calibration import quality
+from rareloss.decide.intervals import clopper_pearson
 
-__all__ = ["LEVEL", "RESAMPLES", "measure", "page"]
+__all__ = ["LEVEL", "RESAMPLES", "measure", "named", "page"]
 
 LEVEL = 0.95
 RESAMPLES = 200
 
 
 def measure(
-    scores: np.ndarray, probability: np.ndarray, labels: np.ndarray, threshold: float, objective: Objective
+    scores: np.ndarray,
+    probability: np.ndarray,
+    labels: np.ndarray,
+    threshold: float,
+    objective: Objective,
+    groups: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Compute what the card says of held-out rows.
 
-    Shares of rows have Clopper-Pearson intervals; all else has percentiles of the Bayesian bootstrap: 200 times weights
-    from ``numpy.random.default_rng(0).exponential(size=n)``.
+    Shares of rows have Clopper-Pearson intervals, which take rows as independent; all else has percentiles of the
+    Bayesian bootstrap: 200 times weights from ``numpy.random.default_rng(0).exponential(size=n)``, or one weight a
+    group. The calibration error is that of :func:`rareloss.decide.calibration.quality`.
 
     Args:
         scores: raw, ``[n]``.
@@ -29,9 +36,11 @@ def measure(
         labels: bool, ``[n]``.
         threshold: a row scored above it is an alert.
         objective: what the model was chosen by.
+        groups: ``[n]``, rows of which belong together.
 
     Returns:
-        ``rows``, ``positives``, ``alerts``, ``caught``; and by name ``value``, ``low`` and ``high``, or None where a
+        ``rows``, ``positives``, ``alerts``, ``caught``; ``cap``, the best value that the objective can have on these
+        rows; and by name ``value``, ``low`` and ``high``, or None where a
         share is of no rows.
     """
     alert = scores.astype(np.float64) > threshold
@@ -49,31 +58,47 @@ def measure(
     means["log_loss"] = lambda weight: float(np.average(loss, weights=weight))
     means["brier"] = lambda weight: float(np.average(squared, weights=weight))
     rng = np.random.default_rng(0)
-    drawn = [rng.exponential(size=len(scores)) for _ in range(RESAMPLES)]
+    codes = np.arange(len(scores)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    drawn = [rng.exponential(size=codes.max() + 1)[codes] for _ in range(RESAMPLES)]
     metrics: dict[str, Any] = {}
     for name, mean in means.items():
         low, high = np.nanquantile([mean(weight) for weight in drawn], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         metrics[name] = {"value": mean(np.ones(len(scores))), "low": float(low), "high": float(high)}
+    metrics["ece"] = quality(probability, labels, groups=groups).ece._asdict()
     metrics["recall"] = _share(caught, positives)
     metrics["precision"] = _share(caught, alerts)
     metrics["false_positive_rate"] = _share(alerts - caught, len(labels) - positives)
     counts = {"rows": len(labels), "positives": positives, "alerts": alerts, "caught": caught}
-    return {**counts, "metrics": metrics}
+    return {**counts, "cap": float(objective.cap(y)), "metrics": metrics}
 
 
 def _share(part: int, whole: int) -> dict[str, float] | None:
     if not whole:
         return None
-    interval = binomtest(part, whole).proportion_ci(LEVEL, method="exact")
-    return {"value": part / whole, "low": float(interval.low), "high": float(interval.high)}
+    low, high = clopper_pearson(part, whole, LEVEL)
+    return {"value": part / whole, "low": low, "high": high}
+
+
+def named(card: Mapping[str, Any]) -> dict[str, str]:
+    """Name each metric of the card in words."""
+    words = {
+        "ap": "average precision",
+        "log_loss": "log-loss",
+        "brier": "Brier score",
+        "ece": "calibration error (ECE)",
+        "recall": "recall of the alerts",
+        "precision": "precision of the alerts",
+        "false_positive_rate": "false-positive rate of the alerts",
+    }
+    cap = card["held_out"].get("cap", 1.0)
+    most = f" (at most {cap:.3f})" if cap < 1 else ""
+    return {card["objective"]["text"]: f"{card['objective']['name']}, ranked{most}", **words}
 
 
 def page(card: Mapping[str, Any]) -> str:
     """Write the card as a page."""
     data, held, chosen = card["data"], card["held_out"], card["chosen"]
-    words = {"log_loss": "log-loss", "brier": "Brier score", "false_positive_rate": "false-positive rate"}
-    words["ap"] = "average precision"
-    words[card["objective"]["text"]] = card["objective"]["name"]
+    words = named(card)
     lines = [
         f"# {data['name']}: {card['classes'][1]}",
         "",
@@ -83,15 +108,28 @@ def page(card: Mapping[str, Any]) -> str:
         "",
         f"## On {held['rows']:,} held-out rows with {held['positives']:,} positives",
         "",
-        f"{held['alerts']:,} alerts, {held['caught']:,} positives caught.",
+        f"{held['alerts']:,} alerts ({held['alerts'] / held['rows']:.2%} of the rows), {held['caught']:,} positives "
+        "caught.",
         "",
         "| metric | value | 95 % interval |",
         "| --- | --- | --- |",
     ]
     for name, found in held["metrics"].items():
         row = (f"{found['value']:.4f}", f"{found['low']:.4f} to {found['high']:.4f}") if found else ("none", "")
-        lines.append(f"| {words.get(name, name)} | {row[0]} | {row[1]} |")
-    lines += ["", f"Rows were split by {data['split_by']}, with seed {card['settings']['seed']}.", ""]
+        lines.append(f"| {words[name]} | {row[0]} | {row[1]} |")
+    lines += [
+        "",
+        "Alerts are the rows above the kept threshold, cut on validation rows, so somewhat more or fewer than "
+        "it was cut for may pass it here. What is ranked is judged without it.",
+        "",
+        f"Rows were split by {data['split_by']}, with seed {card['settings']['seed']}.",
+        "",
+    ]
+    if data.get("grouped"):
+        lines[-2] += (
+            " Rows of one group were resampled together. The intervals of the alerts take rows as independent, so they "
+            "are rather narrow."
+        )
     if card.get("compared"):
         lines += [card["compared"], ""]
     lines += ["## Data", "", f"{data['rows']:,} rows, sha256 `{data['sha256']}`.", ""]

@@ -23,9 +23,10 @@ from rareloss.decide.calibration import Calibration, calibrate
 from rareloss.deploy.card import measure
 from rareloss.deploy.inputs import Inputs
 from rareloss.deploy.model import Model, layers_of, network_of, replace_folder
+from rareloss.deploy.writing import whole_file, writable
 from rareloss.study.arms import BASELINE, RECIPE, Arm, arms_for
 from rareloss.study.comparison import Comparison, versions
-from rareloss.study.data import DataError, Table, load
+from rareloss.study.data import DataError, Table, load, source_frame
 from rareloss.study.fitting import Fitted, Task, score_with
 from rareloss.study.runs import Store
 from rareloss.study.scorers import find_scorer
@@ -43,6 +44,7 @@ def fit(
     data: str | Path | pd.DataFrame | None = None,
     *,
     out: str | Path,
+    held_out: str | Path | None = None,
     target: str | None = None,
     objective: str | Objective | None = None,
     arm: str | None = None,
@@ -64,14 +66,17 @@ def fit(
     Args:
         data: a data frame, a path (csv, parquet, npz), ``"flights"`` (the default) or ``"digits"``.
         out: the folder to write, which must not exist. Beside it stands ``<out>.unfinished`` while this runs.
+        held_out: a parquet or csv file to write the test rows to, as they were found: what the model has not seen, to
+            score and report on.
         target: column to predict.
         objective: an operating point; ``"ap"`` by default. For average precision the threshold lets as many rows pass
             as there are positives.
         arm: how to train, by the name that a comparison has for it: ``"tuned_ce"`` by default, ``"smooth_ap_stage"``.
         network: what to train: ``"linear"`` by default, ``"additive"``, ``"mlp"``, or ``module:function`` for an
             ``nn.Sequential`` of ``nn.Linear`` and ``nn.ReLU``.
-        compared: folder of a comparison on these data, in place of objective, arm, network and what it was called
-            with. Of each scorer its verdict's winner, or else tuned cross-entropy, is a candidate; validation chooses.
+        compared: folder of a comparison of these data, or its ``results.json``, in place of objective, arm, network
+            and what it was called with. Of each scorer its verdict's winner, or else tuned cross-entropy, is a
+            candidate; validation chooses.
         positive: value of the target that is the positive class.
         group: column whose equal values stay in one fold.
         time: column to split by.
@@ -92,6 +97,7 @@ def fit(
         raise DataError(f"{out} exists; name another folder for the model, or delete it")
     if not out.absolute().parent.is_dir():
         raise DataError(f"there is no folder {out.absolute().parent} to write {out.name} into")
+    apart = None if held_out is None else writable(held_out)
     settings: dict[str, Any] = {
         "target": target,
         "objective": None if objective is None else str(objective),
@@ -100,16 +106,16 @@ def fit(
         "positive": positive,
         "group": group,
         "time": time,
+        "without": list(dict.fromkeys(without)) or None,
         "seed": seed,
         "trials": trials,
     }
     told = None if compared is None else _told(Path(compared), settings)
-    defaults = {"objective": "ap", "arm": BASELINE, "network": "linear", "seed": 0, "trials": 8}
+    defaults = {"objective": "ap", "arm": BASELINE, "network": "linear", "without": [], "seed": 0, "trials": 8}
     settings |= {name: value for name, value in defaults.items() if settings[name] is None}
     judged, chosen, scorer = _checked(settings)
 
-    columns = {name: settings[name] for name in ("target", "positive", "group", "time")}
-    table = load(data, **columns, without=list(without))
+    table = load(data, **{name: settings[name] for name in ("target", "positive", "group", "time", "without")})
     if table.multiclass:
         raise DataError(
             f"the target of {table.name} has {len(table.classes)} classes; a saved model decides between two: name one "
@@ -120,7 +126,7 @@ def fit(
     for sentence in table.notes:
         say(sentence)
     fold = split(table, settings["seed"])
-    own = {**settings, "without": list(without), "recipe": RECIPE, "temperatures": TEMPERATURES}
+    own = {**settings, "recipe": RECIPE, "temperatures": TEMPERATURES}
     identity = {**own, "data": table.sha256, "split_by": table.split_by, "versions": versions()}
 
     work = out.with_name(out.name + ".unfinished")
@@ -137,12 +143,25 @@ def fit(
     finally:
         torch.set_num_threads(threads)
     try:
+        if apart is not None:
+            _write_rows(data, table, fold.test, apart)
         model.write(work / "model")
         replace_folder(work / "model", out)
     except OSError as error:
         raise DataError(f"{out} cannot be written: {error.strerror}; the work is kept in {work}") from error
     shutil.rmtree(work, ignore_errors=True)
     return Model.load(out)
+
+
+def _write_rows(data: str | Path | pd.DataFrame | None, table: Table, rows: np.ndarray, path: Path) -> None:
+    """Write rows of a table as the columns of the data that they came from."""
+    assert table.kept is not None
+    frame = source_frame(data).iloc[table.kept[rows]]
+    with whole_file(path) as file:
+        if path.suffix.lower() == ".csv":
+            frame.to_csv(file, index=False)
+        else:
+            frame.to_parquet(file, index=False)
 
 
 def _checked(settings: Mapping[str, Any]) -> tuple[Objective, Arm, Any]:
@@ -170,7 +189,7 @@ def _told(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     if given:
         raise DataError(f"{', '.join(given)} come from the comparison; give them, or the folder of a comparison")
     try:
-        results = Comparison.from_json(folder / "results.json").results
+        results = Comparison.from_json(folder if folder.is_file() else folder / "results.json").results
         asked = results["settings"]
         winners = {row["scorer"]: row["winner"] or BASELINE for row in results["verdicts"]}
         means = {
@@ -178,6 +197,7 @@ def _told(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
             for key in winners.items()
         }
         taken = {name: asked[name] for name in ("target", "positive", "group", "time", "trials", "objective")}
+        taken["without"] = asked.get("without", [])
         first = asked["seeds"][0]
         known = results["data"]["sha256"]
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
@@ -212,21 +232,23 @@ def _model(
     calibration = _calibration(validation, labels[fold.validation], table, fold.validation, threshold, task.seed)
     inputs = Inputs.of(task.fitted_inputs(found.kind), found.kind)
     probability = calibration(scores["test"])
+    groups = None if table.group is None else table.group[fold.test]
     card = {
         "schema": 1,
-        "target": settings["target"] or table.name,
+        "target": table.target_name,
         "classes": list(table.classes),
         "objective": {"text": str(task.objective), "name": task.objective.name},
         "chosen": {**chosen, **found.chosen, "kind": found.kind, "kept": found.kept, "validation": found.validation},
         "threshold": {"value": threshold, "about": about},
         "calibration": _said(calibration),
-        "held_out": measure(scores["test"], probability, labels[fold.test], threshold, task.objective),
+        "held_out": measure(scores["test"], probability, labels[fold.test], threshold, task.objective, groups),
         "data": {
             "name": table.name,
             "sha256": table.sha256,
             "rows": len(table.target),
             "rate": table.rate,
             "split_by": table.split_by,
+            "grouped": table.group is not None,
             "folds": {name: len(rows) for name, rows in fold._asdict().items()},
             "notes": list(table.notes),
         },
@@ -241,7 +263,7 @@ def _model(
         inputs,
         table.columns,
         table.unused,
-        settings["target"] or table.name,
+        table.target_name,
         (table.classes[0], table.classes[1]),
         task.objective,
         threshold,

@@ -1,8 +1,6 @@
 """Score a file of any size, a batch at a time, and write what was found whole or not at all."""
 
 import contextlib
-import os
-import tempfile
 import warnings
 from collections.abc import Generator, Sequence
 from pathlib import Path
@@ -14,6 +12,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from rareloss.deploy.model import Model
+from rareloss.deploy.writing import whole_file, writable
 from rareloss.study.data import DataError, separator, source_frame
 
 __all__ = ["Scored", "score_file"]
@@ -58,45 +57,31 @@ def score_file(
             was.
     """
     model = model if isinstance(model, Model) else Model.load(model)
-    out, names = Path(out), [name for name, _ in WRITTEN]
-    if out.suffix.lower() not in (".parquet", ".pq", ".csv"):
-        raise DataError(f"{out} has an unknown ending; parquet and csv files are written")
-    if not out.absolute().parent.is_dir():
-        raise DataError(f"there is no folder {out.absolute().parent} to write {out.name} into")
+    out, names = writable(out), [name for name, _ in WRITTEN]
     if rows_at_once < 1:
         raise DataError(f"rows_at_once must be at least 1, got {rows_at_once}")
     if set(keep) & set(names) or len(set(keep)) < len(keep):
         raise DataError(
             f"columns to keep must differ from each other and from {', '.join(names)}, got {', '.join(keep)}"
         )
-    handle, part = tempfile.mkstemp(dir=out.absolute().parent, prefix=f".{out.name}.", suffix=".part")
     rows = alerts = 0
-    try:
-        with open(handle, "wb") as file:
-            with contextlib.ExitStack() as stack:
-                writer = None
-                # Closed also where a batch is refused, and with it the file that it reads.
-                batches = stack.enter_context(contextlib.closing(_batches(data, model, list(keep), rows_at_once)))
-                for batch, kept in batches:
-                    try:
-                        found = model.score(batch)
-                    except DataError as error:
-                        raise DataError(f"rows {rows + 1:,} to {rows + len(batch):,}: {error}") from error
-                    columns = [pa.array(found[name], kind) for name, kind in WRITTEN]
-                    table = pa.Table.from_arrays([*kept.columns, *columns], [*kept.column_names, *names])
-                    if writer is None:
-                        make = pa.csv.CSVWriter if out.suffix.lower() == ".csv" else pq.ParquetWriter
-                        writer = stack.enter_context(make(file, table.schema))
-                    writer.write_table(table)
-                    rows += len(batch)
-                    alerts += int(found["decision"].sum())
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(part, 0o644)  # mkstemp makes files that only their owner may read
-        os.replace(part, out)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
+    with whole_file(out) as file, contextlib.ExitStack() as stack:
+        writer = None
+        # Closed also where a batch is refused, and with it the file that it reads.
+        batches = stack.enter_context(contextlib.closing(_batches(data, model, list(keep), rows_at_once)))
+        for batch, kept in batches:
+            try:
+                found = model.score(batch)
+            except DataError as error:
+                raise DataError(f"rows {rows + 1:,} to {rows + len(batch):,}: {error}") from error
+            columns = [pa.array(found[name], kind) for name, kind in WRITTEN]
+            table = pa.Table.from_arrays([*kept.columns, *columns], [*kept.column_names, *names])
+            if writer is None:
+                make = pa.csv.CSVWriter if out.suffix.lower() == ".csv" else pq.ParquetWriter
+                writer = stack.enter_context(make(file, table.schema))
+            writer.write_table(table)
+            rows += len(batch)
+            alerts += int(found["decision"].sum())
     return Scored(rows, alerts)
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,22 +12,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
-from scipy.stats import beta, norm
-from sklearn.metrics import average_precision_score
+from scipy.stats import norm
 
 from rareloss import Objective
+from rareloss.decide.intervals import clopper_pearson
 from rareloss.study.data import DataError, Table, is_date, load, source_frame
 
-__all__ = ["Advice", "Finding", "advise", "leaks", "logit_interval", "noise_that_shrinks", "recall_interval"]
+__all__ = ["Advice", "Finding", "advise", "logit_interval", "noise_that_shrinks"]
 
 TEST_SHARE = 0.2  # of a 60/20/20 split
 PLAUSIBLE = 0.5
 NEEDED_ROWS = 10.0  # behind an operating point: what the losses warn of
 NEEDED_POSITIVES = 10.0  # in the pool of average precision
-LEAK = 0.95
 MOST_TRAIN_ROWS = 50_000
 MOST_TRAIN_POSITIVES = 10_000
-MOST_ROWS_FOR_LEAKS = 200_000
 GROUP_NAME = re.compile(
     r"(^|_)(id|key|uuid)$|customer|client|user|patient|account|card|device|merchant|household", re.IGNORECASE
 )
@@ -72,6 +71,7 @@ def advise(
     positive: str | None = None,
     group: str | None = None,
     time: str | None = None,
+    without: Iterable[str] = (),
     rows: float | None = None,
     rate: float | None = None,
     batch: int = 1024,
@@ -89,6 +89,7 @@ def advise(
         positive: value of the target that is positive.
         group: column whose values stay in one fold.
         time: column to split by.
+        without: columns to leave out.
         rows: how many rows there are, where no data are given.
         rate: share of positives, in (0, 1), where no data are given.
         batch: rows of a training step.
@@ -106,6 +107,7 @@ def advise(
         (0.5, 20000)
     """
     goal = objective if isinstance(objective, Objective) else Objective.parse(objective)
+    without = list(without)
     _between("plausible", plausible)
     _between("width", width)
     if batch < 1:
@@ -127,7 +129,7 @@ def advise(
                 f"{total:,} rows at a rate of {rate:g} hold {positives:,} positives; both classes are needed"
             )
     else:
-        table = load(data, target=target, positive=positive, group=group, time=time)
+        table = load(data, target=target, positive=positive, group=group, time=time, without=without)
         counts = np.bincount(table.target)
         total, positives = len(table.target), int(counts[1] if len(counts) == 2 else counts.min())
         rate = positives / total
@@ -144,7 +146,7 @@ def advise(
     else:
         if table.notes:
             findings.insert(0, Finding("data", list(table.notes), "-", "Read: " + "; ".join(table.notes) + "."))
-        found, options = _split_advice(data, table, options)
+        found, options = _split_advice(data, table, options, without)
         findings += found
         findings.append(_quick_fits(table, goal) if fits and not table.multiclass else _measured_elsewhere())
     name = str(data) if isinstance(data, (str, Path)) else "DATA" if table is None or data is not None else "flights"
@@ -152,24 +154,12 @@ def advise(
         options["target"] = "COLUMN"
     words = ["rareloss", "compare", name]
     words += [word for key, value in options.items() if value is not None for word in (f"--{key}", value)]
+    words += [word for name in without for word in ("--without", name)]
     command = shlex.join([*words, "--objective", str(goal)])
     return Advice(str(goal), total, positives, tuple(findings), command)
 
 
 # ------------------------------------------------------------------------------------------------------- measurable
-
-
-def recall_interval(caught: float, positives: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Compute the exact interval of Clopper and Pearson for ``caught`` of ``positives``.
-
-    Example:
-        >>> [round(end, 3) for end in recall_interval(5, 10)]
-        [0.187, 0.813]
-    """
-    tail = (1 - confidence) / 2
-    low = 0.0 if caught <= 0 else float(beta.ppf(tail, caught, positives - caught + 1))
-    high = 1.0 if caught >= positives else float(beta.ppf(1 - tail, caught + 1, positives - caught))
-    return low, high
 
 
 def logit_interval(value: float, positives: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -188,7 +178,7 @@ def logit_interval(value: float, positives: int, confidence: float = 0.95) -> tu
 def _interval(goal: Objective, value: float, positives: int) -> tuple[float, float]:
     if goal.kind == "ap":
         return logit_interval(value, positives)
-    return recall_interval(round(value * positives), positives)
+    return clopper_pearson(round(value * positives), positives)
 
 
 def _width(goal: Objective, value: float, positives: int) -> float:
@@ -299,9 +289,11 @@ def _alerts(goal: Objective, rate: float, per_period: float | None) -> list[Find
         share, best = q * (1 - rate) + rate, rate / (rate + (1 - rate) * q)
         formula = "at recall R: N (f (1 - rate) + R rate); precision = R rate / (R rate + f (1 - rate))"
         trade = f"false alarms alone are {q * (1 - rate):.3g} of all rows"
-    count = (
-        f"{share * per_period:,.3g} a period of {per_period:,.0f} rows" if per_period else f"{share:.3g} of all rows"
-    )
+    count = f"{share:.3g} of all rows"
+    if per_period:
+        number = share * per_period
+        count = f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+        count += f" a period of {per_period:,.0f} rows"
     most = "" if goal.kind == "recall@top" else " at most"
     return [
         Finding(
@@ -379,32 +371,11 @@ def _measured_elsewhere() -> Finding:
 # ------------------------------------------------------------------------------------------------------------ a file
 
 
-def leaks(table: Table) -> dict[str, float]:
-    """Compute the average precision of each column alone, and return those above .95: they may give the answer away."""
-    if table.multiclass:
-        return {}
-    rows = np.arange(len(table.target))
-    if len(rows) > MOST_ROWS_FOR_LEAKS:
-        rows = np.sort(np.random.default_rng(0).choice(rows, MOST_ROWS_FOR_LEAKS, replace=False))
-    target, found = table.target[rows], {}
-    if not 0 < target.sum() < len(target):
-        return {}
-    for name in table.frame.columns:
-        column = table.frame[name].iloc[rows]
-        if isinstance(column.dtype, pd.CategoricalDtype):
-            column = pd.Series(target, index=column.index).groupby(column, observed=True).transform("mean")
-        scores = column.fillna(column.median()).to_numpy(dtype=np.float64)
-        best = max(float(average_precision_score(target, sign * scores)) for sign in (1, -1))
-        if best > LEAK:
-            found[str(name)] = best
-    return found
-
-
 def _split_advice(
-    data: str | Path | pd.DataFrame | None, table: Table, options: dict[str, str | None]
+    data: str | Path | pd.DataFrame | None, table: Table, options: dict[str, str | None], without: Sequence[str]
 ) -> tuple[list[Finding], dict[str, str | None]]:
     frame = source_frame(data)
-    free = [name for name in frame.columns if name not in options.values()]
+    free = [name for name in frame.columns if name not in {*options.values(), *without}]
     times = [name for name in free if is_date(frame[name])]
     groups = [name for name in free if name not in times and _repeats(frame[name])]
     options = dict(options)
@@ -421,12 +392,15 @@ def _split_advice(
     found = [
         Finding("split", {"time": times, "groups": groups, "duplicates": copies}, "see docs/advise.md", " ".join(said))
     ]
-    alone = leaks(table)
-    listed = ", ".join(f"{name} ({value:.3f})" for name, value in alone.items())
+    listed = ", ".join(f"{name} ({value:.3f})" for name, value in table.leaks.items())
     sentence = "No single column ranks the positives almost perfectly, so none looks like a leak."
-    if alone:
-        sentence = f"A leak? By itself this column ranks almost perfectly, was it known in time: {listed}."
-    found.append(Finding("leaks", alone, "average precision of one column above .95", sentence))
+    if table.leaks:
+        left_out = " ".join(f"--without {shlex.quote(name)}" for name in table.leaks)
+        sentence = (
+            f"A leak? By itself each of these ranks almost perfectly: {listed}. What is not known when the score is "
+            f"needed must be left out: {left_out}."
+        )
+    found.append(Finding("leaks", dict(table.leaks), "average precision of one column above .95", sentence))
     return found, options
 
 

@@ -7,7 +7,7 @@ import platform
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -116,6 +116,7 @@ def compare(
     positive: str | None = None,
     group: str | None = None,
     time: str | None = None,
+    without: Iterable[str] = (),
     seeds: int | Sequence[int] = 5,
     trials: int = 8,
     network: Sequence[str] = tuple(SCORERS),
@@ -139,6 +140,7 @@ def compare(
         positive: value of the target that is the positive class.
         group: column whose equal values stay in one fold.
         time: column to split by.
+        without: columns to leave out, such as those that give the answer away.
         seeds: how many splits, or which.
         trials: draws of hyper-parameters for tuned cross-entropy.
         network: scorers: ``linear``, ``additive``, ``mlp``, or ``module:function``.
@@ -168,7 +170,9 @@ def compare(
     scorers = [find_scorer(name) for name in dict.fromkeys(network)]
     if not scorers:
         raise DataError(f"no network was named; use {', '.join(SCORERS)} or module:function of your own")
-    table = load(data, target=target, positive=positive, group=group, time=time)
+    given: dict[str, Any] = {"target": target, "positive": positive, "group": group, "time": time}
+    given["without"] = list(dict.fromkeys(without))
+    table = load(data, **given)
     for sentence in table.notes:
         say(sentence)
     folds = {seed: split(table, seed) for seed in numbers}  # refuses what cannot be split before any work
@@ -183,7 +187,6 @@ def compare(
     if units:
         say(f"{len(units)} of {len(wanted)} units were finished before and are taken over from {out}")
 
-    given = {"target": target, "positive": positive, "group": group, "time": time}
     names = [scorer.name for scorer in scorers]
     described: dict[str, Any] = {
         "schema": 1,

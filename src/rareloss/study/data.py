@@ -1,9 +1,10 @@
 """Read a table of data and say in words what was done to it."""
 
 import hashlib
+import shlex
 import warnings
-from collections.abc import Hashable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -98,6 +99,9 @@ class Table:
         split_by: How rows are split, in words.
         columns: Where the features come from.
         unused: Columns of the file that became no feature.
+        leaks: Columns that rank a rare class almost perfectly by themselves, and the average precision.
+        target_name: The column that the target was read from.
+        kept: Places of the rows in the data as they were found, int64 ``[n]``.
     """
 
     name: str
@@ -111,6 +115,9 @@ class Table:
     split_by: str
     columns: tuple[Column, ...] = ()
     unused: tuple[str, ...] = ()
+    leaks: Mapping[str, float] = field(default_factory=dict)
+    target_name: str = ""
+    kept: np.ndarray | None = None
 
     @property
     def multiclass(self) -> bool:
@@ -190,7 +197,9 @@ def load(
 
     frame, said = _drop_row_numbers(frame, {column for column in roles.values() if column is not None})
     notes += said
-    frame, said = _drop_rows_without(frame, [chosen] if time is None else [chosen, time])
+    needed = [chosen] if time is None else [chosen, time]
+    kept = np.flatnonzero(frame[needed].notna().all(axis=1))
+    frame, said = _drop_rows_without(frame, needed)
     notes += said
     labels, classes, said = _classes(frame[chosen], chosen, positive)
     notes += said
@@ -202,7 +211,13 @@ def load(
 
     features, columns, said = _features(frame.drop(columns=list({chosen, by_group, time} - {None})))
     used = {column.name for column in columns}
-    notes += said + _giveaways(features, labels, classes)
+    leaks = _leaks(features, labels, len(classes))
+    home = {part: column.name for column in columns for part in column.features}
+    notes += said + [
+        f"check {name!r}: {found}; leave it out (--without {shlex.quote(home[name])}) if that is not known when the "
+        "score is needed"
+        for name, found in _giveaways(features, labels, classes, leaks)
+    ]
     rows = pd.util.hash_pandas_object(features, index=False).to_numpy()
     copies, said = _copies(rows)
     split_by = "rows"
@@ -225,6 +240,9 @@ def load(
         split_by=split_by,
         columns=columns,
         unused=tuple(name for name in given if name not in used),
+        leaks=_by_column(leaks, home),
+        target_name=chosen,
+        kept=kept,
     )
 
 
@@ -756,9 +774,14 @@ def _date_parts(name: Hashable, dates: pd.Series) -> dict[str, pd.Series]:
     return {f"{name}_{part}": values.astype("float64") for part, values in parts.items()}
 
 
-def _giveaways(features: pd.DataFrame, target: np.ndarray, classes: tuple[str, ...]) -> list[str]:
-    """Warn of columns that are missing, or present, for one class alone: often they are filled after the fact."""
-    notes = []
+def _giveaways(
+    features: pd.DataFrame, target: np.ndarray, classes: tuple[str, ...], leaks: Mapping[str, tuple[int, float]]
+) -> list[tuple[str, str]]:
+    """Name features that may give the answer away, and say why.
+
+    They are missing, or present, for one class alone, as what is filled after the fact; or rank a class by themselves.
+    """
+    found = []
     shares = np.bincount(target) / len(target)
     for name in features.columns[features.isna().any()]:
         missing = features[name].isna().to_numpy()
@@ -767,20 +790,31 @@ def _giveaways(features: pd.DataFrame, target: np.ndarray, classes: tuple[str, .
             often = int(counts.argmax())
             alone = counts[often] >= PURE * counts.sum() and counts.sum() >= LEAST_ROWS_OF_A_CLASS
             if alone and shares[often] < 0.5:
-                notes.append(
-                    f"check {name!r}: where it is {state}, {counts[often]:,} of {counts.sum():,} rows are of class "
-                    f"{classes[often]!r}; leave it out if that is not known when the score is needed"
-                )
+                of = f"{counts[often]:,} of {counts.sum():,} rows are of class {classes[often]!r}"
+                found.append((name, f"where it is {state}, {of}"))
+    for name, (index, value) in leaks.items():
+        found.append((name, f"it ranks {classes[index]!r} by itself, with an average precision of {value:.3f}"))
+    return found
+
+
+def _leaks(features: pd.DataFrame, target: np.ndarray, classes: int) -> dict[str, tuple[int, float]]:
+    """Find features that rank a class of less than half of the rows almost perfectly: that class and how well."""
+    rare = np.flatnonzero(np.bincount(target, minlength=classes) < 0.5 * len(target))
     some = slice(None, None, -(-len(target) // MOST_ROWS_TO_LOOK_AT))
+    found: dict[str, tuple[int, float]] = {}
     for name in features.columns:
-        for index in [index for index, share in enumerate(shares) if share < 0.5]:
-            found = _alone(features[name].iloc[some], target[some] == index)
-            if found > GIVEN_AWAY:
-                notes.append(
-                    f"check {name!r}: it ranks {classes[index]!r} by itself, with an average precision of {found:.3f}; "
-                    "leave it out if it is not known when the score is needed"
-                )
-    return notes
+        alone = [(_alone(features[name].iloc[some], target[some] == index), int(index)) for index in rare]
+        value, index = max(alone, default=(0.0, 0))
+        if value > GIVEN_AWAY:
+            found[str(name)] = index, value
+    return found
+
+
+def _by_column(leaks: Mapping[str, tuple[int, float]], home: Mapping[str, str]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name, (_, value) in leaks.items():
+        found[home[name]] = max(value, found.get(home[name], 0.0))
+    return found
 
 
 def _alone(column: pd.Series, positive: np.ndarray) -> float:

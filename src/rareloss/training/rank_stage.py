@@ -237,7 +237,9 @@ def rank_stage(
         scores_of = _in_chunks(tried, chunk_size)
         judge = partial(_on_validation, tried, held_out, objective, chunk_size)
         if optimizer != "adamw" and whole is not None:
-            found = _solve(tried, loss, whole, judge, scores_of, solver=solver, tolerance=tolerance)
+            found = _solve(
+                tried, loss, whole, judge, scores_of, solver=solver, tolerance=tolerance, objective=objective
+            )
         else:
             found = descend(
                 tried,
@@ -369,6 +371,7 @@ def _solve(
     judge: Callable[[], Judgement | Tensor],
     scores_of: Callable[..., Tensor],
     first: nn.Module | None = None,
+    objective: Objective | None = None,
     **options: Any,
 ) -> Descent:
     options["margin"] = _margin(model, whole.targets)
@@ -388,8 +391,8 @@ def _solve(
     moved = whole._replace(inputs=turned.inputs.to(origin.dtype))
     if isinstance(first, nn.Linear):
         options["first"] = turned.into(first)
-    elif model.out_features == 1:
-        options["elsewhere"] = partial(start_elsewhere, turned.into(model), copy.deepcopy(loss), moved)
+    elif objective is not None and model.out_features == 1:
+        options["elsewhere"] = partial(start_elsewhere, turned.into(model), copy.deepcopy(loss), moved, objective)
     found = follow_path(solved, loss, moved, judged, **options)
     turned.back(solved, model)
     if not found.kept.step:
