@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--scorer", action="append", metavar="NAME", help="only this scorer; may be repeated")
     parser.add_argument("--block", action="append", metavar="NAME", help="only this part of the grid; may be repeated")
+    parser.add_argument("--splits", type=int, metavar="N", help="no set has more than so many splits")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--core", action="store_true", help="the core of the grid (the default)")
     size.add_argument("--full", action="store_true", help="all of it")
@@ -67,7 +68,7 @@ def _run(given: argparse.Namespace) -> int:
     if unknown := {name.partition("=")[0] for name in chosen} - set(every):
         raise DataError(f"there is no set {sorted(unknown)[0]!r}; there are {', '.join(every)}")
     sizes = {name: grid.size_of(grid.open_set(name, given.data)) for name in chosen}
-    wanted = list(grid.units(grid.FULL if given.full else grid.CORE, sizes))
+    wanted = list(grid.units(grid.FULL if given.full else grid.CORE, sizes, given.splits))
     for what, asked, of in (
         ("scorer", given.scorer, lambda unit: unit.scorer),
         ("block", given.block, lambda unit: unit.block.name),

@@ -156,10 +156,15 @@ def splits_of(size: Size, scorer: str) -> int:
     return splits if size.classes == 2 else max(1, splits // 2)
 
 
-def units(blocks: Sequence[Block], sizes: Mapping[str, Size]) -> Iterator[Unit]:
+def units(blocks: Sequence[Block], sizes: Mapping[str, Size], most_splits: int | None = None) -> Iterator[Unit]:
     """Yield all units: five splits of everything before the sixth of anything, a split of every set before the next.
 
     Within that, scorecards and average precision come first. So a run that is stopped is a smaller run of this design.
+
+    Args:
+        blocks: the parts of the grid.
+        sizes: of each set.
+        most_splits: no set has more; None: as many as its size asks for.
     """
     for block in blocks:
         for seeds in WAVES:
@@ -167,7 +172,7 @@ def units(blocks: Sequence[Block], sizes: Mapping[str, Size]) -> Iterator[Unit]:
                 for objective in block.objectives:
                     for seed in seeds:
                         for name, size in sizes.items():
-                            if seed < splits_of(size, scorer):
+                            if seed < splits_of(size, scorer) and (most_splits is None or seed < most_splits):
                                 yield Unit(block, name, objective, scorer, FIRST_SEED + seed)
 
 

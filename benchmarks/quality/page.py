@@ -10,7 +10,7 @@ from rareloss.study.arms import BASELINE
 from rareloss.study.runs import TREES
 from rareloss.study.statistics import Interval
 
-__all__ = ["page"]
+__all__ = ["CONTROL", "OWN_STAGE", "markdown_table", "not_run", "page", "ranged", "signed", "spoken"]
 
 Results = Mapping[str, Any]
 Pair = tuple[str, str]
@@ -98,9 +98,9 @@ def page(results: Results) -> str:
     ]
     lines += _peer_tables(results, pairs)
     for (scorer, objective), mine in found.items():
-        lines += ["", f"## {SCORERS.get(scorer, scorer)}, {_spoken(objective)}", ""]
+        lines += ["", f"## {SCORERS.get(scorer, scorer)}, {spoken(objective)}", ""]
         lines += _by_set(results, scorer, objective, mine) if mine else ["Nothing of it has run."]
-    lines += ["", "## What did not run", "", *_not_run(results)]
+    lines += ["", "## What did not run", "", *not_run(results)]
     lines += ["", "## The sets", "", *_sets(results), "", "## The arms", "", *_arms(results)]
     lines += ["", "The scripts: `benchmarks/quality/`; the numbers: `benchmarks/results/quality.json`.", ""]
     return "\n".join(lines)
@@ -126,21 +126,21 @@ def _in_short(results: Results, found: Mapping[Pair, Sequence[Effect]]) -> list[
         else:
             said = "is not told from nothing"
         text = (
-            f"- **{SCORERS.get(scorer, scorer)}, {_spoken(objective)}** ({_sets_of(best.sets)}): {label[best.arm]} "
-            f"{said}, {_range(best.these)} over these sets, {_range(best.like)} over sets like these; the worst set is "
-            f"{best.worst[0]} with {_signed(best.worst[1])}"
+            f"- **{SCORERS.get(scorer, scorer)}, {spoken(objective)}** ({_sets_of(best.sets)}): {label[best.arm]} "
+            f"{said}, {ranged(best.these)} over these sets, {ranged(best.like)} over sets like these; the worst set is "
+            f"{best.worst[0]} with {signed(best.worst[1])}"
         )
         text += f"; better beyond chance on {', '.join(best.better)}" if best.better else ""
         text += f"; worse beyond chance on {', '.join(best.worse)}" if best.worse else ""
         fresh = [one for one in mine if one.arm == best.arm and one.data not in LOOKED_AT]
         if fresh:
-            each = ", ".join(f"{one.data} {_range(one.interval)}" for one in fresh)
+            each = ", ".join(f"{one.data} {ranged(one.interval)}" for one in fresh)
             text += f". On sets that took no part in making the defaults: {each}"
         if control := every.get(CONTROL):
-            text += f". Cross-entropy continued: {_range(control.these)}"
+            text += f". Cross-entropy continued: {ranged(control.these)}"
         others = [one for one in every.values() if kind[one.arm] not in ("ranking", "control")]
         if others:
-            text += ". Others: " + "; ".join(f"{label[one.arm]} {_range(one.these)}" for one in others)
+            text += ". Others: " + "; ".join(f"{label[one.arm]} {ranged(one.these)}" for one in others)
         lines.append(text + ".")
     return lines or ["Nothing can be said yet: no scorer has two splits of any set."]
 
@@ -157,15 +157,15 @@ def _promised(results: Results, found: Mapping[Pair, Sequence[Effect]]) -> list[
         parts = []
         if least is not None:
             met = one.these.low is not None and one.these.low > 0 and one.these.mean >= least
-            parts.append((f"mean at least {_signed(least)}, interval above 0", met, _range(one.these)))
+            parts.append((f"mean at least {signed(least)}, interval above 0", met, ranged(one.these)))
             large = [effect for effect in mine if positives[effect.data] > MANY_POSITIVES]
             above = [effect.data for effect in large if effect.interval.low is not None and effect.interval.low > 0]
             name = f"interval above 0 on half of the sets of more than {MANY_POSITIVES} test positives"
             parts.append((name, 2 * len(above) >= len(large), f"{len(above)} of {len(large)}"))
-        worst = f"{one.worst[0]} {_signed(one.worst[1])}"
-        parts.append((f"no set below {_signed(LEAST_OF_A_SET)}", one.worst[1] >= LEAST_OF_A_SET, worst))
+        worst = f"{one.worst[0]} {signed(one.worst[1])}"
+        parts.append((f"no set below {signed(LEAST_OF_A_SET)}", one.worst[1] >= LEAST_OF_A_SET, worst))
         said = "; ".join(f"{name}: {'met' if met else '**missed**'} ({value})" for name, met, value in parts)
-        lines.append(f"- {SCORERS[scorer]}, {_spoken(objective)}: {said}.")
+        lines.append(f"- {SCORERS[scorer]}, {spoken(objective)}: {said}.")
     return lines or ["Nothing of it can be judged yet."]
 
 
@@ -176,18 +176,18 @@ def _over_all(results: Results, found: Mapping[Pair, Sequence[Effect]]) -> list[
         rows += [
             (
                 SCORERS.get(scorer, scorer),
-                _spoken(objective),
+                spoken(objective),
                 label[one.arm],
                 str(one.sets),
-                _range(one.these),
-                "" if one.like.low is None else _range(one.like),
-                f"{one.worst[0]} {_signed(one.worst[1])}",
+                ranged(one.these),
+                "" if one.like.low is None else ranged(one.like),
+                f"{one.worst[0]} {signed(one.worst[1])}",
                 f"{len(one.better)} / {len(one.worse)}",
             )
             for one in _in_order(overall(mine), label)
         ]
     heads = ("scorer", "judged by", "arm", "sets", "these sets", "sets like these", "worst set", "better / worse*")
-    return _table(heads, rows) if rows else ["Nothing has two splits of any set yet."]
+    return markdown_table(heads, rows) if rows else ["Nothing has two splits of any set yet."]
 
 
 def _peer_tables(results: Results, pairs: Iterable[Pair]) -> list[str]:
@@ -201,22 +201,22 @@ def _peer_tables(results: Results, pairs: Iterable[Pair]) -> list[str]:
                 if not mine:
                     continue
                 each = ", ".join(
-                    f"{effect.data} {_signed(effect.interval.mean)}{'*' if effect.sure else ''}" for effect in mine
+                    f"{effect.data} {signed(effect.interval.mean)}{'*' if effect.sure else ''}" for effect in mine
                 )
                 mean = overall(mine)
                 rows.append(
                     (
                         SCORERS.get(scorer, scorer),
-                        _spoken(objective),
+                        spoken(objective),
                         label[peer],
-                        _range(mean[0].these) if mean else "",
+                        ranged(mean[0].these) if mean else "",
                         each,
                     )
                 )
     if not rows:
         return []
     heads = ("scorer", "judged by", "against", "ours less theirs, these sets", "by set")
-    return ["", "## Against other libraries' loss of the same name", "", *_table(heads, rows)]
+    return ["", "## Against other libraries' loss of the same name", "", *markdown_table(heads, rows)]
 
 
 def _by_set(results: Results, scorer: str, objective: str, mine: Sequence[Effect]) -> list[str]:
@@ -236,30 +236,31 @@ def _by_set(results: Results, scorer: str, objective: str, mine: Sequence[Effect
         by_arm = {effect.arm: effect for effect in mine if effect.data == data}
         first = next(iter(by_arm.values()))
         cells = [
-            f"{_range(by_arm[arm].interval)}{'*' if by_arm[arm].sure else ''}" if arm in by_arm else "" for arm in arms
+            f"{ranged(by_arm[arm].interval)}{'*' if by_arm[arm].sure else ''}" if arm in by_arm else "" for arm in arms
         ]
         rows.append((data, str(len(first.differences)), str(positives[data]), f"{first.base:.3f}", *cells))
         if trees:
             rows[-1] = (*rows[-1], f"{np.mean(trees[data]):.3f}" if data in trees else "")
     heads = ("set", "splits", "test positives", "tuned CE", *(label[arm] for arm in arms))
-    return _table((*heads, "(boosted trees)") if trees else heads, rows)
+    return markdown_table((*heads, "(boosted trees)") if trees else heads, rows)
 
 
-def _not_run(results: Results) -> list[str]:
+def not_run(results: Results) -> list[str]:
+    """Name what of the plan has not run, and what failed, a line each."""
     missing = [row for row in results["plan"] if row["done"] < row["planned"]]
     lines = []
     for pair in dict.fromkeys((row["block"], row["scorer"], row["objective"]) for row in missing):
         mine = [row for row in missing if (row["block"], row["scorer"], row["objective"]) == pair]
         _, scorer, objective = pair
         each = ", ".join(f"{row['data']} {row['done']} of {row['planned']} splits" for row in mine)
-        name = f"{SCORERS.get(scorer, scorer)}, {_spoken(objective)}"
+        name = f"{SCORERS.get(scorer, scorer)}, {spoken(objective)}"
         whole = [row for row in results["plan"] if (row["block"], row["scorer"], row["objective"]) == pair]
         nothing = len(mine) == len(whole) and not any(row["done"] for row in whole)
         more = ", the further arms" if pair[0] == "arms" else ""
         lines.append(f"- {name}{more}: {'nothing' if nothing else each}.")
     failed = dict.fromkeys(
         f"- {failure['arm']} failed on {failure['data']} ({SCORERS.get(failure['scorer'], failure['scorer'])}, "
-        f"{_spoken(failure['objective'])}, split {failure['seed']}): {failure['error']}"
+        f"{spoken(failure['objective'])}, split {failure['seed']}): {failure['error']}"
         for failure in results["failed"]
     )
     if not any(arm["kind"] == "peer" for arm in results["arms"]):
@@ -281,7 +282,7 @@ def _sets(results: Results) -> list[str]:
         )
         for name, one in results["sets"].items()
     ]
-    lines = _table(("set", "rows", "inputs", "positives", "split by", "hash"), rows)
+    lines = markdown_table(("set", "rows", "inputs", "positives", "split by", "hash"), rows)
     if seen := [name for name in results["sets"] if name in LOOKED_AT]:
         lines += [
             "",
@@ -299,7 +300,7 @@ def _arms(results: Results) -> list[str]:
         f"In the model over sets, no set's standard error is taken below {LEAST_ERROR}: an arm that kept its start on "
         "every split has none at all. Such sets weigh most there, which pulls *like these* towards 0."
     )
-    return [*_table(("arm", "kind", "what it is"), rows), "", floor]
+    return [*markdown_table(("arm", "kind", "what it is"), rows), "", floor]
 
 
 # ------------------------------------------------------------------------------------------------------------- wording
@@ -314,7 +315,8 @@ def _in_order(every: Iterable[Overall], label: Mapping[str, str]) -> list[Overal
     return sorted(every, key=lambda one: place.index(one.arm))
 
 
-def _spoken(objective: str) -> str:
+def spoken(objective: str) -> str:
+    """Say an objective of the grid in words."""
     return OBJECTIVES.get(objective, objective)
 
 
@@ -322,18 +324,21 @@ def _sets_of(many: int) -> str:
     return f"{many} sets" if many != 1 else "1 set"
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
+    """Write a difference with its sign and three decimals, and 0 as 0."""
     text = f"{value:+.3f}"
     return "0" if float(text) == 0 else text
 
 
-def _range(interval: Interval) -> str:
+def ranged(interval: Interval) -> str:
+    """Write a mean difference and, where there is one, its interval in brackets."""
     if interval.low is None or interval.high is None:
-        return _signed(interval.mean)
-    return f"{_signed(interval.mean)} [{_signed(interval.low)}, {_signed(interval.high)}]"
+        return signed(interval.mean)
+    return f"{signed(interval.mean)} [{signed(interval.low)}, {signed(interval.high)}]"
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a table."""
     return [
         f"| {' | '.join(heads)} |",
         f"| {' | '.join('---' for _ in heads)} |",
