@@ -7,7 +7,7 @@ rate that hardly moves, though that of the returned cut is not known so well: it
 its numbers stand in the last two columns.
 
 python -m benchmarks.coverage [--draws 2000] [--only "0.1%"]
-python -m benchmarks.coverage --chosen [--draws 1000]
+python -m benchmarks.coverage --chosen [--draws 500]
 
 The second command cuts where labels choose, and tries the usual intervals beside those of all thresholds at once.
 """
@@ -197,7 +197,7 @@ def line(cell: Cell) -> str:
 def chosen(draws: int, only: str, seed: int = 0) -> Iterator[str]:
     """Yield rows of the table of cuts that labels choose, at a prevalence of 1 %."""
     for objective in CHOSEN:
-        for positives in (10, 100, 1000):
+        for positives in (10, 100):  # few enough that all rows have a score: cuts may lie anywhere
             name = f"{objective} | {positives}"
             if only not in name:
                 continue
@@ -205,8 +205,6 @@ def chosen(draws: int, only: str, seed: int = 0) -> Iterator[str]:
             for _ in range(draws):
                 rows = draw(random, positives, 0.01, (1.0,))
                 both = [find_threshold(*rows[:2], objective, simultaneous=each) for each in (False, True)]
-                if len(rows[0]) > MOST_SCORED and both[0].threshold.value < norm.isf(SCORED):
-                    raise AssertionError(f"{name}: a cut lies below the rows that have a score")
                 with np.errstate(invalid="ignore"):  # where nothing is above there is no precision, and [0, 1] holds
                     values = np.nan_to_num(truth(0.0, 0.01, both[0].threshold.value)[1:4])
                 ends = np.array([[(getattr(c, n).low, getattr(c, n).high) for n in NAMES[1:4]] for c in both])
