@@ -114,7 +114,7 @@ def rank_stage(
     From the given parameters on, nothing but the ranking loss is minimised: a blend with cross-entropy gives the gain
     away. Validation judges on the way by the objective itself, and the best parameters of all are returned. So the
     stage never ends below its start on validation, and says when it changed nothing. It pays where the model cannot fit
-    everything: scorecards, heads on frozen features, small networks.
+    everything: scorecards, small networks.
 
     * A linear model over all rows is solved by L-BFGS along a path of penalties on how far its scores move from where
       they were, see :func:`~rareloss.training.descent.follow_path`; validation chooses one of six places on it. A
