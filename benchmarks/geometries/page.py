@@ -52,8 +52,8 @@ python -m benchmarks.geometries --out FILE.json --minutes 30   # the same comman
 python -m benchmarks.geometries --out FILE.json --page         # benchmarks/results/geometries.json and this page
 ```
 
-{minutes} All train by the engine of `rareloss compare`: tuned cross-entropy, further steps of it as a control,
-and the stage of our loss from there. Gains are means over seeds, with 95 % t intervals in brackets: every seed draws
+{minutes} All train by the engine of `rareloss compare`: tuned
+cross-entropy, further steps of it as a control, and the stage of our loss from there. Gains are means over seeds, with 95 % t intervals in brackets: every seed draws
 anew, and cells of one seed and distribution share their rows.
 
 ![Contested top with its Bayes limit; gain over train positives; gain over wrong labels](pictures/geometries_more.svg)
@@ -127,8 +127,8 @@ def _contested(rows: pd.DataFrame) -> list[str]:
         *_table(["scorer", "seeds", *MEASURED, "control"], table),
         "\nA line can use the cue of one direction alone: it catches about half of the positives, and gives up the\n"
         "other half for them, or it leaves the cue. A sum of curves can use both directions, since positives lie far\n"
-        "from 0 on either side, and so can networks, which had four draws of cross-entropy's settings. Validation has\n"
-        "some 90 positives to choose by.",
+        "from 0 on either side, and so can networks, which had four draws of cross-entropy's settings. No gain of the\n"
+        "stage can be told from chance for any of them.",
     ]
 
 
@@ -156,7 +156,7 @@ def _noise(rows: pd.DataFrame) -> list[str]:
         "Bend 1, 1 % positives. A share of the positives of train and validation gives its label to as many\n"
         "negatives, at random; test labels are right.\n",
         *_table(["share", "seeds", *MEASURED], table),
-        "\nUp to a fifth of wrong labels no harm can be told from chance.",
+        "\nUp to a tenth of wrong labels nothing is lost, and little at a fifth.",
     ]
 
 
@@ -175,7 +175,8 @@ def _pools(rows: pd.DataFrame) -> list[str]:
         "first, up to half of it, and a weighted sample of the negatives; batches are drawn at random, about ten\n"
         "positives in each.\n",
         *_table(["a step ranks", "seeds", *MEASURED], [row for _, row in sorted(table)]),
-        "\nAll of them turn in some draws and not in others; these seeds tell none from another.",
+        "\nAll of them turn in some draws and not in others, and these seeds tell none from another. What turns in\n"
+        "every draw is the search of a linear model over all rows, in the tables above.",
     ]
 
 
