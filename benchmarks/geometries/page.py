@@ -52,9 +52,10 @@ python -m benchmarks.geometries --out FILE.json --minutes 30   # the same comman
 python -m benchmarks.geometries --out FILE.json --page         # benchmarks/results/geometries.json and this page
 ```
 
-{minutes} All train by the engine of `rareloss compare`: tuned
-cross-entropy, further steps of it as a control, and the stage of our loss from there. Gains are means over seeds, with 95 % t intervals in brackets: every seed draws
-anew, and cells of one seed and distribution share their rows.
+{minutes} All train by the engine of
+`rareloss compare`: tuned cross-entropy, further steps of it as a control, and the stage of our loss from there. Gains are
+means over seeds, with 95 % t intervals in brackets: every seed draws anew, and cells of one seed and distribution share
+their rows.
 
 ![Contested top with its Bayes limit; gain over train positives; gain over wrong labels](pictures/geometries_more.svg)
 """
