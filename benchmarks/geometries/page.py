@@ -53,9 +53,9 @@ python -m benchmarks.geometries --out FILE.json --page         # benchmarks/resu
 ```
 
 {minutes} All train by the engine of
-`rareloss compare`: tuned cross-entropy, further steps of it as a control, and the stage of our loss from there. Gains are
-means over seeds, with 95 % t intervals in brackets: every seed draws anew, and cells of one seed and distribution share
-their rows.
+`rareloss compare`: tuned cross-entropy, further steps of it as a control, and the stage of our loss from there. Gains
+are means over seeds, with 95 % t intervals in brackets: every seed draws anew, and cells of one seed and distribution
+share their rows.
 
 ![Contested top with its Bayes limit; gain over train positives; gain over wrong labels](pictures/geometries_more.svg)
 """
