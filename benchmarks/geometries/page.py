@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from benchmarks.quality.page import markdown_table
 from scipy.stats import t
 
 __all__ = ["page"]
@@ -88,7 +89,7 @@ def _dial(rows: pd.DataFrame) -> list[str]:
         "logistic regression is right. Else x1 speaks against the class in the bulk and for it at the top: no slope\n"
         "serves both, and the loss decides which is served. Average precision of a linear scorer:\n",
         "![Gain of the stage over the bend, one line a base rate, with standard errors](pictures/geometries.svg)\n",
-        *_table(heads, table),
+        *markdown_table(heads, table),
         "\nWhere the line is right (bend 0) nothing is gained and nothing lost, whatever the rate. From a bend of\n"
         "about .75 on there are two lines to choose from, one for the bulk and one for the top. Cross-entropy takes\n"
         "the first until the top alone decides its likelihood, at .3 % and below and the strongest bends. The stage\n"
@@ -107,7 +108,7 @@ def _agree(rows: pd.DataFrame) -> list[str]:
         "\n## A bend without a conflict\n",
         "As the dial at 1 %, but x1 speaks for the class in the bulk too, only less:\n"
         "a + x0 + bend (4 max(x1 - 1.5, 0) + .7 min(x1, 1.5)).\n",
-        *_table(["bend", "seeds", *MEASURED], table),
+        *markdown_table(["bend", "seeds", *MEASURED], table),
         "\nOne slope serves both parts, cross-entropy comes near it, and little is left: it is the conflict between\n"
         "bulk and top that a ranking loss is paid for, not the bend.",
     ]
@@ -125,7 +126,7 @@ def _contested(rows: pd.DataFrame) -> list[str]:
         "Twenty normal inputs; positives (.15 %) and decoys (1.2 %) share a shift of 2.5 in three of them; positives\n"
         "alone have a cue of 1.7 in two more, up in both or down in both. 240,000 rows to train and choose on.\n"
         "Recall in the top .5 %:\n",
-        *_table(["scorer", "seeds", *MEASURED, "control"], table),
+        *markdown_table(["scorer", "seeds", *MEASURED, "control"], table),
         "\nA line can use the cue of one direction alone: it catches about half of the positives, and gives up the\n"
         "other half for them, or it leaves the cue. A sum of curves can use both directions, since positives lie far\n"
         "from 0 on either side, and so can networks, which had four draws of cross-entropy's settings. No gain of the\n"
@@ -143,7 +144,7 @@ def _positives(rows: pd.DataFrame) -> list[str]:
     return [
         "\n## Few positives and many\n",
         "Bend 1, 1 % positives; three quarters of the rows train, the others choose.\n",
-        *_table(["rows", "train positives", "seeds", *MEASURED, "kept the start"], table),
+        *markdown_table(["rows", "train positives", "seeds", *MEASURED, "kept the start"], table),
         "\nWith few positives validation often cannot tell the gain from chance, and the start is kept.",
     ]
 
@@ -156,7 +157,7 @@ def _noise(rows: pd.DataFrame) -> list[str]:
         "\n## Wrong labels\n",
         "Bend 1, 1 % positives. A share of the positives of train and validation gives its label to as many\n"
         "negatives, at random; test labels are right.\n",
-        *_table(["share", "seeds", *MEASURED], table),
+        *markdown_table(["share", "seeds", *MEASURED], table),
         "\nUp to a tenth of wrong labels nothing is lost, and little at a fifth.",
     ]
 
@@ -175,7 +176,7 @@ def _pools(rows: pd.DataFrame) -> list[str]:
         "Bend 1, 1 % positives, 200 AdamW steps of Smooth-AP from tuned cross-entropy. A pool holds the positives\n"
         "first, up to half of it, and a weighted sample of the negatives; batches are drawn at random, about ten\n"
         "positives in each.\n",
-        *_table(["a step ranks", "seeds", *MEASURED], [row for _, row in sorted(table)]),
+        *markdown_table(["a step ranks", "seeds", *MEASURED], [row for _, row in sorted(table)]),
         "\nAll of them turn in some draws and not in others, and these seeds tell none from another. What turns in\n"
         "every draw is the search of a linear model over all rows, in the tables above.",
     ]
@@ -193,11 +194,6 @@ def _interval(values: pd.Series) -> str:
         return mean
     reach = t.ppf(0.975, len(values) - 1) * values.sem()
     return f"{mean} [{values.mean() - reach:+.3f}, {values.mean() + reach:+.3f}]"
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [f"| {' | '.join(heads)} |", f"| {' | '.join('---' for _ in heads)} |"]
-    return [*lines, *(f"| {' | '.join(row)} |" for row in rows)]
 
 
 def _draw(rows: pd.DataFrame, path: Path) -> None:

@@ -1,6 +1,7 @@
 """Coordinates in which the inputs of a linear layer are uncorrelated."""
 
 import copy
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -33,10 +34,16 @@ class Uncorrelated:
             )
         share = (share / share.sum())[:, None]
         self.centre = (share * x).sum(0)
-        covariance = (share * (x - self.centre)).mT @ (x - self.centre)
+        self._centred = x - self.centre
+        covariance = (share * self._centred).mT @ self._centred
         ridge = 1e-3 * covariance.diagonal().mean() + torch.finfo(x.dtype).tiny
         self.factor: Tensor = torch.linalg.cholesky(covariance + ridge * torch.eye(len(covariance)).to(x))
-        self.inputs = torch.linalg.solve_triangular(self.factor, (x - self.centre).mT, upper=False).mT
+
+    @cached_property
+    def inputs(self) -> Tensor:
+        """The rows in these coordinates, ``[n, d]``."""
+        inputs: Tensor = torch.linalg.solve_triangular(self.factor, self._centred.mT, upper=False).mT
+        return inputs
 
     @torch.no_grad()
     def into(self, layer: nn.Linear) -> nn.Linear:
