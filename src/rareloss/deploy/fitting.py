@@ -23,7 +23,6 @@ from rareloss.decide.calibration import Calibration, calibrate
 from rareloss.deploy.card import measure
 from rareloss.deploy.inputs import Inputs
 from rareloss.deploy.model import Model, layers_of, network_of, replace_folder
-from rareloss.deploy.writing import whole_file, writable
 from rareloss.study.arms import BASELINE, RECIPE, Arm, arms_for
 from rareloss.study.comparison import Comparison, versions
 from rareloss.study.data import DataError, Table, load, source_frame
@@ -32,6 +31,7 @@ from rareloss.study.runs import Store
 from rareloss.study.scorers import find_scorer
 from rareloss.study.split import split
 from rareloss.study.ways import fit_arms
+from rareloss.study.writing import whole_file, writable
 from rareloss.training.rank_stage import TEMPERATURES
 
 __all__ = ["fit"]

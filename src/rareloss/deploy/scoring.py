@@ -12,8 +12,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from rareloss.deploy.model import Model
-from rareloss.deploy.writing import whole_file, writable
 from rareloss.study.data import DataError, separator, source_frame
+from rareloss.study.writing import whole_file, writable
 
 __all__ = ["Scored", "score_file"]
 

@@ -3,9 +3,7 @@
 import contextlib
 import json
 import math
-import os
 import signal
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +22,7 @@ from rareloss.study.forecast import signals
 from rareloss.study.scorers import find_scorer
 from rareloss.study.split import split
 from rareloss.study.ways import fit_arms, fit_trees
+from rareloss.study.writing import whole_file
 
 __all__ = ["TREES", "Store", "run_unit", "unit_name", "write_atomically"]
 
@@ -186,16 +185,9 @@ class Store:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all."""
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with open(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(part, 0o644)  # mkstemp makes files that only their owner may read
-        os.replace(part, path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
+    """Write a text file that appears whole or not at all."""
+    with whole_file(path) as file:
+        file.write(text.encode())
 
 
 def _shown(value: Any) -> str:
