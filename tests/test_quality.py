@@ -95,6 +95,25 @@ def test_interrupted_run_goes_on_where_it_was(folder: Path) -> None:
     assert {one["arm"] for one in results["runs"]} == {"tuned_ce", "ce_continued", "smooth_ap_stage", "focal"}
 
 
+def test_results_that_did_not_run_again_stay(folder: Path) -> None:
+    wanted, data = first_units(2), folder / "data"
+    for out, units in (("before", wanted), ("anew", wanted[1:])):
+        run(units, data, folder / out, trials=1, say=lambda sentence: None)
+    before = collect(folder / "before", wanted)
+    for one in before["runs"]:
+        one["test"] = -1.0
+    before["machines"][0]["cpu"] = "another processor"
+    before["failed"] = [{**before["units"][split], "arm": f"arm {split}", "error": "none"} for split in range(2)]
+    both = collect(folder / "anew", wanted, before)
+    assert {(one["seed"], one["test"] == -1) for one in both["runs"]} == {(100, True), (101, False)}
+    assert len(both["runs"]) == len(before["runs"])
+    machines = {unit["seed"]: both["machines"][unit["machine"]]["cpu"] for unit in both["units"]}
+    assert machines[100] == "another processor"
+    assert machines[101] != "another processor"
+    assert [failure["arm"] for failure in both["failed"]] == ["arm 0"]
+    assert (both["plan"], both["arms"], both["sets"]) == (before["plan"], before["arms"], before["sets"])
+
+
 def test_no_unit_begins_after_the_time_is_over(folder: Path) -> None:
     wanted = first_units(3)
     assert run(wanted, folder / "data", folder / "out", minutes=0, trials=1, say=lambda sentence: None) == 3
@@ -186,11 +205,21 @@ def made_up() -> dict[str, Any]:
     kinds = {"tuned_ce": "baseline", "ce_continued": "control", "smooth_ap_stage": "ranking"}
     named = {"rows": 1000, "features": 3, "classes": 2, "positives": 100, "split_by": "rows", "sha256": "0a"}
     return {
-        "schema": 1,
+        "schema": 2,
         "measured": "2030-01-02 03:04",
-        "machine": {"cpu": "a processor", "torch": "2", "python": "3", "rareloss": "0", "peers": {}},
+        "machines": [
+            {"cpu": cpu, "torch": "2", "python": "3", "rareloss": "0", "peers": {}}
+            for cpu in ("one processor", "another")
+        ],
         "trials": 8,
-        "cpu_seconds": 600,
+        "units": [
+            {"block": "core", "data": data, "objective": "ap", "scorer": "linear", "seed": seed, **where}
+            for data, where in (
+                ("one", {"cpu_seconds": 200.0, "machine": 0}),
+                ("other", {"cpu_seconds": None, "machine": 1}),
+            )
+            for seed in range(3)
+        ],
         "sets": {"one": named, "other": named},
         "arms": [{"name": name, "label": name, "about": "-", "kind": kinds[name], "loss": None} for name in kinds],
         "plan": [
@@ -217,6 +246,8 @@ def test_effects_of_made_up_results() -> None:
 def test_page_says_what_ran_and_what_did_not() -> None:
     said = page(made_up())
     assert "6 of 45 units" in said
+    assert "3 on one processor, 10 minutes of one core in all, torch 2," in said
+    assert "3 on another, torch 2," in said
     assert "| one | 3 | 250 | 0.410 | +0.001 [-0.003, +0.005] | +0.051 [+0.047, +0.055]* |" in said
     assert "- Linear scorecard, average precision: one 3 of 20 splits, other 3 of 20 splits." in said
     assert "- Network 128-64, average precision: nothing." in said

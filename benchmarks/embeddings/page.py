@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from benchmarks.quality.analysis import Effect, effects, overall
-from benchmarks.quality.page import CONTROL, OWN_STAGE, markdown_table, not_run, ranged, signed, spoken
+from benchmarks.quality.page import CONTROL, OWN_STAGE, machines, markdown_table, not_run, ranged, signed, spoken
 
 from rareloss.study.forecast import Signals, forecast
 from rareloss.study.runs import TREES
@@ -60,13 +60,9 @@ def page(results: Results) -> str:
     Args:
         results: as ``benchmarks.quality.runner.collect`` returns them.
     """
-    machine = results["machine"]
-    peers = ", ".join(f"{name} {version}" for name, version in machine.get("peers", {}).items() if version)
     measured = (
-        f"Measured until {results['measured']} UTC, {results['cpu_seconds'] / 60:.0f} minutes of one core: "
-        f"{machine['cpu']}, torch {machine['torch']}, rareloss {machine['rareloss']}"
-        + (f"; beside it {peers}" if peers else "")
-        + f". {results['trials']} random draws for each arm."
+        f"{len(results['units'])} units, measured until {results['measured']} UTC: {machines(results)}. "
+        f"{results['trials']} random draws for each arm."
     )
     there = {name.partition("=")[0]: one["rows"] for name, one in results["sets"].items()}
     sets = [f"- `{name}`: {_SETS[name].format(rows=f'{rows:,}')}" for name, rows in there.items() if name in _SETS]

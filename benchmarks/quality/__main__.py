@@ -3,6 +3,7 @@
 python -m benchmarks.quality --data DIR --core --out FOLDER --minutes 90 --workers 2   # the same command resumes
 python -m benchmarks.quality --data DIR --full --out FOLDER --part 1/4                 # a quarter of the units
 python -m benchmarks.quality --data DIR --core --out FOLDER --page   # benchmarks/results/quality.json, docs/evidence.md
+python -m benchmarks.quality --data DIR --core --out FOLDER --page --add   # what FOLDER lacks stays as it was
 python -m benchmarks.quality --page                                  # docs/evidence.md from quality.json
 """
 
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="only this set, or NAME=CLASS: one class against the others; may be repeated",
     )
     parser.add_argument("--scorer", action="append", metavar="NAME", help="only this scorer; may be repeated")
+    parser.add_argument("--objective", action="append", metavar="NAME", help="only this objective; may be repeated")
     parser.add_argument("--block", action="append", metavar="NAME", help="only this part of the grid; may be repeated")
     parser.add_argument("--splits", type=int, metavar="N", help="no set has more than so many splits")
     size = parser.add_mutually_exclusive_group()
@@ -47,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder of the finished units")
     parser.add_argument("--list", action="store_true", help="print the units and leave")
     parser.add_argument("--page", action="store_true", help="write the results file from --out, and the page from it")
+    parser.add_argument("--add", action="store_true", help="with --page: results that --out lacks stay as they are")
     parser.add_argument("--results", type=Path, default=RESULTS / "quality.json", help="the results file")
     parser.add_argument("--docs", type=Path, default=DOCS, help="where --page writes evidence.md")
     given = parser.parse_args(arguments)
@@ -71,13 +74,15 @@ def _run(given: argparse.Namespace) -> int:
     wanted = list(grid.units(grid.FULL if given.full else grid.CORE, sizes, given.splits))
     for what, asked, of in (
         ("scorer", given.scorer, lambda unit: unit.scorer),
+        ("objective", given.objective, lambda unit: unit.objective),
         ("block", given.block, lambda unit: unit.block.name),
     ):
         if unknown := set(asked or ()) - {of(unit) for unit in wanted}:
             raise DataError(f"no unit of this grid has the {what} {sorted(unknown)[0]!r}")
         wanted = [unit for unit in wanted if not asked or of(unit) in asked]
     if given.page:
-        save(collect(given.out, wanted), given.results)
+        before = json.loads(given.results.read_text("utf-8")) if given.add else None
+        save(collect(given.out, wanted, before), given.results)
         return _write_page(given)
     mine = grid.part_of(wanted, part, parts)
     if given.list:

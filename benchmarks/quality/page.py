@@ -10,7 +10,7 @@ from rareloss.study.arms import BASELINE
 from rareloss.study.runs import TREES
 from rareloss.study.statistics import Interval
 
-__all__ = ["CONTROL", "OWN_STAGE", "markdown_table", "not_run", "page", "ranged", "signed", "spoken"]
+__all__ = ["CONTROL", "OWN_STAGE", "machines", "markdown_table", "not_run", "page", "ranged", "signed", "spoken"]
 
 Results = Mapping[str, Any]
 Pair = tuple[str, str]
@@ -54,11 +54,9 @@ def page(results: Results) -> str:
     Args:
         results: what ``quality.json`` holds.
     """
-    machine = results["machine"]
     pairs = list(dict.fromkeys((row["scorer"], row["objective"]) for row in results["plan"] if row["scorer"] != TREES))
     found = {pair: effects(results["runs"], *pair) for pair in pairs}
     done, planned = (sum(row[key] for row in results["plan"]) for key in ("done", "planned"))
-    peers = ", ".join(f"{name} {version}" for name, version in machine.get("peers", {}).items() if version)
     lines = [
         "# Evidence",
         "",
@@ -72,10 +70,8 @@ def page(results: Results) -> str:
         "```",
         "",
         f"{done} of {planned} units (a scorer on one split of one set, under all arms) ran until {results['measured']} "
-        f"UTC, {results['cpu_seconds'] / 60:.0f} minutes of one core in all: {machine['cpu']}, torch "
-        f"{machine['torch']}, Python {machine['python']}, rareloss {machine['rareloss']}"
-        + (f"; beside it {peers}" if peers else "")
-        + f". {results['trials']} random draws for each arm. What did not run stands [below](#what-did-not-run).",
+        f"UTC: {machines(results)}. {results['trials']} random draws for each arm. What did not run stands "
+        "[below](#what-did-not-run).",
         "",
         "**How to read it.** Every difference is to *tuned cross-entropy* of the same scorer on the same split. In "
         "brackets, the 95 % interval of that one comparison, which allows for splits sharing rows (Nadeau and Bengio). "
@@ -107,6 +103,21 @@ def page(results: Results) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------- parts
+
+
+def machines(results: Results) -> str:
+    """Say on what the units of a results file ran, and how long."""
+    lines = []
+    for index, machine in enumerate(results["machines"]):
+        seconds = [unit["cpu_seconds"] for unit in results["units"] if unit["machine"] == index]
+        peers = ", ".join(f"{name} {version}" for name, version in machine.get("peers", {}).items() if version)
+        lines.append(
+            f"{len(seconds)} on {machine['cpu']}, "
+            + ("" if None in seconds else f"{sum(seconds) / 60:.0f} minutes of one core in all, ")
+            + f"torch {machine['torch']}, Python {machine['python']}, rareloss {machine['rareloss']}"
+            + (f", beside it {peers}" if peers else "")
+        )
+    return "; ".join(lines)
 
 
 def _in_short(results: Results, found: Mapping[Pair, Sequence[Effect]]) -> list[str]:

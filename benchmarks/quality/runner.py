@@ -2,8 +2,7 @@
 
 import json
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -22,7 +21,8 @@ from rareloss.training.rank_stage import TEMPERATURES
 
 __all__ = ["collect", "run", "save"]
 
-SCHEMA = 1
+SCHEMA = 2
+LONG = ("units", "runs")
 Record = dict[str, Any]
 
 
@@ -116,88 +116,100 @@ def _settings(unit: Unit, data: Path | None, trials: int) -> Record:
 # ------------------------------------------------------------------------------------------------------------- results
 
 
-def collect(out: Path, wanted: Sequence[Unit]) -> Record:
+def collect(out: Path, wanted: Sequence[Unit], before: Record | None = None) -> Record:
     """Put the finished units of a folder together, and count what of the plan is not there.
 
     Args:
         out: where they are.
         wanted: the plan.
+        before: results of an earlier run, whose units stay where the folder does not hold them.
 
     Returns:
         what ``quality.json`` holds.
     """
     sets: Record = {}
     arms: Record = {}
-    runs: list[Record] = []
+    machines: list[Record] = []
+    units: list[Record] = []
     failed: list[Record] = []
-    machine: Record = {}
+    runs: list[Record] = []
     trials = TRIALS
-    done: set[tuple[str, int]] = set()
-    seconds: list[float] = []
-    seen: set[tuple[Any, ...]] = set()
     for path in sorted(out.glob("*/*/*/*/runs/settings.json")):
         settings = json.loads(path.read_text("utf-8"))
-        named, machine, trials = settings["grid"], settings["machine"], settings["trials"]
-        place = {key: named[key] for key in ("data", "objective", "scorer")}
+        named, trials = settings["grid"], settings["trials"]
         sets[named["data"]] = settings["set"]
         arms |= {arm["name"]: arm for arm in settings["arms"]}
         for file in sorted(path.parent.glob("*-seed*.json")):
-            unit = json.loads(file.read_text("utf-8"))
-            done.add((str(path.parents[1].relative_to(out)), unit["seed"]))
-            seconds.append(unit["cpu_seconds"])
-            failed += [{**place, **failure} for failure in unit["failed"]]
-            for one in unit["runs"]:
-                key = (*place.values(), one["seed"], one["arm"])
-                if key not in seen:  # tuned cross-entropy is trained anew, and alike, in every block
-                    seen.add(key)
-                    runs.append(_short(one, unit, place))
-    planned = Counter((unit.block.name, unit.scorer, unit.objective, unit.data) for unit in wanted)
-    there = Counter(
-        (unit.block.name, unit.scorer, unit.objective, unit.data) for unit in wanted if (unit.folder, unit.seed) in done
-    )
+            found = json.loads(file.read_text("utf-8"))
+            unit = {**named, "seed": found["seed"]}
+            units.append(
+                {**unit, "cpu_seconds": found["cpu_seconds"], "machine": _index(machines, settings["machine"])}
+            )
+            failed += [{**unit, **failure} for failure in found["failed"]]
+            runs += [_short(one, found, unit) for one in found["runs"]]
+    if before is not None:
+        anew = {_key(unit) for unit in units}
+        old = {name: [one for one in before[name] if _key(one) not in anew] for name in ("units", "failed", "runs")}
+        units += [{**one, "machine": _index(machines, before["machines"][one["machine"]])} for one in old["units"]]
+        failed, runs = failed + old["failed"], runs + old["runs"]
+        sets = {one["data"]: before["sets"][one["data"]] for one in old["units"]} | sets
+        arms = {one["name"]: one for one in before["arms"] if any(run["arm"] == one["name"] for run in runs)} | arms
+    done = {_key(unit) for unit in units}
     return {
         "schema": SCHEMA,
         "measured": now(),
-        "machine": machine,
         "trials": trials,
-        "cpu_seconds": round(sum(seconds)),
-        "sets": sets,
+        "machines": machines,
+        "sets": dict(sorted(sets.items())),
         "arms": list(arms.values()),
-        "plan": [
-            {
-                "block": block,
-                "scorer": scorer,
-                "objective": objective,
-                "data": data,
-                "planned": many,
-                "done": there[key],
-            }
-            for key, many in planned.items()
-            for block, scorer, objective, data in [key]
-        ],
+        "plan": _plan(wanted, done),
+        "units": units,
         "failed": failed,
-        "runs": runs,
+        # Tuned cross-entropy is trained anew, and alike, in every block.
+        "runs": list({(*_key(one)[1:], one["arm"]): one for one in reversed(runs)}.values())[::-1],
     }
 
 
-def _short(one: Record, unit: Record, place: Record) -> Record:
+def _index(machines: list[Record], machine: Record) -> int:
+    if machine not in machines:
+        machines.append(machine)
+    return machines.index(machine)
+
+
+def _key(one: Record) -> tuple[Any, ...]:
+    return tuple(one[name] for name in ("block", "data", "objective", "scorer", "seed"))
+
+
+def _plan(wanted: Sequence[Unit], done: Set[tuple[Any, ...]]) -> list[Record]:
+    rows: dict[tuple[Any, ...], Record] = {}
+    for unit in wanted:
+        place = {"block": unit.block.name, "data": unit.data, "objective": unit.objective, "scorer": unit.scorer}
+        row = rows.setdefault(tuple(place.values()), {**place, "planned": 0, "done": 0})
+        row["planned"] += 1
+        row["done"] += (*place.values(), unit.seed) in done
+    return list(rows.values())
+
+
+def _short(one: Record, found: Record, unit: Record) -> Record:
     return {
-        **place,
-        "seed": one["seed"],
+        **unit,
         "arm": one["arm"],
         "test": round(one["test"], 6),
         "validation": round(one["validation"], 6),
         "kept": one["kept"],
         "chosen": one["chosen"],
         "seconds": one["seconds"],
-        "test_over_train": round(unit["test_over_train"], 4),
-        "test_positives": unit["test_positives"],
+        "test_over_train": round(found["test_over_train"], 4),
+        "test_positives": found["test_positives"],
         **({"signals": one["signals"]} if "signals" in one else {}),
     }
 
 
 def save(results: Record, path: Path) -> None:
-    """Write results, a run a line, so that a difference between two files can be read."""
-    head = json.dumps({key: value for key, value in results.items() if key != "runs"}, indent=1)
-    lines = ",\n".join("  " + json.dumps(one) for one in results["runs"])
-    write_atomically(path, head.removesuffix("\n}") + f',\n "runs": [\n{lines}\n ]\n}}\n')
+    """Write results, a unit and a run a line, so that a difference between two files can be read."""
+    text = json.dumps({name: value for name, value in results.items() if name not in LONG}, indent=1).removesuffix(
+        "\n}"
+    )
+    for name in LONG:
+        text += f',\n "{name}": [\n' + ",\n".join("  " + json.dumps(one) for one in results[name]) + "\n ]"
+    write_atomically(path, text + "\n}\n")

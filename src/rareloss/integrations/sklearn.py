@@ -141,8 +141,17 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
                 f"got {len(self.classes_)} class(es) among rows of some weight"
             )
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        rows = np.arange(len(target))
-        parts = train_test_split(rows, test_size=self.validation_fraction, stratify=target, random_state=seed)
+        rows, counts = np.arange(len(target)), np.bincount(target)
+        if counts.min() < 2:
+            raise ValueError(
+                f"class {self.classes_[counts.argmin()]} has {counts.min()} row(s) of some weight; at least 2 are "
+                "needed, one to learn from and one to choose by"
+            )
+        by_class = (
+            train_test_split(rows[target == label], test_size=self.validation_fraction, random_state=seed)
+            for label in (0, 1)
+        )
+        parts = (np.concatenate(part) for part in zip(*by_class, strict=True))
         self._stream: _Stream | None = None
         # Mean and spread are no labels, so validation rows may have a part in them.
         self._scaler = StandardScaler().fit(X, sample_weight=weight)
