@@ -49,7 +49,9 @@ def main() -> None:
             model.fit(x, y)
             seconds[name].append(time.process_time() - start)
     medians = {name: float(np.median(times)) for name, times in seconds.items()}
-    table = Table("fit", "CPU seconds", "ratio", "AP on fresh rows", title=f"{len(x):,} x {x.shape[1]}, bend {asked.bend:g}")
+    table = Table(
+        "fit", "CPU seconds", "ratio", "AP on fresh rows", title=f"{len(x):,} x {x.shape[1]}, bend {asked.bend:g}"
+    )
     first = next(iter(medians.values()))
     for name, model in models.items():
         found = average_precision_score(y_test, model.decision_function(x_test))

@@ -221,6 +221,19 @@ def test_every_number_of_the_report_is_found_again(journey: Journey, name: str) 
     ):
         for end, interval in zip(("low", "high"), clopper_pearson(hits[bounded], trials[bounded]), strict=True):
             assert np.array(curve.pop(f"{share}_{end}"))[bounded] == pytest.approx(interval)
+    # Those that hold at all thresholds at once: Massart's, and Clopper and Pearson's with a share of the risk.
+    recall, reach = tp / y.sum(), np.sqrt(np.log(2 / 0.05) / 2 / y.sum())
+    confidence = 1 - 0.05 / (len(y) + 1)
+    alike = clopper_pearson(fp[bounded], np.full(len(bounded), (~y).sum()), confidence)
+    fewer = clopper_pearson(fp[bounded], np.maximum(fp[bounded], (~y).sum() - 1), confidence)
+    precise = clopper_pearson(tp[bounded], (tp + fp)[bounded], confidence)
+    for name, ends in {
+        "recall": np.clip([recall - reach, recall + reach], 0, 1)[:, bounded],
+        "precision": precise,
+        "fpr": (alike[0], fewer[1]),
+    }.items():
+        for end, one in zip(("low", "high"), ends, strict=True):
+            assert np.array(curve.pop(f"{name}_anywhere_{end}"))[bounded] == pytest.approx(one)
     if priced:
         expected["cost"] = FN * (y.sum() - tp) + FP * fp
         missed = clopper_pearson(y.sum() - tp[bounded], np.full(len(bounded), y.sum()), 0.975)

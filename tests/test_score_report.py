@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from rareloss.cli import app
 from rareloss.decide import report, stream
+from rareloss.decide.thresholds import band
 
 
 def drawn(rows: int = 20_000, rate: float = 0.02, ties: bool = False) -> pd.DataFrame:
@@ -147,6 +148,33 @@ def test_intervals_are_those_of_scipy() -> None:
         assert row["cost_low"] <= row["cost"] <= row["cost_high"]
 
 
+def test_intervals_that_hold_wherever_are_those_of_the_band() -> None:
+    data = drawn(3_000, ties=True)
+    curve = report(data, label="y", score="s")["curve"]
+    found = band(data["s"].to_numpy(), data["y"].to_numpy())
+    # At least a score is above the next lower one, and all rows are above none.
+    above = np.searchsorted(-found.thresholds, -np.array(curve["threshold"][:-1]), side="right")
+    for name in ("recall", "precision", "fpr"):
+        for end, row in (("low", 1), ("high", 2)):
+            ours = np.array(curve[f"{name}_anywhere_{end}"])
+            assert ours[:-1] == pytest.approx(getattr(found, name)[row, above])
+            assert (np.sign(row - 1.5) * (ours - np.array(curve[f"{name}_{end}"])) >= -1e-12).all()
+    assert not any("anywhere" in name for name in report(data, label="y", score="s", weight="w")["curve"])
+
+
+@pytest.mark.parametrize("at", [0.5, 0.123456789])
+def test_page_opens_at_a_given_threshold(at: float) -> None:
+    data = drawn(60_000, rate=0.3)  # so many that few scores are thresholds
+    made = report(data, label="y", score="s", group="g", objective="recall@top=1%", threshold=at)
+    curve, start = made["curve"], made["start"]
+    assert (curve["threshold"][start], made["start_is"]) == (at, "the threshold that was given")
+    (_, fp), (_, tp) = confusion_matrix(data["y"], data["s"] >= at)
+    assert (curve["fp"][start], curve["tp"][start]) == (fp, tp)
+    for beyond in (1e9, float("nan")):
+        with pytest.raises(ValueError, match="outside the scores, which reach from"):
+            report(data, label="y", score="s", threshold=beyond)
+
+
 def test_groups_and_calibration_add_up() -> None:
     data = drawn()
     data["p"] = 1 / (1 + np.exp(-data["s"]))
@@ -250,7 +278,7 @@ def test_dragging_on_the_page_gives_the_numbers_of_scikit_learn(tmp_path: Path) 
     steps = """<script>
     const seen = [];
     const read = () => seen.push([Number(document.body.dataset.at),
-      ...["caught", "false", "missed", "precision", "recall", "cost"].map(name =>
+      ...["caught", "false", "missed", "precision", "recall", "cost", "recall-anywhere"].map(name =>
         document.getElementById(name).textContent)]);
     const input = (name, value) => { const it = document.getElementById(name); it.value = value;
       it.dispatchEvent(new Event("input", {bubbles: true})); read(); };
@@ -276,13 +304,17 @@ def test_dragging_on_the_page_gives_the_numbers_of_scikit_learn(tmp_path: Path) 
     seen = json.loads(found[1])
     assert [seen[0][0], seen[1][0], seen[2][0]] == [made["start"], 50, 900]
     assert len({row[0] for row in seen}) == 5  # the pointer moved it too, twice
-    for number, (at, caught, false, missed, precision, recall, cost) in enumerate(seen):
+    for number, (at, caught, false, missed, precision, recall, cost, anywhere) in enumerate(seen):
         alerts = data["s"] >= made["curve"]["threshold"][at]
         (_, fp), (fn, tp) = confusion_matrix(data["y"], alerts)
         price = (100 if number < 3 else 7) * fn + 5 * fp
         assert [int(text.replace(",", "")) for text in (caught, false, missed, cost)] == [tp, fp, fn, price]
         for text, value in ((precision, precision_score(data["y"], alerts)), (recall, recall_score(data["y"], alerts))):
             assert float(text.removesuffix(" %")) == pytest.approx(100 * value, rel=6e-3)
+        reach = np.sqrt(np.log(40) / (2 * data["y"].sum()))
+        ends = np.clip([tp / (tp + fn) - reach, tp / (tp + fn) + reach], 0, 1)
+        said = [float(text) for text in re.findall(r"[0-9.]+", anywhere)]
+        assert said == pytest.approx(100 * ends, rel=6e-3)
 
 
 def test_page_opens_where_the_objective_says() -> None:

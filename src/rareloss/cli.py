@@ -319,6 +319,9 @@ def report(
     weight: Annotated[str | None, typer.Option(help="Column of weights.")] = None,
     positive: Annotated[str | None, typer.Option(help="Label that is positive, where they are not 0 and 1.")] = None,
     objective: Annotated[str, typer.Option(help="Operating point where the page opens.")] = "ap",
+    threshold: Annotated[
+        float | None, typer.Option(help="Score where it opens instead, such as that of a model in use.")
+    ] = None,
     fn_cost: Annotated[float | None, typer.Option(help="Cost of a missed positive.")] = None,
     fp_cost: Annotated[float | None, typer.Option(help="Cost of a false alarm.")] = None,
     probability: Annotated[
@@ -343,6 +346,7 @@ def report(
             weight=weight,
             positive=positive,
             objective=objective,
+            threshold=threshold,
             fn_cost=fn_cost,
             fp_cost=fp_cost,
             probability=probability,

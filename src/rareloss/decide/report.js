@@ -6,6 +6,7 @@ const whole = value => value.toLocaleString("en", {maximumFractionDigits: value 
 const percent = value => value === null ? "–" : Number((100 * value).toPrecision(3)) + " %";
 const between = (low, high) => low === null || high === null ? "–" : `${percent(low)} to ${percent(high)}`;
 const span = (name, at) => between(curve[name + "_low"][at], curve[name + "_high"][at]);
+const anywhere = (name, at) => curve[name + "_anywhere_low"] === undefined ? "" : `wherever: ${span(name + "_anywhere", at)}`;
 const svg = (name, attributes, text) => {
   const made = document.createElementNS("http://www.w3.org/2000/svg", name);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
@@ -69,6 +70,7 @@ function show() {
     recall: percent(curve.recall[at]), fpr: percent(curve.fpr[at]), lift: curve.lift[at].toFixed(1), cost: whole(cost),
     change: (change > 0 ? "+" : change < 0 ? "−" : "±") + whole(Math.abs(change)),
     "precision-span": span("precision", at), "recall-span": span("recall", at), "fpr-span": span("fpr", at),
+    "precision-anywhere": anywhere("precision", at), "recall-anywhere": anywhere("recall", at), "fpr-anywhere": anywhere("fpr", at),
     sentence: `With ${whole(curve.alerts[at])} alerts you catch ${whole(curve.tp[at])} of ${whole(data.positives)} and miss ${whole(data.positives - curve.tp[at])}; ${whole(curve.fp[at])} alerts are false.`,
   };
   for (const [name, text] of Object.entries(write)) by(name).textContent = text;

@@ -12,7 +12,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
-from rareloss.decide.intervals import clopper_pearson
+from rareloss.decide.intervals import at_all_cuts, clopper_pearson
 from rareloss.decide.stream import Budget, Counts, count
 from rareloss.objective import Objective
 
@@ -37,6 +37,7 @@ def report(
     weight: str | None = None,
     positive: str | None = None,
     objective: Objective | str = "ap",
+    threshold: float | None = None,
     fn_cost: float | None = None,
     fp_cost: float | None = None,
     probability: str | None = None,
@@ -50,6 +51,7 @@ def report(
         label, score, group, weight: columns; rows without a label are left out and counted.
         positive: value of the label that is positive, where labels are not 0 and 1.
         objective: the operating point where the page opens.
+        threshold: the score where it opens instead, such as that of a model in use; a row alarms from it upwards.
         fn_cost, fp_cost: cost of a missed positive and of a false alarm; given together.
         probability: ``"probability"`` or ``"logit"``, for calibration; None: scores are neither.
         drop_missing_scores: leave out rows without a score, and count them; they are refused by default.
@@ -82,9 +84,9 @@ def report(
     counts = count(
         data, label=label, score=score, group=group, weight=weight, positive=positive,
         drop_missing_scores=drop_missing_scores, probability=probability,
-        budget=None if fn_cost is not None else _budget(point),
+        budget=None if fn_cost is not None or threshold is not None else _budget(point), threshold=threshold,
     )  # fmt: skip
-    results = _results(counts, point, fn_cost, fp_cost)
+    results = _results(counts, point, threshold, fn_cost, fp_cost, weighted=weight is not None)
     results["columns"] = {"label": label, "score": score, "group": group, "weight": weight}
     if folder is not None:
         _write(folder, results)
@@ -100,8 +102,17 @@ def _share(hits: Array, whole: Array, squared: Array, level: float = LEVEL) -> d
     return {"value": value, "low": np.minimum(low, np.nan_to_num(value, nan=1)), "high": np.maximum(high, value)}
 
 
-def _results(counts: Counts, point: Objective, fn_cost: float | None, fp_cost: float | None) -> dict[str, Any]:
+def _results(
+    counts: Counts,
+    point: Objective,
+    threshold: float | None,
+    fn_cost: float | None,
+    fp_cost: float | None,
+    weighted: bool,
+) -> dict[str, Any]:
     start, how = _start(counts, point, fn_cost, fp_cost)
+    if threshold is not None:
+        start, how = int(np.flatnonzero(counts.thresholds == threshold)[0]), "the threshold that was given"
     precise = _average_precision(counts)
     spent = counts.tp + counts.fp
     at = np.searchsorted(spent, spent[-1] * np.array(SHARES) * (1 + 1e-12), side="right") - 1
@@ -116,6 +127,13 @@ def _results(counts: Counts, point: Objective, fn_cost: float | None, fp_cost: f
         **{f"{name}{end}": share[key] for name, share in shares.items()
            for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))},
     }  # fmt: skip
+    if not weighted:
+        anywhere = at_all_cuts(tp, fp, round(tp[-1]), round(fp[-1]), LEVEL)
+        curve |= {
+            f"{name}_anywhere_{end}": anywhere[name][place]
+            for name in shares
+            for place, end in ((1, "low"), (2, "high"))
+        }
     if fn_cost is not None and fp_cost is not None:
         wider = _shares(tp, fp, counts.tp_squared, counts.fp_squared, (1 + LEVEL) / 2)
         curve["cost"] = fn_cost * (tp[-1] - tp) + fp_cost * fp

@@ -107,6 +107,7 @@ def count(
     drop_missing_scores: bool = False,
     probability: str | None = None,
     budget: Budget | None = None,
+    threshold: float | None = None,
 ) -> Counts:
     """Count positives and negatives above thresholds of the scores.
 
@@ -117,13 +118,24 @@ def count(
         drop_missing_scores: leave out rows whose score is missing or NaN, and count them; refused by default.
         probability: ``"probability"`` or ``"logit"``: what the score is; None: neither.
         budget: the lowest score that keeps within it becomes a threshold too.
+        threshold: so does this number, which need be nobody's score.
 
     Raises:
         ValueError: a file, column or value that cannot be used; the message says which and what to do.
     """
     with _connected(data) as (connection, source):
         return _count(
-            connection, source, label, score, group, weight, positive, drop_missing_scores, probability, budget
+            connection,
+            source,
+            label,
+            score,
+            group,
+            weight,
+            positive,
+            drop_missing_scores,
+            probability,
+            budget,
+            threshold,
         )
 
 
@@ -209,6 +221,7 @@ def _count(
     drop: bool,
     probability: str | None,
     budget: Budget | None,
+    threshold: float | None,
 ) -> Counts:
     kinds = {row[0]: row[1] for row in connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()}
     for role, name in (("label", label), ("score", score), ("group", group), ("weight", weight)):
@@ -248,12 +261,17 @@ def _count(
     if probability == "probability" and (seen.least < 0 or seen.most > 1):
         raise ValueError(f"scores reach from {seen.least:g} to {seen.most:g}, so they are no probabilities; say logit")
 
+    if threshold is not None and not seen.least <= threshold <= seen.most:
+        raise ValueError(
+            f"threshold {threshold:g} is outside the scores, which reach from {seen.least:g} to {seen.most:g}"
+        )
+
     names = [] if group is None else _group_names(connection, source, group)
     more = {}
     if group is not None:
         listed = ", ".join(map(_text, names))
         more["g"] = f"enum_code(coalesce({_quoted(group)}::VARCHAR, 'missing')::ENUM({listed}))"
-    thresholds, parts = seen.thresholds(), max(1, len(names))
+    thresholds, parts = seen.thresholds(threshold), max(1, len(names))
     above, reliability = _counted(rows.counted(more), thresholds, parts, probability)
     if budget is not None:
         thresholds, above = _with_cut(rows, more, thresholds, above, budget)
@@ -407,9 +425,9 @@ class _Seen:
         self.of_all.add(s)
         self.of_positives.add(hits)
 
-    def thresholds(self) -> Array:
+    def thresholds(self, more: float | None) -> Array:
         """Choose scores: all of the top, all of the positives where they are few, and ranks in equal ratios."""
-        chosen = [self.top, np.array([self.least])]
+        chosen = [self.top, np.array([self.least] if more is None else [self.least, more])]
         for sample, most in ((self.of_all, SPREAD), (self.of_positives, AT_POSITIVES)):
             sample.merge()
             values = sample.values[::-1]

@@ -9,7 +9,7 @@ from scipy.special import bdtr, betainc, betaincinv, logit
 from scipy.stats import betabinom
 
 from rareloss import checks
-from rareloss.decide.intervals import clopper_pearson
+from rareloss.decide.intervals import at_all_cuts, clopper_pearson
 from rareloss.objective import Objective
 
 __all__ = ["Band", "Cut", "Interval", "band", "find_threshold", "quantile_interval"]
@@ -217,13 +217,9 @@ class Band:
 
 
 def band(scores: np.ndarray, labels: np.ndarray, weight: np.ndarray | None = None, *, confidence: float = 0.95) -> Band:
-    r"""Compute what a cut at each score achieves, with intervals that hold wherever a person then puts the threshold.
+    """Compute what a cut at each score achieves, with intervals that hold wherever a person then puts the threshold.
 
-    Of P positives the recall at every threshold lies within :math:`\sqrt{\ln(2 / \alpha) / 2P}` of what was seen
-    (Dvoretzky, Kiefer and Wolfowitz, with Massart's constant). A false-positive rate near 0 is known far better than
-    that: given one row's score, the numbers above it among the other rows are binomial, so the intervals of Clopper and
-    Pearson with the risk :math:`\alpha / (n + 1)` hold at all n scores at once, for the precision too. All are exact,
-    ties included.
+    See :func:`rareloss.decide.intervals.at_all_cuts` for the formulas. All are exact, ties included.
 
     Args:
         scores: ``[n]``, finite.
@@ -233,9 +229,6 @@ def band(scores: np.ndarray, labels: np.ndarray, weight: np.ndarray | None = Non
 
     Raises:
         ValueError: rows that do not fit, one class alone, or unequal weights within a class.
-
-    Reference:
-        Massart, "The Tight Constant in the Dvoretzky-Kiefer-Wolfowitz Inequality", Annals of Probability 1990.
 
     Example:
         >>> found = band(np.arange(100.0), np.arange(100) >= 80)
@@ -250,33 +243,19 @@ def band(scores: np.ndarray, labels: np.ndarray, weight: np.ndarray | None = Non
         for counts in (np.bincount(place[of], minlength=len(thresholds)).astype(float) for of in (positive, ~positive))
     )
     found = _everywhere(hits, false, positive, weight, 1.0, confidence)
-    return Band(-thresholds, *found, confidence)
+    return Band(-thresholds, **found, confidence=confidence)
 
 
 def _everywhere(
     hits: Array, false: Array, positive: np.ndarray, weight: np.ndarray, odds: float, confidence: float
-) -> tuple[Array, Array, Array]:
-    # Recall, precision and false-positive rate, [3, m] each, from the rows above m of the scores.
+) -> dict[str, Array]:
     if not (_equal(weight[positive]) and _equal(weight[~positive])):
         raise ValueError(
             "intervals that hold at all thresholds need equal weights within each class, such as one for all sampled "
             "negatives"
         )
-    positives, negatives = int(positive.sum()), int((~positive).sum())
     odds *= weight[positive][0] / weight[~positive][0]
-    each = 1 - (1 - confidence) / (len(positive) + 1)
-    recall, reach = hits / positives, np.sqrt(np.log(2 / (1 - confidence)) / (2 * positives))
-    with np.errstate(invalid="ignore"):
-        seen = hits / (hits + false)
-    precision = (odds * p / (odds * p + (1 - p)) for p in (seen, *clopper_pearson(hits, hits + false, each)))
-    # The row that the score is of is not above it: one negative less tells something, or all do.
-    low = clopper_pearson(false, np.full_like(false, negatives), each)[0]
-    high = clopper_pearson(false, np.maximum(false, negatives - 1), each)[1]
-    return (
-        np.stack([recall, np.maximum(recall - reach, 0.0), np.minimum(recall + reach, 1.0)]),
-        np.stack(list(precision)),
-        np.stack([false / negatives, low, high]),
-    )
+    return at_all_cuts(hits, false, int(positive.sum()), int((~positive).sum()), confidence, odds)
 
 
 def _anywhere(cut: Cut, scores: np.ndarray, positive: np.ndarray, weight: np.ndarray, factor: float) -> Cut:
@@ -285,7 +264,10 @@ def _anywhere(cut: Cut, scores: np.ndarray, positive: np.ndarray, weight: np.nda
     hits, false = (np.array([float((above & of).sum())]) for of in (positive, ~positive))
     shifted, odds = _shift(positive, weight, factor)
     found = _everywhere(hits, false, positive, weight, odds, cut.confidence)
-    recall, precision, fpr = (Interval(each[0].item(), each[1].item(), each[2].item(), exact=True) for each in found)
+    recall, precision, fpr = (
+        Interval(each[0].item(), each[1].item(), each[2].item(), exact=True)
+        for each in (found["recall"], found["precision"], found["fpr"])
+    )
     alerts = _sum((shifted, recall), (1 - shifted, fpr))
     if factor == 1 and _equal(weight):
         rows, each = float(len(scores)), 1 - (1 - cut.confidence) / (len(scores) + 1)
