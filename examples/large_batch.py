@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from rareloss import Objective, large_batch
 
 OBJECTIVE = Objective.parse("recall@top=1%")
-SIDE, CHUNK, LARGE = 8, 64, 1_024
+SIDE, CHUNK, LARGE, STEPS = 8, 64, 1_024, 600
 STAGES = {"cross-entropy": 160, "recall with a queue": 160, "recall of 1,024 in chunks": 10}
 
 
@@ -95,10 +95,10 @@ def main() -> None:
     for seed in range(2):
         torch.manual_seed(seed)
         rows = draw(seed, images=8_192)
-        start = train(scorer(), "cross-entropy", 600, *rows, rate=1e-2)
+        start = train(scorer(), "cross-entropy", STEPS, *rows, rate=1e-2)
         for stage, steps in STAGES.items():
             values.setdefault(stage, []).append(judge(train(start, stage, steps, *rows), *held_out))
-    print(f"{OBJECTIVE.name} on 10,000 held-out images, two seeds: 600 steps of cross-entropy, and then")
+    print(f"{OBJECTIVE.name} on 10,000 held-out images, two seeds: {STEPS} steps of cross-entropy, and then")
     for stage, found in values.items():
         shown = "  ".join(f"{value:.3f}" for value in found)
         print(f"  {STAGES[stage]:>3} steps of {stage:<26}{shown}   mean {sum(found) / len(found):.3f}")
