@@ -246,8 +246,7 @@ def test_effects_of_made_up_results() -> None:
 def test_page_says_what_ran_and_what_did_not() -> None:
     said = page(made_up())
     assert "6 of 45 units" in said
-    assert "3 on one processor, 10 minutes of one core in all, torch 2," in said
-    assert "3 on another, torch 2," in said
+    assert "3 on one processor (10 minutes of one core); 3 on another; torch 2, Python 3, rareloss 0." in said
     assert "| one | 3 | 250 | 0.410 | +0.001 [-0.003, +0.005] | +0.051 [+0.047, +0.055]* |" in said
     assert "- Linear scorecard, average precision: one 3 of 20 splits, other 3 of 20 splits." in said
     assert "- Network 128-64, average precision: nothing." in said

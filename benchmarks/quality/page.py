@@ -106,18 +106,20 @@ def page(results: Results) -> str:
 
 
 def machines(results: Results) -> str:
-    """Say on what the units of a results file ran, and how long."""
-    lines = []
-    for index, machine in enumerate(results["machines"]):
-        seconds = [unit["cpu_seconds"] for unit in results["units"] if unit["machine"] == index]
-        peers = ", ".join(f"{name} {version}" for name, version in machine.get("peers", {}).items() if version)
-        lines.append(
-            f"{len(seconds)} on {machine['cpu']}, "
-            + ("" if None in seconds else f"{sum(seconds) / 60:.0f} minutes of one core in all, ")
-            + f"torch {machine['torch']}, Python {machine['python']}, rareloss {machine['rareloss']}"
-            + (f", beside it {peers}" if peers else "")
-        )
-    return "; ".join(lines)
+    """Say on which processors the units of a results file ran, how long, and by which versions."""
+    seconds: dict[str, list[float | None]] = {}
+    versions: dict[str, None] = {}
+    for unit in results["units"]:
+        machine = results["machines"][unit["machine"]]
+        seconds.setdefault(machine["cpu"], []).append(unit["cpu_seconds"])
+        named = {"torch": machine["torch"], "Python": machine["python"], "rareloss": machine["rareloss"]}
+        named |= {name: version for name, version in machine.get("peers", {}).items() if version}
+        versions |= dict.fromkeys(f"{name} {version}" for name, version in named.items())
+    ran = (
+        f"{len(each)} on {cpu}" + ("" if None in each else f" ({sum(filter(None, each)) / 60:.0f} minutes of one core)")
+        for cpu, each in seconds.items()
+    )
+    return f"{'; '.join(ran)}; {', '.join(versions)}"
 
 
 def _in_short(results: Results, found: Mapping[Pair, Sequence[Effect]]) -> list[str]:
