@@ -267,6 +267,17 @@ def test_page_in_the_documentation_is_that_of_the_results() -> None:
     assert page(json.loads(results.read_text("utf-8"))) == (ROOT / "docs" / "evidence.md").read_text("utf-8")
 
 
+def test_set_that_cannot_be_used_stops_no_other(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(folder / "data" / "few.npz", X=np.zeros((300, 2)), y=np.arange(300) < 3)
+    data = ["--data", str(folder / "data"), "--out", str(folder / "out"), "--minutes", "0"]
+    assert main(data) == 0
+    printed = capsys.readouterr().out
+    assert "- few is left out: target 'y' has 3 positives" in printed
+    assert "units are left" in printed
+    assert main([*data, "--sets", "few"]) == 2
+    assert "has 3 positives" in capsys.readouterr().err
+
+
 def test_logit_adjustment_of_strength_0_is_cross_entropy() -> None:
     counts, logits, target = torch.tensor([90, 10]), torch.randn(8), torch.tensor([0, 1] * 4)
     plain = cross_entropy(1)(logits, target)

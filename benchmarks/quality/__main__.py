@@ -70,7 +70,14 @@ def _run(given: argparse.Namespace) -> int:
     chosen = list(dict.fromkeys(given.sets or every))
     if unknown := {name.partition("=")[0] for name in chosen} - set(every):
         raise DataError(f"there is no set {sorted(unknown)[0]!r}; there are {', '.join(every)}")
-    sizes = {name: grid.size_of(grid.open_set(name, given.data)) for name in chosen}
+    sizes = {}
+    for name in chosen:
+        try:
+            sizes[name] = grid.size_of(grid.open_set(name, given.data))
+        except DataError as error:
+            if given.sets:
+                raise
+            print(f"- {name} is left out: {error}")
     wanted = list(grid.units(grid.FULL if given.full else grid.CORE, sizes, given.splits))
     for what, asked, of in (
         ("scorer", given.scorer, lambda unit: unit.scorer),
