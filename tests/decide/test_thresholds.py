@@ -169,7 +169,11 @@ def test_a_cut_takes_its_intervals_from_the_band(text: str, heavy: float) -> Non
     found = band(scores, labels, weight)
     cut, plain = (find_threshold(scores, labels, text, weight, simultaneous=each) for each in (True, False))
     place = int(np.flatnonzero(found.thresholds == cut.threshold.value)[0])
-    assert cut.threshold == plain.threshold
+    where, usual_where = cut.threshold, plain.threshold
+    if text.startswith(("recall@precision", "cost")):  # of what the band does not rule out, all
+        assert where.low <= usual_where.low <= where.value <= usual_where.high <= where.high
+    else:
+        assert where == usual_where
     for name in ("recall", "precision", "fpr"):
         one, usual = getattr(cut, name), getattr(plain, name)
         assert one.exact
@@ -181,6 +185,37 @@ def test_a_cut_takes_its_intervals_from_the_band(text: str, heavy: float) -> Non
     assert cut.alerts.exact == (heavy == 1)
     if cut.cost is not None and plain.cost is not None:
         assert cut.cost.low < plain.cost.low < plain.cost.high < cut.cost.high
+
+
+@pytest.mark.parametrize(
+    ("text", "best"),
+    [  # of normal scores, positives 2.5 higher, one in ten
+        ("recall@precision=50%", brentq(lambda at: norm.sf(at - 2.5) - 9 * norm.sf(at), 0, 4)),
+        ("precision@recall=80%", norm.isf(0.8) + 2.5),
+        ("cost@fn=50,fp=2", (np.log(9 * 2 / 50) + 2.5**2 / 2) / 2.5),  # where another alarm costs what it saves
+    ],
+)
+def test_threshold_that_labels_choose_has_an_interval_with_that_luck_in_it(text: str, best: float) -> None:
+    random, held = np.random.default_rng(0), []
+    for _ in range(150):
+        labels = random.random(2_000) < 0.1
+        scores = random.normal(size=2_000) + 2.5 * labels
+        found = find_threshold(scores, labels, text).threshold
+        assert found.low <= found.value <= found.high
+        assert not found.exact
+        held.append(found.low <= best <= found.high)
+    assert np.mean(held) > 0.92
+
+
+def test_threshold_of_costs_with_few_positives_is_what_the_band_leaves() -> None:
+    scores, labels = _rows(8, 400)
+    usual, at_once = (
+        find_threshold(scores, labels, "cost@fn=50,fp=2", simultaneous=each).threshold for each in (False, True)
+    )
+    assert labels.sum() < 100
+    assert usual == at_once
+    unequal = np.random.default_rng(0).random(400) + 1  # the band cannot be had
+    assert np.isfinite(find_threshold(scores, labels, "cost@fn=50,fp=2", unequal).threshold.low)
 
 
 def test_band_refuses_unequal_weights_within_a_class() -> None:

@@ -16,6 +16,11 @@ __all__ = ["Band", "Cut", "Interval", "band", "find_threshold", "quantile_interv
 
 Array = NDArray[np.float64]
 
+# Of a cut that labels choose: how often rows are reweighted, and at how many scores of each kind it may be.
+_RESAMPLES, _LEVELS = 400, 1_000
+# With fewer positives than this the cheapest cut of resampled rows is about where it was, by want of others.
+_POSITIVES_OF_COSTS = 100
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -157,8 +162,10 @@ def find_threshold(
             the share above an order statistic: at most this false-positive rate or capacity, or at least this recall.
             It needs equal weights among the rows that it counts.
         simultaneous: make the intervals of what the cut achieves hold at all thresholds at once, so that they hold
-            however it was chosen, by labels or by moving it after a look: those of :func:`band`, at this cut. That of
-            the threshold stays as it is. It needs equal weights within each class.
+            however it was chosen, by labels or by moving it after a look: those of :func:`band`, at this cut. Where
+            labels choose it, for a precision or for costs, that of the threshold then holds every one that the band
+            does not rule out (approximately: between two scores, and for costs with the prevalence of these rows). It
+            needs equal weights within each class.
 
     Raises:
         ValueError: rows that do not fit, one class alone, ``"ap"``, or a guarantee that cannot be given.
@@ -237,13 +244,19 @@ def band(scores: np.ndarray, labels: np.ndarray, weight: np.ndarray | None = Non
     """
     checks.probability("confidence", confidence, open_low=True, open_high=True)
     scores, positive, weight = _rows(scores, labels, weight)
+    thresholds, hits, false = _above(scores, positive)
+    found = _everywhere(hits, false, positive, weight, 1.0, confidence)
+    return Band(thresholds, **found, confidence=confidence)
+
+
+def _above(scores: np.ndarray, positive: np.ndarray) -> tuple[Array, Array, Array]:
+    # The distinct scores, downwards, and how many positives and negatives are above each.
     thresholds, place = np.unique(-scores, return_inverse=True)
     hits, false = (
         np.cumsum(counts) - counts
         for counts in (np.bincount(place[of], minlength=len(thresholds)).astype(float) for of in (positive, ~positive))
     )
-    found = _everywhere(hits, false, positive, weight, 1.0, confidence)
-    return Band(-thresholds, **found, confidence=confidence)
+    return -thresholds, hits, false
 
 
 def _everywhere(
@@ -273,14 +286,84 @@ def _anywhere(cut: Cut, scores: np.ndarray, positive: np.ndarray, weight: np.nda
         rows, each = float(len(scores)), 1 - (1 - cut.confidence) / (len(scores) + 1)
         ends = clopper_pearson(float(above.sum()), max(rows - 1, float(above.sum())), each)
         alerts = Interval(cut.alerts.value, *ends, exact=True)
+    where = cut.threshold
+    if cut.objective.kind in ("recall@precision", "cost") and np.isfinite(where.value):
+        ends = _not_ruled_out(cut.objective, scores, positive, weight, cut.confidence)
+        where = Interval(where.value, *ends, exact=False)
     return replace(
         cut,
+        threshold=where,
         recall=recall,
         precision=replace(precision, exact=factor == 1),
         fpr=fpr,
         alerts=alerts,
         cost=_cost(cut.objective, shifted, recall, fpr),
     )
+
+
+def _not_ruled_out(
+    objective: Objective, scores: np.ndarray, positive: np.ndarray, weight: np.ndarray, confidence: float
+) -> tuple[float, float]:
+    # Between which scores the population's threshold for a precision or for costs may be, by the intervals at all cuts.
+    thresholds, hits, false = _above(scores, positive)
+    if objective.kind == "recall@precision":
+        _, low, high = _everywhere(hits, false, positive, weight, 1.0, confidence)["precision"]
+        # It is the lowest with the precision: none below all that may have it, nor above one that surely has.
+        level = objective.level or 0.0
+        return float(thresholds[high >= level].min()), float(thresholds[low >= level].min(initial=np.inf))
+    # Alarms for all rows catch all, for sure. Each of two metrics takes half of the risk.
+    thresholds = np.append(thresholds, -np.inf)
+    hits, false = np.append(hits, positive.sum()), np.append(false, (~positive).sum())
+    found = _everywhere(hits, false, positive, weight, 1.0, (1 + confidence) / 2)
+    rate = float(weight[positive].sum() / weight.sum())
+    assert objective.fn is not None
+    assert objective.fp is not None
+    missed, alarmed = objective.fn * rate, objective.fp * (1 - rate)
+    least, most = (
+        missed * (1 - found["recall"][row]) + alarmed * found["fpr"][other] for row, other in ((2, 1), (1, 2))
+    )
+    least[-1] = most[-1] = alarmed
+    possible = thresholds[least <= most.min()]
+    highest = float(possible.max())
+    return float(possible.min()), highest if highest < thresholds[0] else np.inf
+
+
+def _resampled(
+    objective: Objective, scores: np.ndarray, positive: np.ndarray, weight: np.ndarray, confidence: float
+) -> tuple[float, float]:
+    # Where the cut that labels choose comes out when rows get weights from an exponential distribution (the Bayesian
+    # bootstrap). It may be at up to so many scores of positives, and of all rows in equal ratios of their ranks. The
+    # k rows of a class between two of them weigh as much as a Gamma(k) variable, unequal ones as one of the same mean
+    # and variance.
+    hit, every = np.unique(scores[positive]), np.unique(scores)[::-1]
+    hit = hit[np.linspace(0, len(hit) - 1, min(len(hit), _LEVELS)).astype(int)]
+    every = every[np.geomspace(1, len(every), min(len(every), _LEVELS)).astype(int) - 1]
+    levels = np.unique(np.concatenate([hit, every]))[::-1]
+    ordered = np.sort(scores)
+    before = np.searchsorted(ordered, levels) - 1
+    below = np.append(np.where(before >= 0, ordered[before], -np.inf), np.inf)  # the last: alarm nobody
+    place = len(levels) - np.searchsorted(levels[::-1], scores, side="right")  # the highest level not above a score
+    random = np.random.default_rng(0)
+
+    def drawn(of: np.ndarray) -> Array:
+        total, squares = (np.bincount(place[of], weight[of] ** power, len(levels)) for power in (1, 2))
+        size = np.divide(squares, total, out=np.ones_like(total), where=total > 0)
+        return np.asarray(np.cumsum(size * random.standard_gamma(total / size, (_RESAMPLES, len(levels))), axis=1))
+
+    hits, false = drawn(positive), drawn(~positive)
+    recall, precision, level = hits / hits[:, -1:], hits / (hits + false), objective.level or 0.0
+    if objective.fn is not None and objective.fp is not None:
+        worth = objective.fn * hits - objective.fp * false
+    elif objective.kind == "recall@precision":
+        worth = recall * (precision >= level)
+    else:
+        worth = precision * (recall >= level)
+    # The lowest of the best: of the population, no positive need be where the precision ends.
+    lowest = worth.shape[1] - 1 - worth[:, ::-1].argmax(1)
+    best = np.where(worth.max(1) > 0, lowest, len(levels))
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(below[best], [tail, 1 - tail], method="nearest")
+    return float(low), float(high)
 
 
 def _counted(positive: np.ndarray, objective: Objective) -> np.ndarray:
@@ -341,14 +424,17 @@ def _achieved(
         if sets == "rows":
             alerts = _of_order_statistic(k, allowed, n, confidence)
     where = Interval(threshold, threshold, threshold, False)
-    if np.isfinite(threshold):
-        # The share above is the target where one is set, else what came out: then the cut's own luck is left out.
+    if np.isfinite(threshold) and objective.share is not None:
         counted = _counted(positive, objective)
-        level = objective.share or float(weight[counted & above].sum() / weight[counted].sum())
-        if 0 < level < 1:
-            same = equal or _equal(weight[counted])
-            ends = quantile_interval(scores[counted], level, None if same else weight[counted], confidence)
-            where = Interval(threshold, *ends, exact=objective.share is not None and same)
+        same = equal or _equal(weight[counted])
+        ends = quantile_interval(scores[counted], objective.share, None if same else weight[counted], confidence)
+        where = Interval(threshold, *ends, exact=same)
+    elif np.isfinite(threshold):
+        few = objective.kind == "cost" and positive.sum() < _POSITIVES_OF_COSTS
+        alike = _equal(weight[positive]) and _equal(weight[~positive])
+        found = _not_ruled_out if few and alike else _resampled
+        ends = found(objective, scores, positive, weight, confidence)
+        where = Interval(threshold, min(threshold, ends[0]), max(threshold, ends[1]), False)
     rows = _equal_rows(weight, above, min(max(float(weight[above].sum() / weight.sum()), 1e-12), 1 - 1e-12))
     cost, tied = _cost(objective, shifted, recall, fpr), int((scores == threshold).sum()) > 1
     return Cut(objective, where, recall, precision, fpr, alerts, cost, not note, note, confidence, rows, tied)
