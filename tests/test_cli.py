@@ -100,16 +100,16 @@ def test_columns_are_left_out_by_every_command_that_reads_a_table(command: str, 
         pytest.importorskip("safetensors")
     path, out = tmp_path / "data.csv", tmp_path / "out"
     frame = make_frame()
-    frame.assign(**{"paid back": frame["y"] * 2.0 + frame["a"] / 100}).to_csv(path, index=False)
+    frame.assign(**{"paid, back": frame["y"] * 2.0 + frame["a"] / 100}).to_csv(path, index=False)
     options = {"advise": [], "compare": [*QUICK, "--out", out], "fit": ["--trials", "1", "--out", out]}[command]
     assert_refused(run(command, path, "--target", "y", *options, "--without", "paid"), "no column 'paid' to leave", out)
     warned = run(command, path, "--target", "y", *options)
-    assert "check 'paid back': it ranks '1' by itself, with an average precision of 1.000" in warned.stdout
-    assert "leave it out (--without 'paid back')" in warned.stdout
+    assert "check 'paid, back': it ranks '1' by itself, with an average precision of 1.000" in warned.stdout
+    assert "leave it out (--without 'paid, back')" in warned.stdout
     more = ["--out", tmp_path / "other"] if command != "advise" else []
-    done = run(command, path, "--target", "y", *options, "--without", "paid back", *more)
+    done = run(command, path, "--target", "y", *options, "--without", "paid, back", *more)
     assert done.exit_code == 0, done.output
-    assert "left out 'paid back', as was asked for" in done.stdout
+    assert "left out 'paid, back', as was asked for" in done.stdout
     assert "check" not in done.stdout
 
 

@@ -36,7 +36,7 @@ Target = Annotated[str | None, typer.Option(help="Column to predict.")]
 Positive = Annotated[str | None, typer.Option(help="Value of the target that is the positive class.")]
 Group = Annotated[str | None, typer.Option(help="Column whose equal values stay in one fold; 'none': rows.")]
 Time = Annotated[str | None, typer.Option(help="Column to split by: train, then validation, then test.")]
-Without = Annotated[list[str] | None, typer.Option(help="Columns to leave out, by commas or repeated.")]
+Without = Annotated[list[str] | None, typer.Option(help="Column to leave out; repeat it, or join names by commas.")]
 
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -95,7 +95,7 @@ def compare(
             positive=positive,
             group=group,
             time=time,
-            without=_names(without),
+            without=without or (),
             objective=objective,
             seeds=seeds,
             trials=trials,
@@ -181,15 +181,18 @@ def advise(
             raise ValueError(f"there is no folder {out.parent} to write {out.name} into")
         try:
             from rareloss.study.advise import advise as advised
+            from rareloss.study.writing import refuse_overwriting
         except ModuleNotFoundError as error:
             raise ValueError(f'{error.name} is missing: pip install "rareloss[study]"') from error
+        if out is not None:
+            refuse_overwriting(out, data)
         advice = advised(
             data,
             target=target,
             positive=positive,
             group=group,
             time=time,
-            without=_names(without),
+            without=without or (),
             objective=objective,
             rows=rows,
             rate=None if rate is None else _rate(rate),
@@ -477,7 +480,7 @@ def fit(
             positive=positive,
             group=group,
             time=time,
-            without=_names(without),
+            without=without or (),
             objective=objective,
             arm=arm,
             network=network,
@@ -509,18 +512,18 @@ def score(
     data: Annotated[str, typer.Argument(help="A csv or parquet file of any size.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The parquet or csv file to write.")] = Path("scores.parquet"),
     keep: Annotated[
-        list[str] | None, typer.Option(help="Columns to copy beside the scores, by commas or repeated.")
+        list[str] | None, typer.Option(help="Column to copy beside the scores; repeat it, or join names by commas.")
     ] = None,
 ) -> None:
     """Write score, probability and decision of each row, in the memory of one batch."""
     with _needing("deploy"):
         from rareloss.deploy import Model, score_file
     with _refusing():
-        loaded, kept = Model.load(model), _names(keep)
-        scored = score_file(loaded, data, out, keep=kept)
+        loaded = Model.load(model)
+        scored = score_file(loaded, data, out, keep=keep or ())
     share = scored.alerts / max(scored.rows, 1)
     typer.echo(f"{scored.rows:,} rows, {scored.alerts:,} alerts ({share:.3%}). Written: {out}")
-    if loaded.target in kept:
+    if loaded.target in scored.kept:
         typer.echo(
             "A report is too good if the model was fitted on some of these rows: fit --held-out writes the others."
         )

@@ -195,6 +195,21 @@ def test_a_killed_fit_goes_on_and_ends_the_same(csv: Path, tmp_path: Path, monke
     assert not work.exists()
 
 
+def test_a_killed_fit_does_not_go_on_where_rows_are_grouped_otherwise(
+    frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {**OPTIONS, "arm": "tuned_ce", "group": "day"}
+
+    def stop(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fitting, "solve_logistic", stop)
+    with pytest.raises(KeyboardInterrupt):
+        fit(frame.assign(day=np.arange(len(frame)) // 5), out=tmp_path / "model", **options)
+    with pytest.raises(DataError, match=r"other settings \(group_and_time"):
+        fit(frame.assign(day=np.arange(len(frame)) % 100), out=tmp_path / "model", **options)
+
+
 @pytest.mark.slow
 def test_a_fit_that_the_system_kills_leaves_no_model_and_goes_on(csv: Path, tmp_path: Path) -> None:
     out, runs = tmp_path / "model", tmp_path / "model.unfinished" / "runs"
@@ -276,6 +291,18 @@ def test_what_makes_no_model_is_refused_before_anything_is_written(
     with pytest.raises(DataError, match=said):
         fit(frame, out=tmp_path / "model", **{**OPTIONS, **change})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_held_out_never_replace_the_data(frame: pd.DataFrame, tmp_path: Path) -> None:
+    path, link = tmp_path / "data.csv", tmp_path / "link.csv"
+    frame.to_csv(path, index=False)
+    link.symlink_to(path)
+    before = path.read_bytes()
+    for held_out in (path, link):
+        with pytest.raises(DataError, match="holds the data that are read"):
+            fit(path, out=tmp_path / "model", held_out=held_out, **OPTIONS)
+    assert path.read_bytes() == before
+    assert {each.name for each in tmp_path.iterdir()} == {"data.csv", "link.csv"}
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])

@@ -66,8 +66,8 @@ def fit(
     Args:
         data: a data frame, a path (csv, parquet, npz), ``"flights"`` (the default) or ``"digits"``.
         out: the folder to write, which must not exist. Beside it stands ``<out>.unfinished`` while this runs.
-        held_out: a parquet or csv file to write the test rows to, as they were found: what the model has not seen, to
-            score and report on.
+        held_out: another parquet or csv file, to write the test rows to, as they were found: what the model has not
+            seen, to score and report on.
         target: column to predict.
         objective: an operating point; ``"ap"`` by default. For average precision the threshold lets as many rows pass
             as there are positives.
@@ -80,7 +80,7 @@ def fit(
         positive: value of the target that is the positive class.
         group: column whose equal values stay in one fold.
         time: column to split by.
-        without: columns to leave out.
+        without: columns to leave out, as in :func:`rareloss.study.data.load`.
         seed: of the split and everything after it; 0 by default, with ``compared`` its first.
         trials: draws of hyper-parameters; 8 by default.
         say: called with each sentence that a user should read.
@@ -97,7 +97,7 @@ def fit(
         raise DataError(f"{out} exists; name another folder for the model, or delete it")
     if not out.absolute().parent.is_dir():
         raise DataError(f"there is no folder {out.absolute().parent} to write {out.name} into")
-    apart = None if held_out is None else writable(held_out)
+    apart = None if held_out is None else writable(held_out, data)
     settings: dict[str, Any] = {
         "target": target,
         "objective": None if objective is None else str(objective),
@@ -116,6 +116,7 @@ def fit(
     judged, chosen, scorer = _checked(settings)
 
     table = load(data, **{name: settings[name] for name in ("target", "positive", "group", "time", "without")})
+    settings["without"] = list(table.left_out)
     if table.multiclass:
         raise DataError(
             f"the target of {table.name} has {len(table.classes)} classes; a saved model decides between two: name one "
@@ -128,6 +129,7 @@ def fit(
     fold = split(table, settings["seed"])
     own = {**settings, "recipe": RECIPE, "temperatures": TEMPERATURES}
     identity = {**own, "data": table.sha256, "split_by": table.split_by, "versions": versions()}
+    identity["group_and_time"] = table.split_sha256
 
     work = out.with_name(out.name + ".unfinished")
     Store(work, identity)

@@ -13,12 +13,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 from pandas.api import types
-from sklearn.metrics import average_precision_score
 
 __all__ = [
     "Column",
     "DataError",
     "Table",
+    "columns_named",
     "is_date",
     "load",
     "read_column",
@@ -102,6 +102,8 @@ class Table:
         leaks: Columns that rank a rare class almost perfectly by themselves, and the average precision.
         target_name: The column that the target was read from.
         kept: Places of the rows in the data as they were found, int64 ``[n]``.
+        left_out: Columns that were left out because that was asked for.
+        split_sha256: Hash of the values by which rows are split, ``group`` and ``time``; ``None`` where none was named.
     """
 
     name: str
@@ -118,6 +120,8 @@ class Table:
     leaks: Mapping[str, float] = field(default_factory=dict)
     target_name: str = ""
     kept: np.ndarray | None = None
+    left_out: tuple[str, ...] = ()
+    split_sha256: str | None = None
 
     @property
     def multiclass(self) -> bool:
@@ -151,7 +155,7 @@ def load(
         group: Column whose equal values belong together (a patient, a day): no group straddles two folds. ``"none"``:
             split by rows, also where built-in data are grouped by default.
         time: Column to split by: train is before validation, and validation before test.
-        without: Columns to leave out, such as those that give the answer away.
+        without: Columns to leave out, such as those that give the answer away; see :func:`columns_named`.
 
     Returns:
         The table. Without ``group`` and ``time``, identical rows form a group, so that no fold holds the copy of
@@ -185,7 +189,7 @@ def load(
     for role in ("group", "time"):
         if roles[role] == chosen:
             raise DataError(f"column {chosen!r} was named as target and as {role}; name another column as {role}")
-    given, left_out = tuple(frame.columns), list(dict.fromkeys(without))
+    given, left_out = tuple(frame.columns), list(dict.fromkeys(columns_named(without, frame.columns)))
     for column in left_out:
         if column not in frame.columns:
             raise DataError(f"{source.name} has no column {column!r} to leave out; {_near(column, frame.columns)}")
@@ -243,7 +247,21 @@ def load(
         leaks=_by_column(leaks, home),
         target_name=chosen,
         kept=kept,
+        left_out=tuple(left_out),
+        split_sha256=None if by_group is None and time is None else _sha256_of_split(groups, times),
     )
+
+
+def columns_named(texts: str | Iterable[str], columns: Iterable[str]) -> list[str]:
+    """Return the names that texts hold: each is one where a column has it whole, and else several by commas.
+
+    Example:
+        >>> columns_named(["a,c", "b, c"], ["a", "b, c", "c"])
+        ['a', 'c', 'b, c']
+    """
+    known, texts = set(columns), [texts] if isinstance(texts, str) else texts
+    parts = ([text] if text in known else [part.strip() for part in text.split(",")] for text in texts)
+    return [name for names in parts for name in names if name]
 
 
 def is_date(column: pd.Series) -> bool:
@@ -319,12 +337,17 @@ def separator(path: Path) -> tuple[str, list[str]]:
         mark: list(pd.read_csv(path, sep=mark, header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0])
         for mark in (",", ";", "\t")
     }
-    return max(headers.items(), key=lambda item: len(item[1]))
+    mark, names = max(headers.items(), key=lambda item: len(item[1]))
+    if "" in names:
+        # An index that was written beside the columns has no name; pandas calls it by its place.
+        named = pd.read_csv(path, sep=mark, nrows=0, index_col=False).columns
+        names = [name or str(called) for name, called in zip(names, named, strict=True)]
+    return mark, names
 
 
 def _csv(path: Path) -> pd.DataFrame:
     mark, names = separator(path)
-    _refuse_duplicates(pd.Index([name for name in names if name]))
+    _refuse_duplicates(pd.Index(names))
     with warnings.catch_warnings():
         # A row with more fields than the header would shift its values into other columns.
         warnings.simplefilter("error", pd.errors.ParserWarning)
@@ -435,6 +458,10 @@ def text_for_objects(frame: pd.DataFrame) -> pd.DataFrame:
     """Write Python objects as text, except where all of a column are of one better kind."""
     frame = frame.infer_objects()
     objects = [name for name in frame.columns if types.is_object_dtype(frame[name])]
+    # A csv has TRUE as well as True, so flags with gaps are no text: it would differ from the same file read as text.
+    flags = [name for name in objects if types.infer_dtype(frame[name], skipna=True) == "boolean"]
+    frame = frame.astype(dict.fromkeys(flags, "boolean"))
+    objects = [name for name in objects if name not in flags]
     return frame.assign(**{name: frame[name].map(_label, na_action="ignore").astype("str") for name in objects})
 
 
@@ -605,6 +632,12 @@ def _features(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Column, ...], li
                 continue
         # A part of a date that only ever is missing or one value says nothing that another part does not.
         dropna = column.reads == "date"
+        twice = [part for part in found if part != name and part in frame.columns]
+        if twice:
+            raise DataError(
+                f"dates in {name!r} become {_listed(found)}, but {_listed(twice)} named a column already: leave that "
+                "out (--without), or give it another name"
+            )
         found = {part: values for part, values in found.items() if values.nunique(dropna=dropna) > 1}
         if not found:
             constant.append(name)
@@ -802,9 +835,9 @@ def _leaks(features: pd.DataFrame, target: np.ndarray, classes: int) -> dict[str
     rare = np.flatnonzero(np.bincount(target, minlength=classes) < 0.5 * len(target))
     some = slice(None, None, -(-len(target) // MOST_ROWS_TO_LOOK_AT))
     found: dict[str, tuple[int, float]] = {}
-    for name in features.columns:
-        alone = [(_alone(features[name].iloc[some], target[some] == index), int(index)) for index in rare]
-        value, index = max(alone, default=(0.0, 0))
+    for name in features.columns if len(rare) else ():
+        values = _alone(features[name].iloc[some], target[some], classes)[rare]
+        value, index = max(zip(values.tolist(), rare.tolist(), strict=True))
         if value > GIVEN_AWAY:
             found[str(name)] = index, value
     return found
@@ -817,26 +850,63 @@ def _by_column(leaks: Mapping[str, tuple[int, float]], home: Mapping[str, str]) 
     return found
 
 
-def _alone(column: pd.Series, positive: np.ndarray) -> float:
-    """Compute the average precision of a column by itself: upwards or downwards, or by the share of each category."""
-    if not positive.any():
-        return 0.0
+def _alone(column: pd.Series, target: np.ndarray, classes: int) -> np.ndarray:
+    """Compute the average precision of a column by itself, for each class, ``[classes]``.
+
+    Numbers rank upwards or downwards, whichever is better; a category by the share of the class in it. A tie counts
+    whole. A class without rows has 0.
+    """
     if isinstance(column.dtype, pd.CategoricalDtype):
-        codes = column.cat.codes.to_numpy() + 1
-        rows = np.bincount(codes)
-        share = np.bincount(codes, positive) / np.maximum(rows, 1)
-        # A few rows of a category cannot say what the next one will be.
-        share[rows < LEAST_ROWS_OF_A_CATEGORY] = positive.mean()
-        return float(average_precision_score(positive, share[codes]))
-    present = column.notna().to_numpy()
-    values = column[present].to_numpy()
-    # Where it is missing it says nothing, and such rows come last.
-    found = [0.0]
-    for sign in (1.0, -1.0):
-        scores = np.full(len(column), -np.inf)
-        scores[present] = sign * values
-        found.append(float(average_precision_score(positive, np.nan_to_num(scores, neginf=-1e308))))
-    return max(found)
+        return _alone_by_category(column.cat.codes.to_numpy().astype(np.int64) + 1, target, classes)
+    return _alone_by_number(column.to_numpy(), target, classes)
+
+
+def _alone_by_category(codes: np.ndarray, target: np.ndarray, classes: int) -> np.ndarray:
+    counts = np.bincount(codes * classes + target, minlength=(int(codes.max()) + 1) * classes).reshape(-1, classes)
+    rows, positives = counts.sum(axis=1), counts.sum(axis=0)
+    share = counts / np.maximum(rows, 1)[:, None]
+    # A few rows of a category cannot say what the next one will be.
+    share[rows < LEAST_ROWS_OF_A_CATEGORY] = positives / len(target)
+    order = np.argsort(-share, axis=0)
+    share, hits = np.take_along_axis(share, order, 0), np.take_along_axis(counts, order, 0)
+    precision = hits.cumsum(axis=0) / np.maximum(rows[order].cumsum(axis=0), 1)
+    # Of each category, the last one that is tied with it.
+    last = np.full(share.shape, len(share) - 1)
+    last[:-1] = np.where(share[1:] < share[:-1], np.arange(len(share) - 1)[:, None], len(share) - 1)
+    last = np.minimum.accumulate(last[::-1], axis=0)[::-1]
+    found: np.ndarray = (hits * np.take_along_axis(precision, last, 0)).sum(axis=0) / np.maximum(positives, 1)
+    return found
+
+
+def _alone_by_number(values: np.ndarray, target: np.ndarray, classes: int) -> np.ndarray:
+    # One sort serves all classes: each positive adds the precision at the end of its tie, and those who are tied with
+    # another of their class are one run. Where a number is missing it says nothing, and such rows come last.
+    positives = np.bincount(target, minlength=classes)
+    present = np.flatnonzero(~np.isnan(values))
+    order = present[np.argsort(values[present])]
+    ranked, label = values[order], target[order].astype(np.int16)  # which is what numpy sorts in linear time
+    first = _starts(ranked)
+    tie = np.repeat(np.arange(len(first)), np.diff(first, append=len(order)))
+    by_class = np.argsort(label, kind="stable")
+    label, tie = label[by_class], tie[by_class]
+    begin = _starts(label, tie)
+    end = np.append(begin[1:], len(order))[: len(begin)]
+    label, tie = label[begin], tie[begin]
+    there = np.bincount(label, end - begin, minlength=classes)
+    before = (there.cumsum() - there)[label]
+    upwards = (there[label] - (begin - before)) / (len(order) - first[tie])
+    downwards = (end - before) / np.append(first[1:], len(order))[tie]
+    best = np.maximum(*(np.bincount(label, (end - begin) * each, minlength=classes) for each in (upwards, downwards)))
+    found: np.ndarray = (best + (positives - there) * positives / len(target)) / np.maximum(positives, 1)
+    return found
+
+
+def _starts(*sorted_values: np.ndarray) -> np.ndarray:
+    """Return where a run of equal values begins."""
+    length = len(sorted_values[0])
+    new = np.ones(length, dtype=bool)
+    new[1:] = np.any([values[1:] != values[:-1] for values in sorted_values], axis=0)
+    return np.flatnonzero(new)
 
 
 def _sha256(features: pd.DataFrame, rows: np.ndarray, target: np.ndarray, classes: tuple[str, ...]) -> str:
@@ -844,6 +914,13 @@ def _sha256(features: pd.DataFrame, rows: np.ndarray, target: np.ndarray, classe
     digest.update(repr([list(features.columns), [str(dtype) for dtype in features.dtypes], classes]).encode())
     digest.update(rows.astype("<u8").tobytes())
     digest.update(target.astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _sha256_of_split(*values: np.ndarray | None) -> str:
+    digest = hashlib.sha256()
+    for each in values:
+        digest.update(b"-" if each is None else each.tobytes())
     return digest.hexdigest()
 
 
