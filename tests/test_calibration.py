@@ -179,6 +179,15 @@ def test_rows_of_weight_0_are_absent() -> None:
     assert found == calibrate(scores[~absent], labels[~absent])
 
 
+@pytest.mark.parametrize("rare", [0, 1])
+def test_two_rows_of_a_class_are_enough(rare: int) -> None:
+    scores, labels = draw()
+    few = np.concatenate([np.flatnonzero(labels == rare)[:2], np.flatnonzero(labels != rare)[:60]])
+    found = calibrate(scores[few], labels[few])
+    assert set(found.candidates) == {"sigmoid", "platt"} if rare else {"sigmoid", "platt", "beta"}
+    assert 0 < found.after["all"].expected < len(few)
+
+
 def test_rows_of_a_group_are_folded_and_resampled_together() -> None:
     scores, labels = draw(60, 0.4)
     twice = (np.repeat(scores, 20), np.repeat(labels, 20))

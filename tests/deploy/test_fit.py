@@ -277,7 +277,7 @@ class Odd(nn.Module):
         ({"objective": "precision"}, "an objective is"),
         ({"seed": -1}, "seed must be"),
         ({"trials": 0}, "trials must be"),
-        ({"target": "country"}, "name one as positive"),
+        ({"target": "country"}, r"3 classes \('de', 'fr', 'it'\).* name one as positive"),
         ({"without": ["outcome"]}, "cannot be left out"),
         ({"without": ["nothing"]}, "no column 'nothing' to leave out"),
         ({"held_out": "rows.txt"}, "unknown ending"),
@@ -319,6 +319,23 @@ def test_rows_held_out_are_written_as_they_were_found(frame: pd.DataFrame, tmp_p
     score_file(model, rows, tmp_path / "scores.parquet")
     assert pd.read_parquet(tmp_path / "scores.parquet")["decision"].sum() == model.card["held_out"]["alerts"]
     assert {path.name for path in tmp_path.iterdir()} == {"model", rows.name, "scores.parquet"}
+
+
+def test_rows_of_a_csv_are_held_out_letter_by_letter(frame: pd.DataFrame, tmp_path: Path) -> None:
+    path, rows = tmp_path / "data.csv", tmp_path / "rows.csv"
+    amount = frame["amount"].map("{:.2f}".format).str.replace(".", ",").mask(frame.index % 40 == 0, "?")
+    odd = {"zip": [f"{number:05d}" for number in range(len(frame))], "new": frame["new"].map({True: "TRUE"})}
+    number = pd.array(range(2**60 + 1, 2**60 + 1 + len(frame)), dtype="Int64")
+    odd["number"] = pd.Series(number).mask(frame.index % 3 == 0)
+    frame.assign(amount=amount, **odd).to_csv(path, sep=";", decimal=",", index=False)
+    model = fit(path, out=tmp_path / "model", held_out=rows, **{**OPTIONS, "arm": "tuned_ce"})
+    header, *lines = path.read_text().splitlines()
+    written = rows.read_text().splitlines()
+    assert written[0] == header
+    assert len(written) == model.card["held_out"]["rows"] + 1
+    assert set(written[1:]) <= set(lines)
+    score_file(model, rows, tmp_path / "scores.parquet")
+    assert pd.read_parquet(tmp_path / "scores.parquet")["decision"].sum() == model.card["held_out"]["alerts"]
 
 
 def test_network_that_needs_its_code_is_refused(

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from datetime import date
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -299,6 +300,59 @@ class TestFeatures:
         with pytest.raises(DataError, match=r"dates in 'at' become .*'at_hour' named a column already: leave that out"):
             load(data, target="fraud")
         assert "at_hour" in load(data, target="fraud", without=["at_hour"]).frame.columns
+
+    @pytest.mark.parametrize(
+        ("write", "words"),
+        [
+            (lambda f: f.amount.map("{:,.3f}".format).str.replace("0.", "1,000.", n=1), ["numbers", "1234.5"]),
+            (lambda f: f.amount.map("$ {:.3f}".format), ["numbers", "'$ "]),
+            (lambda f: f.amount.map("{:.3f}".format).str.replace(".", ","), ["numbers"]),
+            (lambda f: pd.Series(pd.date_range("2024-01-01", periods=200)).dt.strftime("%d %b %Y"), ["dates", "'01 J"]),
+            (
+                lambda f: pd.Series(pd.date_range("2024-01-01", periods=200)).dt.strftime("%F").mask(f.index == 7, "?"),
+                ["dates", "'?'", "2013-07-31"],
+            ),
+        ],
+    )
+    def test_text_that_looks_like_numbers_or_dates_is_told_how_to_write_it(
+        self, write: Callable[[pd.DataFrame], pd.Series], words: list[str]
+    ) -> None:
+        data = frame().assign(paid=lambda f: write(f))
+        table = load(data, target="fraud")
+        assert "paid" in table.unused
+        assert noted(table.notes, "'paid' looks like", *words)
+        assert not noted(load(frame().assign(name=[f"n{i}" for i in range(200)]), target="fraud").notes, "looks like")
+
+    def test_decimal_commas_are_read_beside_marks_for_missing_numbers(self, tmp_path: Path) -> None:
+        data = frame().assign(paid=frame().amount.round(3))
+        text = data.paid.map("{:.3f}".format).str.replace(".", ",").mask(data.index % 50 == 0, "?")
+        codes = np.where(data.index == 9, "?", np.where(data.new, "1,5", "2,5"))
+        data.assign(paid=text, code=codes).to_csv(tmp_path / "a.csv", sep=";", decimal=",", index=False)
+        table = load(tmp_path / "a.csv", target="fraud")
+        pd.testing.assert_series_equal(table.frame["paid"], data.paid.mask(data.index % 50 == 0))
+        assert set(table.frame["code"].cat.categories) == {"1,5", "2,5", "?"}
+
+    @pytest.mark.parametrize("zone", ["Europe/Paris", "America/New_York"])
+    def test_times_are_those_of_one_zone_whatever_the_file(self, tmp_path: Path, zone: str) -> None:
+        times = pd.Series(pd.date_range("2024-01-01", periods=200, freq="7h", tz="UTC"))
+        tables = [load(frame().assign(at=times.dt.tz_convert(each)), target="fraud") for each in ("UTC", zone)]
+        frame().assign(at=times.dt.tz_convert(zone)).to_csv(tmp_path / "a.csv", index=False)
+        tables.append(load(tmp_path / "a.csv", target="fraud"))
+        for table in tables:
+            np.testing.assert_array_equal(table.frame["at_hour"], times.dt.hour)
+
+    @pytest.mark.parametrize("blank", ["", "  "])
+    def test_blank_text_is_missing(self, blank: str) -> None:
+        given = frame().assign(
+            fraud=lambda f: np.where(f.fraud == 1, "yes", "no").astype(object),
+            country=lambda f: f.country.mask(f.index % 5 == 0, blank),
+        )
+        given.loc[::20, "fraud"] = blank
+        table = load(given, target="fraud")
+        assert table.classes == ("no", "yes")
+        assert len(table.target) == 190
+        assert noted(table.notes, "dropped 10 rows without a value of 'fraud'")
+        assert set(table.frame["country"].cat.categories) == {"de", "fr", "it"}
 
     def test_duplicated_columns_are_refused(self) -> None:
         data = pd.concat([frame(), frame()[["age"]]], axis=1)

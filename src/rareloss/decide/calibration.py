@@ -445,6 +445,8 @@ def _logistic(x: np.ndarray, rows: _Rows) -> tuple[np.ndarray, float]:
 
 
 def _chosen(rows: _Rows, judged: np.ndarray, names: Sequence[str], shift: float, folds: int, seed: int) -> str:
+    if min(rows.labels.sum(), (~rows.labels).sum()) < 2:
+        return names[0]  # one row cannot be on both sides of a fold, so nothing refuses the simplest
     losses = {name: np.empty(len(rows.scores)) for name in names}
     for kept, held in _folds(rows, folds, seed):
         inner = rows.take(kept)

@@ -25,7 +25,7 @@ from rareloss.deploy.inputs import Inputs
 from rareloss.deploy.model import Model, layers_of, network_of, replace_folder
 from rareloss.study.arms import BASELINE, RECIPE, Arm, arms_for
 from rareloss.study.comparison import Comparison, versions
-from rareloss.study.data import DataError, Table, load, source_frame
+from rareloss.study.data import DataError, Table, load, source_frame, source_text
 from rareloss.study.fitting import Fitted, Task, score_with
 from rareloss.study.runs import Store
 from rareloss.study.scorers import find_scorer
@@ -118,9 +118,10 @@ def fit(
     table = load(data, **{name: settings[name] for name in ("target", "positive", "group", "time", "without")})
     settings["without"] = list(table.left_out)
     if table.multiclass:
+        some = ", ".join(map(repr, table.classes[:8])) + (", ..." if len(table.classes) > 8 else "")
         raise DataError(
-            f"the target of {table.name} has {len(table.classes)} classes; a saved model decides between two: name one "
-            "as positive"
+            f"the target of {table.name} has {len(table.classes)} classes ({some}); a saved model decides between two: "
+            "name one as positive"
         )
     if told is not None and told["data"]["sha256"] != table.sha256:
         raise DataError(f"{compared} compared other data than {table.name} is now; run rareloss compare again")
@@ -156,12 +157,13 @@ def fit(
 
 
 def _write_rows(data: str | Path | pd.DataFrame | None, table: Table, rows: np.ndarray, path: Path) -> None:
-    """Write rows of a table as the columns of the data that they came from."""
+    """Write rows of a table as the columns of the data that they came from; of a csv in a csv, letter by letter."""
     assert table.kept is not None
-    frame = source_frame(data).iloc[table.kept[rows]]
+    mark, frame = (",", None) if path.suffix.lower() != ".csv" else source_text(data)
+    frame = (source_frame(data) if frame is None else frame).iloc[table.kept[rows]]
     with whole_file(path) as file:
         if path.suffix.lower() == ".csv":
-            frame.to_csv(file, index=False)
+            frame.to_csv(file, index=False, sep=mark)
         else:
             frame.to_parquet(file, index=False)
 

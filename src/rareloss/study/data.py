@@ -24,6 +24,7 @@ __all__ = [
     "read_column",
     "separator",
     "source_frame",
+    "source_text",
     "text_for_objects",
 ]
 
@@ -292,6 +293,22 @@ def source_frame(data: str | Path | pd.DataFrame | None) -> pd.DataFrame:
     return frame.set_axis([str(column) for column in frame.columns], axis=1)
 
 
+def source_text(data: str | Path | pd.DataFrame | None) -> tuple[str, pd.DataFrame | None]:
+    """Return what separates the columns of a csv file, and its columns as text; ``None`` for other data.
+
+    Rows stand at the places that they have in :func:`source_frame`, but nothing was read into them: 007 is no 7.
+    """
+    if not isinstance(data, (str, Path)) or not Path(data).is_file() or not _is_csv(Path(data)):
+        return ",", None
+    mark, _ = separator(Path(data))
+    return mark, pd.read_csv(data, sep=mark, dtype=str, keep_default_na=False, index_col=False)
+
+
+def _is_csv(path: Path) -> bool:
+    kinds = [suffix.lower() for suffix in path.suffixes]
+    return kinds[-1:] not in ([".npz"], [".parquet"], [".pq"]) and bool({".csv", ".tsv", ".txt"} & set(kinds))
+
+
 def _source(data: str | Path | pd.DataFrame | None, group: str | None, time: str | None) -> _Source:
     if isinstance(data, pd.DataFrame):
         return _Source("frame", data, None, group)
@@ -318,7 +335,7 @@ def _file(path: Path, group: str | None, time: str | None) -> _Source:
             return _npz(path, name, group, time)
         if kinds[-1:] in ([".parquet"], [".pq"]):
             return _Source(name, pd.read_parquet(path), None, group)
-        if {".csv", ".tsv", ".txt"} & set(kinds):
+        if _is_csv(path):
             return _Source(name, _csv(path), None, group)
     except DataError:
         raise
@@ -357,11 +374,18 @@ def _csv(path: Path) -> pd.DataFrame:
             tables = [
                 pd.read_csv(path, sep=mark, decimal=point, index_col=False, low_memory=False) for point in decimals
             ]
-            return max(tables, key=lambda table: table.select_dtypes("number").shape[1])
+            table = max(tables, key=lambda table: table.select_dtypes("number").shape[1])
         except pd.errors.ParserWarning as error:
             raise DataError(
                 f"{path} has rows longer than its header of {len(names)} columns; make them alike"
             ) from error
+    if table is tables[-1] and len(tables) > 1:
+        # A mark where a number is missing leaves the others as text, with their comma.
+        for name, values in table.items():
+            if _text(values):
+                numbers = values.str.replace(",", ".", regex=False)
+                table[name] = numbers if _numbers_in_text(numbers)[0] else values
+    return table
 
 
 def _npz(path: Path, name: str, group: str | None, time: str | None) -> _Source:
@@ -455,14 +479,17 @@ def _minutes(clock: pd.Series) -> pd.Series:
 
 
 def text_for_objects(frame: pd.DataFrame) -> pd.DataFrame:
-    """Write Python objects as text, except where all of a column are of one better kind."""
+    """Write Python objects as text, except where all of a column are of one better kind; blank text is missing."""
     frame = frame.infer_objects()
     objects = [name for name in frame.columns if types.is_object_dtype(frame[name])]
     # A csv has TRUE as well as True, so flags with gaps are no text: it would differ from the same file read as text.
     flags = [name for name in objects if types.infer_dtype(frame[name], skipna=True) == "boolean"]
     frame = frame.astype(dict.fromkeys(flags, "boolean"))
     objects = [name for name in objects if name not in flags]
-    return frame.assign(**{name: frame[name].map(_label, na_action="ignore").astype("str") for name in objects})
+    frame = frame.assign(**{name: frame[name].map(_label, na_action="ignore").astype("str") for name in objects})
+    # An empty cell is missing in a csv, and must not be a class or a category where it comes from another file.
+    blank = {name: frame[name].str.fullmatch(r"\s*") for name in frame.columns if _text(frame[name])}
+    return frame.assign(**{name: frame[name].mask(rows.eq(True)) for name, rows in blank.items() if rows.any()})
 
 
 def _drop_row_numbers(frame: pd.DataFrame, kept: set[str]) -> tuple[pd.DataFrame, list[str]]:
@@ -629,6 +656,7 @@ def _features(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Column, ...], li
             values = len(found[name].cat.categories)
             if values > FEW_CATEGORIES and found[name].count() < LEAST_ROWS_OF_A_CATEGORY * values:
                 identities.append(name)
+                notes += _mend(found[name])
                 continue
         # A part of a date that only ever is missing or one value says nothing that another part does not.
         dropna = column.reads == "date"
@@ -742,6 +770,26 @@ def _numbers_in_text(column: pd.Series) -> tuple[bool, list[str]]:
     return True, [f"{said} of {column.name!r} are not numbers, such as {junk.iloc[0]!r}, and count as missing"]
 
 
+def _mend(column: pd.Series) -> list[str]:
+    """Say how text is written so that it is read, where nearly all of it looks like numbers or dates."""
+    text = column.dropna().astype("str")
+    some = text.iloc[:: -(-len(text) // 1000)]
+    numbers = some.str.fullmatch(r"[^\w.,]*\d[\d.,' _]*[^\w.,]*")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of dates that may be day first or month first
+        dates = pd.to_datetime(some, errors="coerce", format="mixed", utc=True).notna() & some.str.contains(r"\d\D+\d")
+    for looks, odd, what, better in (
+        (numbers, some[numbers & pd.to_numeric(some, errors="coerce").isna()], "numbers", "1234.5"),
+        (dates, some if dates.all() else some[~dates], "dates", "2013-07-31 18:30"),
+    ):
+        if len(odd) and looks.mean() >= SHARE_OF_NUMBERS:
+            return [
+                f"{column.name!r} looks like {what}, but {odd.iloc[0]!r} cannot be read as one: write {better}, or "
+                "leave the cell empty where it is missing"
+            ]
+    return []
+
+
 def _refuse_infinite(name: str, column: pd.Series) -> None:
     # What float32 cannot hold would be infinite as soon as a network sees it.
     infinite = int((column.abs() > np.finfo(np.float32).max).sum())
@@ -785,6 +833,8 @@ def _dates(values: pd.Series, column: Column) -> pd.Series:
     if isinstance(values.dtype, pd.PeriodDtype):
         return pd.Series(values.dt.to_timestamp())
     if types.is_datetime64_any_dtype(values):
+        # In one zone whatever the file's, as those that are written as text; and so that an hour never comes twice.
+        values = values if values.dt.tz is None else values.dt.tz_convert("UTC")
         return pd.Series(values.dt.tz_localize(None))
     if not _text(values) and values.notna().any():
         raise DataError(f"column {column.name!r} holds {values.dtype}, where dates were expected")
