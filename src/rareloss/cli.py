@@ -305,11 +305,13 @@ def check(
 
 
 def _read_scores(path: Path, column: str) -> Any:
-    import pandas as pd
+    from rareloss.study.data import source_frame
 
-    frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    frame = source_frame(path)
     if column not in frame:
         raise ValueError(f"{path} has no column {column!r}; it has {', '.join(map(str, frame.columns))}")
+    if frame[column].dtype.kind not in "iuf":
+        raise ValueError(f"column {column!r} of {path} holds {frame[column].dtype}, where numbers were expected")
     return frame[column].to_numpy()
 
 
