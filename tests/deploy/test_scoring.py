@@ -100,6 +100,15 @@ def test_scores_never_replace_the_rows(model: Model, frame: pd.DataFrame, tmp_pa
     assert path.read_bytes() == before
 
 
+def test_marks_with_digits_are_missing_where_they_were_at_the_fit(frame: pd.DataFrame, tmp_path: Path) -> None:
+    marked = frame.assign(limit=frame["limit"].mask(frame.index % 50 == 0, "<0.1"))
+    model = fit(marked, out=tmp_path / "model", **{**OPTIONS, "arm": "tuned_ce"})
+    rows = marked.iloc[:5]
+    found = [model.score(rows.assign(limit=limit))["score"] for limit in ("<0.3", "none", None)]
+    np.testing.assert_array_equal(found[0], found[2])
+    np.testing.assert_array_equal(found[1], found[2])
+
+
 def test_columns_to_copy_may_hold_commas(model: Model, frame: pd.DataFrame, tmp_path: Path) -> None:
     path = tmp_path / "tomorrow.csv"
     frame.assign(**{"amount, net": frame["amount"]}).to_csv(path, index=False)
@@ -134,6 +143,11 @@ CHANGES: list[tuple[str, Callable[[pd.DataFrame], pd.DataFrame], str]] = [
         "one word",
         lambda f: f.assign(amount=f["amount"].astype(str).where(f.index != 333, "n/a?")),
         "rows 257 to 384: column 'amount' holds 'n/a\\?'",
+    ),
+    (
+        "decimal commas",
+        lambda f: f.assign(limit=f["limit"].str.replace(".", ",").where(f.index != 200, "?")),
+        "column 'limit' holds '.*,.*', where a number was expected: write it as 1234.5",
     ),
     ("other dates", lambda f: f.assign(opened="2023-13-45"), "column 'opened' holds '2023-13-45', where a date"),
     ("infinite", lambda f: f.assign(age=np.inf), "column 'age' holds .* infinite"),

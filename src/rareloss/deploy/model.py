@@ -31,7 +31,7 @@ __all__ = ["Model", "layers_of", "network_of", "replace_folder"]
 
 FORMAT = 1
 MODEL, WEIGHTS, CARD, PAGE = "model.json", "weights.safetensors", "card.json", "README.md"
-READS = ("number", "text", "date", "category")
+READS = ("number", "text", "loose", "date", "category")
 
 
 @dataclass(frozen=True, eq=False)

@@ -146,7 +146,7 @@ def _csv(path: Path, model: Model, keep: Sequence[str], size: int) -> Generator[
     mark, names = separator(path)
     keep = _kept(names, model, keep)
     needed = _needed(model)
-    numbers = [column.name for column in model.columns if column.reads in ("number", "text")]
+    numbers = [column.name for column in model.columns if column.reads in ("number", "text", "loose")]
     with warnings.catch_warnings():
         # A row with more fields than the header would shift its values into other columns.
         warnings.simplefilter("error", pd.errors.ParserWarning)

@@ -70,14 +70,14 @@ class Column:
 
     Attributes:
         name: what the file calls it.
-        reads: ``"number"``; ``"text"``, numbers in text with other marks where they are missing; ``"date"``; or
-            ``"category"``.
+        reads: ``"number"``; ``"text"``, numbers in text, with marks without digits where they are missing; ``"loose"``,
+            the same where a mark may hold digits, such as ``"<5"``; ``"date"``; or ``"category"``.
         features: what it becomes: itself, or the parts of a date that are used.
         format: of dates written as text, as strptime takes it, or "ISO8601".
     """
 
     name: str
-    reads: Literal["number", "text", "date", "category"]
+    reads: Literal["number", "text", "loose", "date", "category"]
     features: tuple[str, ...]
     format: str = ISO
 
@@ -699,7 +699,9 @@ def _how(values: pd.Series) -> tuple[Column, list[str]]:
     if _numeric(values):
         return Column(name, "number", (name,)), []
     as_numbers, said = _numbers_in_text(values)
-    return Column(name, "text" if as_numbers else "category", (name,)), said
+    if not as_numbers:
+        return Column(name, "category", (name,)), said
+    return Column(name, "loose" if len(_unread(values, _to_numbers(values))) else "text", (name,)), said
 
 
 def read_column(column: Column, values: pd.Series) -> dict[str, pd.Series]:
@@ -745,22 +747,38 @@ def _numbers(column: Column, values: pd.Series) -> pd.Series:
         return pd.Series(np.nan, values.index, name=values.name, dtype="float64")
     if not _text(values):
         raise DataError(f"column {column.name!r} holds {values.dtype}, where numbers were expected")
-    numbers = pd.to_numeric(values, errors="coerce").astype("float64")
+    numbers = _to_numbers(values)
+    odd = values.iloc[:0]
     if column.reads == "number":
         if numbers.count() < values.count():
             flags = values.str.lower().map({"true": 1.0, "false": 0.0})
             numbers = numbers.fillna(flags.astype("float64"))
         odd = values[numbers.isna() & values.notna()]
-        if len(odd):
-            raise DataError(f"column {column.name!r} holds {odd.iloc[0]!r}, where a number was expected")
+    elif column.reads == "text":  # 12,5 is no mark of a missing number
+        odd = _unread(values, numbers)
+    if len(odd):
+        raise DataError(
+            f"column {column.name!r} holds {odd.iloc[0]!r}, where a number was expected: write it as 1234.5, or leave "
+            "the cell empty where it is missing"
+        )
     return numbers
+
+
+def _to_numbers(text: pd.Series) -> pd.Series:
+    return pd.to_numeric(text, errors="coerce").astype("float64")
+
+
+def _unread(text: pd.Series, numbers: pd.Series) -> pd.Series:
+    """Return what is no number, though it holds digits."""
+    rest = text[numbers.isna() & text.notna()]
+    return rest[rest.str.contains(r"\d")]
 
 
 def _numbers_in_text(column: pd.Series) -> tuple[bool, list[str]]:
     """Say whether text is nearly always a number, with a mark such as '?' where it is missing."""
     if not _text(column):
         return False, []
-    numbers = pd.to_numeric(column, errors="coerce").astype("float64")
+    numbers = _to_numbers(column)
     if numbers.count() < SHARE_OF_NUMBERS * column.count() or numbers.nunique() <= MOST_FRACTIONAL_CLASSES:
         return False, []
     junk = column[numbers.isna() & column.notna()]
