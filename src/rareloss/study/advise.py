@@ -16,7 +16,7 @@ from scipy.stats import norm
 
 from rareloss import Objective
 from rareloss.decide.intervals import clopper_pearson
-from rareloss.study.data import DataError, Table, is_date, load, source_frame
+from rareloss.study.data import DataError, Table, is_date, load, source_frame, text_for_objects
 
 __all__ = ["Advice", "Finding", "advise", "logit_interval", "noise_that_shrinks"]
 
@@ -373,7 +373,7 @@ def _measured_elsewhere() -> Finding:
 def _split_advice(
     data: str | Path | pd.DataFrame | None, table: Table, options: dict[str, str | None]
 ) -> tuple[list[Finding], dict[str, str | None]]:
-    frame = source_frame(data)
+    frame = text_for_objects(source_frame(data))  # what is in a list or an array cannot be counted
     free = [name for name in frame.columns if name not in {*options.values(), *table.left_out}]
     times = [name for name in free if is_date(frame[name])]
     groups = [name for name in free if name not in times and _repeats(frame[name])]
