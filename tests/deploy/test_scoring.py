@@ -100,6 +100,14 @@ def test_scores_never_replace_the_rows(model: Model, frame: pd.DataFrame, tmp_pa
     assert path.read_bytes() == before
 
 
+def test_columns_may_be_named_by_numbers(frame: pd.DataFrame, tmp_path: Path) -> None:
+    numbered = frame.set_axis(range(frame.shape[1]), axis=1)
+    options = {**OPTIONS, "arm": "tuned_ce", "target": frame.shape[1] - 1}
+    model = fit(numbered, out=tmp_path / "model", **options)
+    expected = fit(frame, out=tmp_path / "named", **{**OPTIONS, "arm": "tuned_ce"}).score(frame)
+    pd.testing.assert_frame_equal(model.score(numbered), expected)
+
+
 def test_marks_with_digits_are_missing_where_they_were_at_the_fit(frame: pd.DataFrame, tmp_path: Path) -> None:
     marked = frame.assign(limit=frame["limit"].mask(frame.index % 50 == 0, "<0.1"))
     model = fit(marked, out=tmp_path / "model", **{**OPTIONS, "arm": "tuned_ce"})

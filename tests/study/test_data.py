@@ -341,6 +341,16 @@ class TestFeatures:
         for table in tables:
             np.testing.assert_array_equal(table.frame["at_hour"], times.dt.hour)
 
+    @pytest.mark.parametrize("far", ["9999-12-31", "0001-01-01"])
+    @pytest.mark.parametrize("kind", ["str", "datetime64[s]", "date32[pyarrow]"])
+    def test_dates_that_stand_for_never_are_read(self, far: str, kind: str) -> None:
+        days = pd.date_range("2024-01-01", periods=200).strftime("%Y-%m-%d").to_series(index=range(200))
+        days = days.mask(days.index % 9 == 0, far)
+        days = days.map(date.fromisoformat).astype(kind) if "pyarrow" in kind else days.astype(kind)
+        table = load(frame().assign(at=days), target="fraud")
+        expected = (date.fromisoformat(far) - date(1970, 1, 1)).days
+        assert list(table.frame["at_days"][:2]) == [expected, (date(2024, 1, 2) - date(1970, 1, 1)).days]
+
     @pytest.mark.parametrize("blank", ["", "  "])
     def test_blank_text_is_missing(self, blank: str) -> None:
         given = frame().assign(

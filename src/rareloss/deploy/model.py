@@ -68,6 +68,7 @@ class Model:
         Raises:
             DataError: a column is missing, unknown, or of another type.
         """
+        rows = rows.set_axis([str(name) for name in rows.columns], axis=1)
         self.check_names(list(rows.columns))
         rows = text_for_objects(rows[[column.name for column in self.columns]])
         found: dict[str, pd.Series] = {}

@@ -179,10 +179,11 @@ def load(
     notes = list(source.notes)
     if len(frame) == 0:
         raise DataError(f"{source.name} has no rows; a table with one row per case was expected")
+    target, group, time = (None if name is None else str(name) for name in (target, source.group, time))
     chosen = target if target is not None else source.target
     if chosen is None:
         raise DataError(f"the column to predict was not named; give target, one of {_listed(frame.columns)}")
-    by_group = None if source.group in (None, "none") else source.group
+    by_group = None if group in (None, "none") else group
     roles = {"target": chosen, "group": by_group, "time": time}
     for role, column in roles.items():
         if column is not None and column not in frame.columns:
@@ -852,8 +853,7 @@ def _dates(values: pd.Series, column: Column) -> pd.Series:
         return pd.Series(values.dt.to_timestamp())
     if types.is_datetime64_any_dtype(values):
         # In one zone whatever the file's, as those that are written as text; and so that an hour never comes twice.
-        values = values if values.dt.tz is None else values.dt.tz_convert("UTC")
-        return pd.Series(values.dt.tz_localize(None))
+        return pd.to_datetime(values, utc=True).dt.tz_localize(None)
     if not _text(values) and values.notna().any():
         raise DataError(f"column {column.name!r} holds {values.dtype}, where dates were expected")
     dates = _parsed(values.astype("str"), column.format)
@@ -867,7 +867,8 @@ def _dates(values: pd.Series, column: Column) -> pd.Series:
 
 def _date_parts(name: Hashable, dates: pd.Series) -> dict[str, pd.Series]:
     parts = {
-        "days": (dates - pd.Timestamp(0)) / pd.Timedelta(days=1),
+        # In the unit of the dates: nanoseconds end in 2262, and 9999-12-31 is what many write for "never".
+        "days": (dates - pd.Timestamp(0).as_unit(dates.dt.unit)) / pd.Timedelta(days=1).as_unit(dates.dt.unit),
         "month": dates.dt.month,
         "weekday": dates.dt.day_of_week,
         "hour": dates.dt.hour,
