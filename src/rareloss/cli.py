@@ -473,24 +473,28 @@ def fit(
     with _needing("deploy"):
         from rareloss.deploy import fit as fitted
         from rareloss.deploy.card import named
-    with _refusing():
-        model = fitted(
-            data,
-            out=out,
-            held_out=held_out,
-            target=target,
-            positive=positive,
-            group=group,
-            time=time,
-            without=without or (),
-            objective=objective,
-            arm=arm,
-            network=network,
-            compared=compared,
-            seed=seed,
-            trials=trials,
-            say=lambda sentence: say.print(f"- {sentence}", markup=False),
-        )
+    try:
+        with _refusing():
+            model = fitted(
+                data,
+                out=out,
+                held_out=held_out,
+                target=target,
+                positive=positive,
+                group=group,
+                time=time,
+                without=without or (),
+                objective=objective,
+                arm=arm,
+                network=network,
+                compared=compared,
+                seed=seed,
+                trials=trials,
+                say=lambda sentence: say.print(f"- {sentence}", markup=False),
+            )
+    except KeyboardInterrupt:
+        typer.echo(f"Stopped; trials that were finished are kept beside {out}: same command, go on.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
     held = model.card["held_out"]
     chosen = model.card["chosen"]
     say.print(

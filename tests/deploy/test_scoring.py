@@ -90,6 +90,19 @@ def test_a_file_without_rows_gives_one_without_rows(
     assert read(tmp_path / "scores.parquet").shape == (0, 4)
 
 
+def test_a_fit_that_is_interrupted_says_how_to_go_on(
+    csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rareloss.study.fitting.solve_logistic", stop)
+    stopped = run("fit", csv, "--target", "outcome", "--out", tmp_path / "model")
+    assert stopped.exit_code == 130
+    assert "same command, go on" in stopped.stderr
+    assert not (tmp_path / "model").exists()
+
+
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_scores_never_replace_the_rows(model: Model, frame: pd.DataFrame, tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"tomorrow.{ending}"
@@ -123,6 +136,15 @@ def test_columns_to_copy_may_hold_commas(model: Model, frame: pd.DataFrame, tmp_
     scored = score_file(model, path, tmp_path / "scores.csv", keep=["amount, net", "customer,amount"])
     assert scored.kept == ("amount, net", "customer", "amount")
     assert list(read(tmp_path / "scores.csv").columns[:3]) == ["amount, net", "customer", "amount"]
+
+
+def test_lists_are_kept_in_parquet_and_refused_in_csv(model: Model, frame: pd.DataFrame, tmp_path: Path) -> None:
+    path = tmp_path / "tomorrow.parquet"
+    frame.assign(tags=[[index] for index in frame.index], **{"": 1}).to_parquet(path)
+    assert score_file(model, path, tmp_path / "scores.parquet", keep=["tags", ""]).kept == ("tags", "")
+    with pytest.raises(DataError, match="'tags' cannot be kept in a csv; write a parquet file"):
+        score_file(model, path, tmp_path / "scores.csv", keep=["tags", ""])
+    assert not (tmp_path / "scores.csv").exists()
 
 
 def test_a_file_with_its_index_is_scored_by_the_model_of_one(frame: pd.DataFrame, tmp_path: Path) -> None:

@@ -75,6 +75,9 @@ def score_file(
                 raise DataError(f"rows {rows + 1:,} to {rows + len(batch):,}: {error}") from error
             columns = [pa.array(found[name], kind) for name, kind in WRITTEN]
             copied = tuple(kept.column_names)
+            nested = [field.name for field in kept.schema if pa.types.is_nested(field.type)]
+            if nested and out.suffix.lower() == ".csv":
+                raise DataError(f"{', '.join(map(repr, nested))} cannot be kept in a csv; write a parquet file")
             table = pa.Table.from_arrays([*kept.columns, *columns], [*copied, *names])
             if writer is None:
                 make = pa.csv.CSVWriter if out.suffix.lower() == ".csv" else pq.ParquetWriter

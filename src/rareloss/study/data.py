@@ -262,8 +262,8 @@ def columns_named(texts: str | Iterable[str], columns: Iterable[str]) -> list[st
         ['a', 'c', 'b, c']
     """
     known, texts = set(columns), [texts] if isinstance(texts, str) else texts
-    parts = ([text] if text in known else [part.strip() for part in text.split(",")] for text in texts)
-    return [name for names in parts for name in names if name]
+    parts = ([text] if text in known else filter(None, map(str.strip, text.split(","))) for text in texts)
+    return [name for names in parts for name in names]
 
 
 def is_date(column: pd.Series) -> bool:
