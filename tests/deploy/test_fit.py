@@ -136,6 +136,15 @@ def test_scores_are_those_of_a_comparison_with_the_same_seed(
         fit(csv, compared=tmp_path, out=tmp_path / "other")
 
 
+def test_a_comparison_of_rows_grouped_otherwise_is_refused(frame: pd.DataFrame, tmp_path: Path) -> None:
+    grouped, other = (frame.assign(day=days) for days in (np.arange(len(frame)) // 5, np.arange(len(frame)) % 100))
+    options: dict[str, Any] = {"target": "outcome", "group": "day", "seeds": [3], "trials": 1}
+    compare(grouped, network=["linear"], arms=["weighted_ce"], out=tmp_path / "compared", **options)
+    with pytest.raises(DataError, match="compared other data"):
+        fit(other, compared=tmp_path / "compared", out=tmp_path / "model")
+    fit(grouped, compared=tmp_path / "compared", out=tmp_path / "model")
+
+
 @pytest.mark.parametrize(("network", "kind"), [("linear", "standard"), ("mlp8", "normal"), ("additive", "spline")])
 def test_loaded_model_scores_as_the_engine_does_to_the_last_bit(
     frame: pd.DataFrame, tmp_path: Path, network: str, kind: str

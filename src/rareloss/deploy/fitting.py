@@ -123,7 +123,8 @@ def fit(
             f"the target of {table.name} has {len(table.classes)} classes ({some}); a saved model decides between two: "
             "name one as positive"
         )
-    if told is not None and told["data"]["sha256"] != table.sha256:
+    known = told and (told["data"]["sha256"], told["data"].get("split_sha256"))
+    if known and known != (table.sha256, table.split_sha256):
         raise DataError(f"{compared} compared other data than {table.name} is now; run rareloss compare again")
     for sentence in table.notes:
         say(sentence)

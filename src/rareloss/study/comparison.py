@@ -294,6 +294,7 @@ def _described(table: Table, fold: Fold) -> dict[str, Any]:
     return {
         "name": table.name,
         "sha256": table.sha256,
+        "split_sha256": table.split_sha256,
         "rows": len(table.target),
         "features": table.frame.shape[1],
         "classes": list(table.classes),
