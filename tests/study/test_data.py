@@ -321,7 +321,20 @@ class TestFeatures:
         table = load(data, target="fraud")
         assert "paid" in table.unused
         assert noted(table.notes, "'paid' looks like", *words)
-        assert not noted(load(frame().assign(name=[f"n{i}" for i in range(200)]), target="fraud").notes, "looks like")
+
+    def test_names_codes_and_clocks_are_not_taken_for_numbers_or_dates(self) -> None:
+        number = range(200)
+        data = frame().assign(
+            name=[f"n{i}" for i in number],
+            order=[f"AB-2020-{i:04d}" for i in number],
+            phone=[f"030 {i + 564513}" for i in number],
+            version=[f"{i}.{i % 7}.{i % 5}" for i in number],
+            clock=[f"{i % 24:02d}:{i % 60:02d}:{i * 7 % 60:02d}" for i in number],
+            street=[f"{i} Main St {i}" for i in number],
+        )
+        notes = load(data, target="fraud").notes
+        assert noted(notes, "'order'", "'clock'", "'street'", "an id or free text")
+        assert not noted(notes, "looks like")
 
     def test_decimal_commas_are_read_beside_marks_for_missing_numbers(self, tmp_path: Path) -> None:
         data = frame().assign(paid=frame().amount.round(3))

@@ -793,10 +793,11 @@ def _mend(column: pd.Series) -> list[str]:
     """Say how text is written so that it is read, where nearly all of it looks like numbers or dates."""
     text = column.dropna().astype("str")
     some = text.iloc[:: -(-len(text) // 1000)]
-    numbers = some.str.fullmatch(r"[^\w.,]*\d[\d.,' _]*[^\w.,]*")
+    numbers = some.str.fullmatch(r"[^\w.,]*(\d{1,3}([.,' ]\d{3})+|\d+)([.,]\d+)?[^\w.,]*")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of dates that may be day first or month first
-        dates = pd.to_datetime(some, errors="coerce", format="mixed", utc=True).notna() & some.str.contains(r"\d\D+\d")
+        dates = pd.to_datetime(some, errors="coerce", format="mixed", utc=True).notna()
+    dates &= some.str.contains(r"\d{4}|\d[^\d:]+\d+[^\d:]+\d")  # 12:30 alone is no date
     for looks, odd, what, better in (
         (numbers, some[numbers & pd.to_numeric(some, errors="coerce").isna()], "numbers", "1234.5"),
         (dates, some if dates.all() else some[~dates], "dates", "2013-07-31 18:30"),
