@@ -38,6 +38,8 @@ FEW_CATEGORIES = 50
 LEAST_ROWS_OF_A_CATEGORY = 10
 # Text that is a number this often is a number column with odd marks for "missing" in it.
 SHARE_OF_NUMBERS = 0.9
+# No number or date has more letters.
+LONGEST_NUMBER = 50
 # Rows that look alike are copies of one thing, unless so many do that they merely share a common value.
 MOST_COPIES = 0.01
 
@@ -793,6 +795,9 @@ def _mend(column: pd.Series) -> list[str]:
     """Say how text is written so that it is read, where nearly all of it looks like numbers or dates."""
     text = column.dropna().astype("str")
     some = text.iloc[:: -(-len(text) // 1000)]
+    if (some.str.len() > LONGEST_NUMBER).mean() > 1 - SHARE_OF_NUMBERS:
+        return []
+    some = some.str[:LONGEST_NUMBER]
     numbers = some.str.fullmatch(r"[^\w.,]*(\d{1,3}([.,' ]\d{3})+|\d+)([.,]\d+)?[^\w.,]*")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of dates that may be day first or month first
