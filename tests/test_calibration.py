@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("sklearn")
 from scipy.optimize import minimize
@@ -179,6 +180,25 @@ def test_rows_of_weight_0_are_absent() -> None:
     assert found == calibrate(scores[~absent], labels[~absent])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_scores_of_a_model_are_taken_as_they_come(dtype: torch.dtype) -> None:
+    scores, labels = draw()
+    given = torch.tensor(scores, dtype=dtype, requires_grad=True)
+    expected = calibrate(given.detach().double().numpy(), labels, methods="platt")
+    found = calibrate(given, torch.tensor(labels), torch.ones(len(labels), dtype=dtype), methods="platt")
+    assert found == expected
+    np.testing.assert_array_equal(found(given), expected(given.detach().double().numpy()))
+
+
+@pytest.mark.parametrize("rare", [0, 1])
+def test_two_rows_of_a_class_are_enough(rare: int) -> None:
+    scores, labels = draw()
+    few = np.concatenate([np.flatnonzero(labels == rare)[:2], np.flatnonzero(labels != rare)[:60]])
+    found = calibrate(scores[few], labels[few])
+    assert set(found.candidates) == {"sigmoid", "platt"} if rare else {"sigmoid", "platt", "beta"}
+    assert 0 < found.after["all"].expected < len(few)
+
+
 def test_rows_of_a_group_are_folded_and_resampled_together() -> None:
     scores, labels = draw(60, 0.4)
     twice = (np.repeat(scores, 20), np.repeat(labels, 20))
@@ -188,6 +208,10 @@ def test_rows_of_a_group_are_folded_and_resampled_together() -> None:
     assert widths[0] > 3 * widths[1]
     with pytest.raises(ValueError, match="fold without one of the classes"):
         calibrate(scores, labels, groups=labels)
+    with pytest.raises(ValueError, match="fold without one of the classes: positives lie in 1 groups"):
+        calibrate(scores, labels, groups=np.zeros(60))
+    with pytest.raises(ValueError, match="groups holds 1 missing values"):
+        calibrate(scores, labels, groups=[None, *map(str, range(59))])
 
 
 def test_name_is_public_and_loaded_late() -> None:

@@ -100,17 +100,35 @@ def test_columns_are_left_out_by_every_command_that_reads_a_table(command: str, 
         pytest.importorskip("safetensors")
     path, out = tmp_path / "data.csv", tmp_path / "out"
     frame = make_frame()
-    frame.assign(**{"paid back": frame["y"] * 2.0 + frame["a"] / 100}).to_csv(path, index=False)
+    frame.assign(**{"paid, back": frame["y"] * 2.0 + frame["a"] / 100}).to_csv(path, index=False)
     options = {"advise": [], "compare": [*QUICK, "--out", out], "fit": ["--trials", "1", "--out", out]}[command]
     assert_refused(run(command, path, "--target", "y", *options, "--without", "paid"), "no column 'paid' to leave", out)
     warned = run(command, path, "--target", "y", *options)
-    assert "check 'paid back': it ranks '1' by itself, with an average precision of 1.000" in warned.stdout
-    assert "leave it out (--without 'paid back')" in warned.stdout
+    assert "check 'paid, back': it ranks '1' by itself, with an average precision of 1.000" in warned.stdout
+    assert "leave it out (--without 'paid, back')" in warned.stdout
     more = ["--out", tmp_path / "other"] if command != "advise" else []
-    done = run(command, path, "--target", "y", *options, "--without", "paid back", *more)
+    done = run(command, path, "--target", "y", *options, "--without", "paid, back", *more)
     assert done.exit_code == 0, done.output
-    assert "left out 'paid back', as was asked for" in done.stdout
+    assert "left out 'paid, back', as was asked for" in done.stdout
     assert "check" not in done.stdout
+
+
+def test_check_reads_what_a_table_is_read_from_and_says_which_file_cannot_be(tmp_path: Path) -> None:
+    scores = pd.DataFrame({"score": np.linspace(0, 1, 300), "name": "a"})
+    before, after, broken = tmp_path / "before.csv", tmp_path / "after.pq", tmp_path / "broken.csv"
+    scores.to_csv(before, index=False, sep=";", decimal=",")
+    scores.to_parquet(after)
+    broken.write_text("")
+    done = run("check", before, after, "--threshold", "0.9")
+    assert done.exit_code == 0, done.output
+    assert "Alerts: 30, expected 30" in done.stdout
+    for arguments, said in (
+        ((before, broken), "broken.csv is empty"),
+        ((before, after, "--score", "name"), "column 'name' of"),
+        ((before, after, "--score", "nothing"), "has no column 'nothing'"),
+        ((before, tmp_path / "none.csv"), "there is no file"),
+    ):
+        assert_refused(run("check", *arguments, "--threshold", "0.9"), said, tmp_path / "out")
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:

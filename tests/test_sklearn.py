@@ -23,6 +23,7 @@ from sklearn.preprocessing import QuantileTransformer, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from rareloss import Objective, SmoothAPLoss
+from rareloss.integrations.additive import AdditiveRareClassifier
 from rareloss.integrations.sklearn import RareClassifier
 
 Rows = tuple[np.ndarray, np.ndarray]
@@ -158,6 +159,36 @@ def test_refuses_other_than_two_classes(classes: int) -> None:
     x, _ = bent(100, 0)
     with pytest.raises(ValueError, match="class"):
         RareClassifier().fit(x, np.arange(100) % classes)
+
+
+def test_refuses_missing_labels_among_names() -> None:
+    x, _ = bent(100, 0)
+    y = np.array([None if i == 3 else "ab"[i % 2] for i in range(100)], dtype=object)
+    for model in (RareClassifier(), AdditiveRareClassifier()):
+        with pytest.raises(ValueError, match=r"1 missing label\(s\) in 100 rows; drop"):
+            model.fit(x, y)
+
+
+def test_refuses_numbers_whose_spread_overflows() -> None:
+    x, y = bent(100, 0)
+    x[:, 1] *= 1e200
+    with pytest.raises(ValueError, match=r"column\(s\) \[1\] of X hold numbers up to .*e\+20.*divide them"):
+        RareClassifier().fit(x, y)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"resamples": 1}, "resamples"),
+        ({"sample_weight": np.full(100, -1.0)}, "Negative values"),
+        ({"y": np.full(100, "z")}, "y holds \\['z'\\], but the model was fitted on"),
+    ],
+)
+def test_standard_errors_refuse_what_gives_none(change: dict[str, Any], said: str) -> None:
+    x, y = bent(100, 0)
+    model = RareClassifier(trials=1, random_state=0).fit(x, y)
+    with pytest.raises(ValueError, match=said):
+        model.standard_errors(**{"X": x, "y": y, **change})
 
 
 def test_two_few_rows_of_a_class_are_refused() -> None:

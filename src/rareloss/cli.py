@@ -36,7 +36,7 @@ Target = Annotated[str | None, typer.Option(help="Column to predict.")]
 Positive = Annotated[str | None, typer.Option(help="Value of the target that is the positive class.")]
 Group = Annotated[str | None, typer.Option(help="Column whose equal values stay in one fold; 'none': rows.")]
 Time = Annotated[str | None, typer.Option(help="Column to split by: train, then validation, then test.")]
-Without = Annotated[list[str] | None, typer.Option(help="Columns to leave out, by commas or repeated.")]
+Without = Annotated[list[str] | None, typer.Option(help="Column to leave out; repeat it, or join names by commas.")]
 
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -95,7 +95,7 @@ def compare(
             positive=positive,
             group=group,
             time=time,
-            without=_names(without),
+            without=without or (),
             objective=objective,
             seeds=seeds,
             trials=trials,
@@ -181,15 +181,18 @@ def advise(
             raise ValueError(f"there is no folder {out.parent} to write {out.name} into")
         try:
             from rareloss.study.advise import advise as advised
+            from rareloss.study.writing import refuse_overwriting
         except ModuleNotFoundError as error:
             raise ValueError(f'{error.name} is missing: pip install "rareloss[study]"') from error
+        if out is not None:
+            refuse_overwriting(out, data)
         advice = advised(
             data,
             target=target,
             positive=positive,
             group=group,
             time=time,
-            without=_names(without),
+            without=without or (),
             objective=objective,
             rows=rows,
             rate=None if rate is None else _rate(rate),
@@ -302,11 +305,13 @@ def check(
 
 
 def _read_scores(path: Path, column: str) -> Any:
-    import pandas as pd
+    from rareloss.study.data import source_frame
 
-    frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
+    frame = source_frame(path)
     if column not in frame:
         raise ValueError(f"{path} has no column {column!r}; it has {', '.join(map(str, frame.columns))}")
+    if frame[column].dtype.kind not in "iuf":
+        raise ValueError(f"column {column!r} of {path} holds {frame[column].dtype}, where numbers were expected")
     return frame[column].to_numpy()
 
 
@@ -468,24 +473,28 @@ def fit(
     with _needing("deploy"):
         from rareloss.deploy import fit as fitted
         from rareloss.deploy.card import named
-    with _refusing():
-        model = fitted(
-            data,
-            out=out,
-            held_out=held_out,
-            target=target,
-            positive=positive,
-            group=group,
-            time=time,
-            without=_names(without),
-            objective=objective,
-            arm=arm,
-            network=network,
-            compared=compared,
-            seed=seed,
-            trials=trials,
-            say=lambda sentence: say.print(f"- {sentence}", markup=False),
-        )
+    try:
+        with _refusing():
+            model = fitted(
+                data,
+                out=out,
+                held_out=held_out,
+                target=target,
+                positive=positive,
+                group=group,
+                time=time,
+                without=without or (),
+                objective=objective,
+                arm=arm,
+                network=network,
+                compared=compared,
+                seed=seed,
+                trials=trials,
+                say=lambda sentence: say.print(f"- {sentence}", markup=False),
+            )
+    except KeyboardInterrupt:
+        typer.echo(f"Stopped; trials that were finished are kept beside {out}: same command, go on.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
     held = model.card["held_out"]
     chosen = model.card["chosen"]
     say.print(
@@ -509,18 +518,18 @@ def score(
     data: Annotated[str, typer.Argument(help="A csv or parquet file of any size.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The parquet or csv file to write.")] = Path("scores.parquet"),
     keep: Annotated[
-        list[str] | None, typer.Option(help="Columns to copy beside the scores, by commas or repeated.")
+        list[str] | None, typer.Option(help="Column to copy beside the scores; repeat it, or join names by commas.")
     ] = None,
 ) -> None:
     """Write score, probability and decision of each row, in the memory of one batch."""
     with _needing("deploy"):
         from rareloss.deploy import Model, score_file
     with _refusing():
-        loaded, kept = Model.load(model), _names(keep)
-        scored = score_file(loaded, data, out, keep=kept)
+        loaded = Model.load(model)
+        scored = score_file(loaded, data, out, keep=keep or ())
     share = scored.alerts / max(scored.rows, 1)
     typer.echo(f"{scored.rows:,} rows, {scored.alerts:,} alerts ({share:.3%}). Written: {out}")
-    if loaded.target in kept:
+    if loaded.target in scored.kept:
         typer.echo(
             "A report is too good if the model was fitted on some of these rows: fit --held-out writes the others."
         )

@@ -136,6 +136,15 @@ def test_scores_are_those_of_a_comparison_with_the_same_seed(
         fit(csv, compared=tmp_path, out=tmp_path / "other")
 
 
+def test_a_comparison_of_rows_grouped_otherwise_is_refused(frame: pd.DataFrame, tmp_path: Path) -> None:
+    grouped, other = (frame.assign(day=days) for days in (np.arange(len(frame)) // 5, np.arange(len(frame)) % 100))
+    options: dict[str, Any] = {"target": "outcome", "group": "day", "seeds": [3], "trials": 1}
+    compare(grouped, network=["linear"], arms=["weighted_ce"], out=tmp_path / "compared", **options)
+    with pytest.raises(DataError, match="compared other data"):
+        fit(other, compared=tmp_path / "compared", out=tmp_path / "model")
+    fit(grouped, compared=tmp_path / "compared", out=tmp_path / "model")
+
+
 @pytest.mark.parametrize(("network", "kind"), [("linear", "standard"), ("mlp8", "normal"), ("additive", "spline")])
 def test_loaded_model_scores_as_the_engine_does_to_the_last_bit(
     frame: pd.DataFrame, tmp_path: Path, network: str, kind: str
@@ -193,6 +202,21 @@ def test_a_killed_fit_goes_on_and_ends_the_same(csv: Path, tmp_path: Path, monke
     assert sum("taken over from before" in sentence for sentence in said) == 2
     assert contents(out) == contents(whole)
     assert not work.exists()
+
+
+def test_a_killed_fit_does_not_go_on_where_rows_are_grouped_otherwise(
+    frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {**OPTIONS, "arm": "tuned_ce", "group": "day"}
+
+    def stop(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fitting, "solve_logistic", stop)
+    with pytest.raises(KeyboardInterrupt):
+        fit(frame.assign(day=np.arange(len(frame)) // 5), out=tmp_path / "model", **options)
+    with pytest.raises(DataError, match=r"other settings \(group_and_time"):
+        fit(frame.assign(day=np.arange(len(frame)) % 100), out=tmp_path / "model", **options)
 
 
 @pytest.mark.slow
@@ -262,7 +286,7 @@ class Odd(nn.Module):
         ({"objective": "precision"}, "an objective is"),
         ({"seed": -1}, "seed must be"),
         ({"trials": 0}, "trials must be"),
-        ({"target": "country"}, "name one as positive"),
+        ({"target": "country"}, r"3 classes \('de', 'fr', 'it'\).* name one as positive"),
         ({"without": ["outcome"]}, "cannot be left out"),
         ({"without": ["nothing"]}, "no column 'nothing' to leave out"),
         ({"held_out": "rows.txt"}, "unknown ending"),
@@ -276,6 +300,18 @@ def test_what_makes_no_model_is_refused_before_anything_is_written(
     with pytest.raises(DataError, match=said):
         fit(frame, out=tmp_path / "model", **{**OPTIONS, **change})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_held_out_never_replace_the_data(frame: pd.DataFrame, tmp_path: Path) -> None:
+    path, link = tmp_path / "data.csv", tmp_path / "link.csv"
+    frame.to_csv(path, index=False)
+    link.symlink_to(path)
+    before = path.read_bytes()
+    for held_out in (path, link):
+        with pytest.raises(DataError, match="holds the data that are read"):
+            fit(path, out=tmp_path / "model", held_out=held_out, **OPTIONS)
+    assert path.read_bytes() == before
+    assert {each.name for each in tmp_path.iterdir()} == {"data.csv", "link.csv"}
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
@@ -292,6 +328,23 @@ def test_rows_held_out_are_written_as_they_were_found(frame: pd.DataFrame, tmp_p
     score_file(model, rows, tmp_path / "scores.parquet")
     assert pd.read_parquet(tmp_path / "scores.parquet")["decision"].sum() == model.card["held_out"]["alerts"]
     assert {path.name for path in tmp_path.iterdir()} == {"model", rows.name, "scores.parquet"}
+
+
+def test_rows_of_a_csv_are_held_out_letter_by_letter(frame: pd.DataFrame, tmp_path: Path) -> None:
+    path, rows = tmp_path / "data.csv", tmp_path / "rows.csv"
+    amount = frame["amount"].map("{:.2f}".format).str.replace(".", ",").mask(frame.index % 40 == 0, "?")
+    odd = {"zip": [f"{number:05d}" for number in range(len(frame))], "new": frame["new"].map({True: "TRUE"})}
+    number = pd.array(range(2**60 + 1, 2**60 + 1 + len(frame)), dtype="Int64")
+    odd["number"] = pd.Series(number).mask(frame.index % 3 == 0)
+    frame.assign(amount=amount, **odd).to_csv(path, sep=";", decimal=",", index=False)
+    model = fit(path, out=tmp_path / "model", held_out=rows, **{**OPTIONS, "arm": "tuned_ce"})
+    header, *lines = path.read_text().splitlines()
+    written = rows.read_text().splitlines()
+    assert written[0] == header
+    assert len(written) == model.card["held_out"]["rows"] + 1
+    assert set(written[1:]) <= set(lines)
+    score_file(model, rows, tmp_path / "scores.parquet")
+    assert pd.read_parquet(tmp_path / "scores.parquet")["decision"].sum() == model.card["held_out"]["alerts"]
 
 
 def test_network_that_needs_its_code_is_refused(

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from deploy_table import OPTIONS
 from typer.testing import CliRunner, Result
 
 from rareloss.cli import app
-from rareloss.deploy import DataError, Model, score_file
+from rareloss.deploy import DataError, Model, fit, score_file
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -85,8 +86,76 @@ def test_a_file_without_rows_gives_one_without_rows(
         empty.to_csv(data, index=False)
     else:
         data = empty
-    assert score_file(model, data, tmp_path / "scores.parquet", keep=["customer"]) == (0, 0)
+    assert score_file(model, data, tmp_path / "scores.parquet", keep=["customer"]) == (0, 0, ("customer",))
     assert read(tmp_path / "scores.parquet").shape == (0, 4)
+
+
+def test_a_fit_that_is_interrupted_says_how_to_go_on(
+    csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rareloss.study.fitting.solve_logistic", stop)
+    stopped = run("fit", csv, "--target", "outcome", "--out", tmp_path / "model")
+    assert stopped.exit_code == 130
+    assert "same command, go on" in stopped.stderr
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_scores_never_replace_the_rows(model: Model, frame: pd.DataFrame, tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"tomorrow.{ending}"
+    frame.to_csv(path, index=False) if ending == "csv" else frame.to_parquet(path)
+    before = path.read_bytes()
+    with pytest.raises(DataError, match="holds the data that are read"):
+        score_file(model, path, path)
+    assert path.read_bytes() == before
+
+
+def test_columns_may_be_named_by_numbers(frame: pd.DataFrame, tmp_path: Path) -> None:
+    numbered = frame.set_axis(range(frame.shape[1]), axis=1)
+    options = {**OPTIONS, "arm": "tuned_ce", "target": frame.shape[1] - 1}
+    model = fit(numbered, out=tmp_path / "model", **options)
+    expected = fit(frame, out=tmp_path / "named", **{**OPTIONS, "arm": "tuned_ce"}).score(frame)
+    pd.testing.assert_frame_equal(model.score(numbered), expected)
+
+
+def test_marks_with_digits_are_missing_where_they_were_at_the_fit(frame: pd.DataFrame, tmp_path: Path) -> None:
+    marked = frame.assign(limit=frame["limit"].mask(frame.index % 50 == 0, "<0.1"))
+    model = fit(marked, out=tmp_path / "model", **{**OPTIONS, "arm": "tuned_ce"})
+    rows = marked.iloc[:5]
+    found = [model.score(rows.assign(limit=limit))["score"] for limit in ("<0.3", "none", None)]
+    np.testing.assert_array_equal(found[0], found[2])
+    np.testing.assert_array_equal(found[1], found[2])
+
+
+def test_columns_to_copy_may_hold_commas(model: Model, frame: pd.DataFrame, tmp_path: Path) -> None:
+    path = tmp_path / "tomorrow.csv"
+    frame.assign(**{"amount, net": frame["amount"]}).to_csv(path, index=False)
+    scored = score_file(model, path, tmp_path / "scores.csv", keep=["amount, net", "customer,amount"])
+    assert scored.kept == ("amount, net", "customer", "amount")
+    assert list(read(tmp_path / "scores.csv").columns[:3]) == ["amount, net", "customer", "amount"]
+
+
+def test_lists_are_kept_in_parquet_and_refused_in_csv(model: Model, frame: pd.DataFrame, tmp_path: Path) -> None:
+    path = tmp_path / "tomorrow.parquet"
+    frame.assign(tags=[[index] for index in frame.index], **{"": 1}).to_parquet(path)
+    assert score_file(model, path, tmp_path / "scores.parquet", keep=["tags", ""]).kept == ("tags", "")
+    with pytest.raises(DataError, match="'tags' cannot be kept in a csv; write a parquet file"):
+        score_file(model, path, tmp_path / "scores.csv", keep=["tags", ""])
+    assert not (tmp_path / "scores.csv").exists()
+
+
+def test_a_file_with_its_index_is_scored_by_the_model_of_one(frame: pd.DataFrame, tmp_path: Path) -> None:
+    # Flags are written in capitals, and with gaps, as other programs write them.
+    flags = frame["new"].map({True: "TRUE", False: "FALSE"}).where(frame.index % 7 > 0)
+    helps = frame.assign(new=flags.where(frame["outcome"] != "bad", "TRUE"))
+    helps.to_csv(tmp_path / "rows.csv")
+    model = fit(tmp_path / "rows.csv", out=tmp_path / "model", **{**OPTIONS, "arm": "tuned_ce"})
+    score_file(model, tmp_path / "rows.csv", tmp_path / "scores.csv")
+    whole = model.score(pd.read_csv(tmp_path / "rows.csv"))
+    np.testing.assert_allclose(read(tmp_path / "scores.csv")["score"], whole["score"], rtol=1e-5, atol=1e-5)
 
 
 def test_new_categories_gaps_and_one_row_are_scored(model: Model, frame: pd.DataFrame) -> None:
@@ -104,6 +173,11 @@ CHANGES: list[tuple[str, Callable[[pd.DataFrame], pd.DataFrame], str]] = [
         "one word",
         lambda f: f.assign(amount=f["amount"].astype(str).where(f.index != 333, "n/a?")),
         "rows 257 to 384: column 'amount' holds 'n/a\\?'",
+    ),
+    (
+        "decimal commas",
+        lambda f: f.assign(limit=f["limit"].str.replace(".", ",").where(f.index != 200, "?")),
+        "column 'limit' holds '.*,.*', where a number was expected: write it as 1234.5",
     ),
     ("other dates", lambda f: f.assign(opened="2023-13-45"), "column 'opened' holds '2023-13-45', where a date"),
     ("infinite", lambda f: f.assign(age=np.inf), "column 'age' holds .* infinite"),
@@ -193,7 +267,8 @@ def test_commands_fit_score_and_export(csv: Path, frame: pd.DataFrame, tmp_path:
     assert "500 rows" in scored.output
     exported = run("export", folder, tmp_path / "model.onnx")
     assert exported.exit_code == 0, exported.output
-    for refused in (run("fit", csv, *options), run("score", tmp_path, csv), run("export", tmp_path, "model.onnx")):
+    refusals = [run("fit", csv, *options), run("score", tmp_path, csv), run("export", tmp_path, "model.onnx")]
+    for refused in (*refusals, run("export", folder, csv)):
         assert refused.exit_code == 2
         assert refused.stderr.startswith("rareloss: ")
         assert refused.stderr.count("\n") == 1

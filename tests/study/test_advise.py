@@ -138,6 +138,26 @@ def make_frame(rows: int = 3000) -> pd.DataFrame:
     )
 
 
+def test_findings_never_replace_the_data(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    pd.DataFrame({"x": range(100), "y": [0, 1] * 50}).to_csv(path, index=False)
+    before = path.read_bytes()
+    refused = CliRunner().invoke(app, ["advise", str(path), "--target", "y", "--out", str(path)])
+    assert refused.exit_code == 2
+    assert "holds the data that are read" in refused.stderr
+    assert path.read_bytes() == before
+
+
+def test_columns_of_lists_and_arrays_are_looked_at_as_text(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"x": rng.normal(size=300), "y": np.arange(300) % 5 == 0})
+    frame["tags"] = [[float(i % 70)] for i in range(300)]
+    frame["parts"] = [{"a": i} for i in range(300)]
+    frame.to_parquet(tmp_path / "a.parquet")
+    advice = advise(tmp_path / "a.parquet", target="y", fits=False)
+    assert advice["split"].value["groups"] == ["tags"]
+
+
 def test_file_is_searched_for_time_groups_copies_and_leaks() -> None:
     frame = make_frame()
     frame = pd.concat([frame, frame.iloc[:7]], ignore_index=True)

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from datetime import date
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -5,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.metrics import average_precision_score
 
 from rareloss.study.data import DataError, load
 
@@ -102,6 +104,31 @@ class TestFiles:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DataError, match=message):
             load(tmp_path / name, target="fraud")
+
+    def test_an_index_beside_the_columns_is_named_by_its_place_and_one_of_an_older_file_too(
+        self, tmp_path: Path
+    ) -> None:
+        frame().to_csv(tmp_path / "once.csv")
+        frame().assign(**{"Unnamed: 0": frame().index}).to_csv(tmp_path / "twice.csv")
+        assert load(tmp_path / "once.csv", target="fraud").unused == ("Unnamed: 0", "fraud")
+        assert set(load(tmp_path / "twice.csv", target="fraud").unused) == {"Unnamed: 0", "Unnamed: 0.1", "fraud"}
+
+    @pytest.mark.parametrize(
+        ("without", "left_out"),
+        [
+            (["age,new"], ("age", "new")),
+            (["age, new"], ("age, new",)),
+            ("age, new", ("age, new",)),
+            (["age, new", "age", "new, age"], ("age, new", "age", "new")),
+            ("new", ("new",)),
+        ],
+    )
+    def test_columns_are_left_out_whose_names_hold_commas(
+        self, without: str | list[str], left_out: tuple[str, ...]
+    ) -> None:
+        table = load(frame().assign(**{"age, new": range(200)}), target="fraud", without=without)
+        assert table.left_out == left_out
+        assert not set(left_out) & set(table.frame.columns)
 
     def test_what_is_not_there_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="is a folder"):
@@ -254,6 +281,102 @@ class TestFeatures:
         gap = data.assign(plane=data.amount.where(data.index % 3 == 0), case=1)
         assert not noted(load(gap, target="fraud").notes, "check")
 
+    @pytest.mark.parametrize("words", [("True", "False"), ("TRUE", "FALSE"), ("true", "false")])
+    def test_flags_with_gaps_are_numbers_however_a_file_writes_them(
+        self, tmp_path: Path, words: tuple[str, str]
+    ) -> None:
+        data = frame()
+        flags = data.new.map(dict(zip((True, False), words, strict=True))).where(data.index % 9 > 0)
+        data.assign(new=flags).to_csv(tmp_path / "a.csv", index=False)
+        table = load(tmp_path / "a.csv", target="fraud")
+        assert next(column for column in table.columns if column.name == "new").reads == "number"
+        expected = data.new.astype(float).where(data.index % 9 > 0)
+        pd.testing.assert_series_equal(table.frame["new"], expected)
+        objects = data.assign(new=data.new.astype(object).where(data.index % 9 > 0, None))
+        assert load(objects, target="fraud").sha256 == table.sha256
+
+    def test_a_part_of_a_date_never_replaces_another_column(self) -> None:
+        data = frame().assign(at=pd.date_range("2024-01-01", periods=200, freq="7h"), at_hour=np.arange(200) % 7)
+        with pytest.raises(DataError, match=r"dates in 'at' become .*'at_hour' named a column already: leave that out"):
+            load(data, target="fraud")
+        assert "at_hour" in load(data, target="fraud", without=["at_hour"]).frame.columns
+
+    @pytest.mark.parametrize(
+        ("write", "words"),
+        [
+            (lambda f: f.amount.map("{:,.3f}".format).str.replace("0.", "1,000.", n=1), ["numbers", "1234.5"]),
+            (lambda f: f.amount.map("$ {:.3f}".format), ["numbers", "'$ "]),
+            (lambda f: f.amount.map("{:.3f}".format).str.replace(".", ","), ["numbers"]),
+            (lambda f: pd.Series(pd.date_range("2024-01-01", periods=200)).dt.strftime("%d %b %Y"), ["dates", "'01 J"]),
+            (
+                lambda f: pd.Series(pd.date_range("2024-01-01", periods=200)).dt.strftime("%F").mask(f.index == 7, "?"),
+                ["dates", "'?'", "2013-07-31"],
+            ),
+        ],
+    )
+    def test_text_that_looks_like_numbers_or_dates_is_told_how_to_write_it(
+        self, write: Callable[[pd.DataFrame], pd.Series], words: list[str]
+    ) -> None:
+        data = frame().assign(paid=lambda f: write(f))
+        table = load(data, target="fraud")
+        assert "paid" in table.unused
+        assert noted(table.notes, "'paid' looks like", *words)
+
+    def test_names_codes_and_clocks_are_not_taken_for_numbers_or_dates(self) -> None:
+        number = range(200)
+        data = frame().assign(
+            name=[f"n{i}" for i in number],
+            order=[f"AB-2020-{i:04d}" for i in number],
+            phone=[f"030 {i + 564513}" for i in number],
+            version=[f"{i}.{i % 7}.{i % 5}" for i in number],
+            clock=[f"{i % 24:02d}:{i % 60:02d}:{i * 7 % 60:02d}" for i in number],
+            street=[f"{i} Main St {i}" for i in number],
+        )
+        notes = load(data, target="fraud").notes
+        assert noted(notes, "'order'", "'clock'", "'street'", "an id or free text")
+        assert not noted(notes, "looks like")
+
+    def test_decimal_commas_are_read_beside_marks_for_missing_numbers(self, tmp_path: Path) -> None:
+        data = frame().assign(paid=frame().amount.round(3))
+        text = data.paid.map("{:.3f}".format).str.replace(".", ",").mask(data.index % 50 == 0, "?")
+        codes = np.where(data.index == 9, "?", np.where(data.new, "1,5", "2,5"))
+        data.assign(paid=text, code=codes).to_csv(tmp_path / "a.csv", sep=";", decimal=",", index=False)
+        table = load(tmp_path / "a.csv", target="fraud")
+        pd.testing.assert_series_equal(table.frame["paid"], data.paid.mask(data.index % 50 == 0))
+        assert set(table.frame["code"].cat.categories) == {"1,5", "2,5", "?"}
+
+    @pytest.mark.parametrize("zone", ["Europe/Paris", "America/New_York"])
+    def test_times_are_those_of_one_zone_whatever_the_file(self, tmp_path: Path, zone: str) -> None:
+        times = pd.Series(pd.date_range("2024-01-01", periods=200, freq="7h", tz="UTC"))
+        tables = [load(frame().assign(at=times.dt.tz_convert(each)), target="fraud") for each in ("UTC", zone)]
+        frame().assign(at=times.dt.tz_convert(zone)).to_csv(tmp_path / "a.csv", index=False)
+        tables.append(load(tmp_path / "a.csv", target="fraud"))
+        for table in tables:
+            np.testing.assert_array_equal(table.frame["at_hour"], times.dt.hour)
+
+    @pytest.mark.parametrize("far", ["9999-12-31", "0001-01-01"])
+    @pytest.mark.parametrize("kind", ["str", "datetime64[s]", "date32[pyarrow]"])
+    def test_dates_that_stand_for_never_are_read(self, far: str, kind: str) -> None:
+        days = pd.date_range("2024-01-01", periods=200).strftime("%Y-%m-%d").to_series(index=range(200))
+        days = days.mask(days.index % 9 == 0, far)
+        days = days.map(date.fromisoformat).astype(kind) if "pyarrow" in kind else days.astype(kind)
+        table = load(frame().assign(at=days), target="fraud")
+        expected = (date.fromisoformat(far) - date(1970, 1, 1)).days
+        assert list(table.frame["at_days"][:2]) == [expected, (date(2024, 1, 2) - date(1970, 1, 1)).days]
+
+    @pytest.mark.parametrize("blank", ["", "  "])
+    def test_blank_text_is_missing(self, blank: str) -> None:
+        given = frame().assign(
+            fraud=lambda f: np.where(f.fraud == 1, "yes", "no").astype(object),
+            country=lambda f: f.country.mask(f.index % 5 == 0, blank),
+        )
+        given.loc[::20, "fraud"] = blank
+        table = load(given, target="fraud")
+        assert table.classes == ("no", "yes")
+        assert len(table.target) == 190
+        assert noted(table.notes, "dropped 10 rows without a value of 'fraud'")
+        assert set(table.frame["country"].cat.categories) == {"de", "fr", "it"}
+
     def test_duplicated_columns_are_refused(self) -> None:
         data = pd.concat([frame(), frame()[["age"]]], axis=1)
         with pytest.raises(DataError, match="'age' named more than one column"):
@@ -340,9 +463,50 @@ class TestGroupsAndTime:
         assert table.split_by == "rows"
 
 
+class TestAlone:
+    @pytest.mark.parametrize("classes", [2, 3, 7])
+    def test_a_column_that_ranks_a_class_by_itself_is_found_as_scikit_learn_finds_it(self, classes: int) -> None:
+        rng = np.random.default_rng(classes)
+        target = np.append(np.repeat(np.arange(classes), 12), np.zeros(300 - 12 * classes, dtype=int))
+        columns: dict[str, pd.Series] = {}
+        for trial in range(80):
+            x = rng.normal(size=300) + (target == trial % classes) * rng.choice([-9, -5, -4, 4, 5, 9])
+            x = pd.Series(x.round() if trial % 2 else x).mask(rng.random(300) < rng.choice([0, 0.02, 0.5]))
+            columns[f"x{trial}"] = x.round().map("is {}".format, na_action="ignore") if trial % 3 == 0 else x
+        table = load(pd.DataFrame({**columns, "t": target.astype(str)}), target="t")
+        rare = [c for c in range(classes) if (table.target == c).mean() < 0.5]
+        expected = {
+            name: max((alone(table.frame[name], table.target == c), c) for c in rare) for name in table.frame.columns
+        }
+        leaks = {name: found for name, found in expected.items() if found[0] > 0.95}
+        assert 10 < len(leaks) < 70
+        assert table.leaks == pytest.approx({name: value for name, (value, _) in leaks.items()}, abs=1e-12)
+        for name, (_, index) in leaks.items():
+            assert noted(table.notes, f"check {name!r}: it ranks {table.classes[index]!r} by itself")
+
+
+def alone(column: pd.Series, positive: np.ndarray) -> float:
+    """Compute the average precision of a column by itself, the plain way."""
+    if column.dtype == "category":
+        share = pd.Series(positive).groupby(column.astype(object), dropna=False).transform("mean")
+        rows = pd.Series(positive).groupby(column.astype(object), dropna=False).transform("size")
+        return average_precision_score(positive, share.where(rows >= 10, positive.mean()))
+    return max(average_precision_score(positive, (sign * column).fillna(-1e9)) for sign in (1, -1))
+
+
 class TestHash:
     def test_equal_content_has_an_equal_hash(self) -> None:
         assert load(frame(), target="fraud").sha256 == load(frame(), target="fraud").sha256
+
+    def test_what_rows_are_split_by_has_a_hash_of_its_own(self) -> None:
+        given = frame().assign(card=np.arange(200) // 4, day=np.arange(200) // 10)
+        other = given.assign(card=np.arange(200) % 50, day=np.arange(200) % 20)
+        assert load(given, target="fraud", without=["card", "day"]).split_sha256 is None
+        for roles in ({"group": "card"}, {"time": "day"}, {"group": "card", "time": "day"}):
+            options = {"target": "fraud", "without": list({"card", "day"} - {*roles.values()}), **roles}
+            one, same, changed = (load(each, **options) for each in (given, given, other))
+            assert one.sha256 == changed.sha256
+            assert one.split_sha256 == same.split_sha256 != changed.split_sha256
 
     @pytest.mark.parametrize(
         "change",

@@ -111,7 +111,7 @@ class Calibrator:
 
     def __call__(self, scores: Any) -> np.ndarray:
         """Compute probabilities, float64, of the shape of ``scores``; NaN stays NaN."""
-        s = np.asarray(scores, dtype=np.float64)
+        s = _array(scores, np.float64)
         if self.scores:
             found = np.where(np.isnan(s), s, np.interp(s, self.scores, self.probabilities))
             return np.asarray(found if not self.shift else expit(logit(found) + self.shift))
@@ -445,6 +445,8 @@ def _logistic(x: np.ndarray, rows: _Rows) -> tuple[np.ndarray, float]:
 
 
 def _chosen(rows: _Rows, judged: np.ndarray, names: Sequence[str], shift: float, folds: int, seed: int) -> str:
+    if min(rows.labels.sum(), (~rows.labels).sum()) < 2:
+        return names[0]  # one row cannot be on both sides of a fold, so nothing refuses the simplest
     losses = {name: np.empty(len(rows.scores)) for name in names}
     for kept, held in _folds(rows, folds, seed):
         inner = rows.take(kept)
@@ -475,8 +477,8 @@ def _folds(rows: _Rows, folds: int, seed: int) -> Any:
         return StratifiedKFold(many, shuffle=True, random_state=seed).split(rows.scores, rows.labels)
     groups = [len(np.unique(rows.groups[rows.labels == label])) for label in (False, True)]
     splitter = StratifiedGroupKFold(max(2, min(folds, *groups)), shuffle=True, random_state=seed)
-    parts = list(splitter.split(rows.scores, rows.labels, rows.groups))
-    if any(len(np.unique(rows.labels[kept])) < 2 for kept, _ in parts):
+    parts = list(splitter.split(rows.scores, rows.labels, rows.groups)) if min(groups) > 1 else []
+    if not parts or any(len(np.unique(rows.labels[kept])) < 2 for kept, _ in parts):
         raise ValueError(
             f"a fold without one of the classes: positives lie in {groups[1]} groups and negatives in {groups[0]}; "
             "give more groups, or none"
@@ -590,11 +592,11 @@ def _part(groups: np.ndarray | None, part: Any) -> np.ndarray | None:
 
 
 def _rows(scores: Any, labels: Any, weight: Any, groups: Any) -> _Rows:
-    s = np.asarray(scores, dtype=np.float64)
+    s = _array(scores, np.float64)
     if s.ndim != 1 or not len(s):
         raise ValueError(f"scores must have shape [n] with n above 0, got {list(s.shape)}; flatten them")
-    columns = {"labels": np.asarray(labels), "weight": None if weight is None else np.asarray(weight, dtype=np.float64)}
-    columns["groups"] = None if groups is None else np.asarray(groups)
+    columns = {"labels": _array(labels), "weight": None if weight is None else _array(weight, np.float64)}
+    columns["groups"] = None if groups is None else _array(groups)
     for name, column in columns.items():
         if column is not None and column.shape != s.shape:
             raise ValueError(f"{name} must have the shape of scores, {list(s.shape)}, got {list(column.shape)}")
@@ -615,4 +617,17 @@ def _rows(scores: Any, labels: Any, weight: Any, groups: Any) -> _Rows:
     many = int(positive.sum())
     if min(many, len(s) - many) < 2:
         raise ValueError(f"{many} positives and {len(s) - many} negatives; two of each are the least to calibrate on")
-    return _Rows(s, positive, w, None if g is None else g[present])
+    g = None if g is None else g[present]
+    if g is not None and g.dtype == object and (missing := sum(group is None for group in g)):
+        raise ValueError(
+            f"groups holds {missing} missing values; give such rows a group, of their own or of all of them"
+        )
+    return _Rows(s, positive, w, g)
+
+
+def _array(values: Any, dtype: Any = None) -> np.ndarray:
+    # Scores come from a model: with a gradient, on a device, in a type that numpy lacks.
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        values = values.double() if values.is_floating_point() else values
+    return np.asarray(values, dtype=dtype)

@@ -25,8 +25,10 @@ def to_onnx(model: Model, path: str | Path) -> None:
     graph's metadata under ``rareloss``. Graphs of Gemm and Relu are written as they are, without tracing.
 
     Raises:
-        DataError: the file cannot be written.
+        DataError: the file cannot be written, or ends on something else than onnx.
     """
+    if Path(path).suffix.lower() != ".onnx":
+        raise DataError(f"{path} has an unknown ending; onnx files are written, such as {Path(path).stem}.onnx")
     nodes, weights, last = [], [], "inputs"
     layers = [model.network] if isinstance(model.network, nn.Linear) else list(model.network.children())
     for index, layer in enumerate(layers):

@@ -25,7 +25,7 @@ from rareloss.deploy.inputs import Inputs
 from rareloss.deploy.model import Model, layers_of, network_of, replace_folder
 from rareloss.study.arms import BASELINE, RECIPE, Arm, arms_for
 from rareloss.study.comparison import Comparison, versions
-from rareloss.study.data import DataError, Table, load, source_frame
+from rareloss.study.data import DataError, Table, load, source_frame, source_text
 from rareloss.study.fitting import Fitted, Task, score_with
 from rareloss.study.runs import Store
 from rareloss.study.scorers import find_scorer
@@ -66,8 +66,8 @@ def fit(
     Args:
         data: a data frame, a path (csv, parquet, npz), ``"flights"`` (the default) or ``"digits"``.
         out: the folder to write, which must not exist. Beside it stands ``<out>.unfinished`` while this runs.
-        held_out: a parquet or csv file to write the test rows to, as they were found: what the model has not seen, to
-            score and report on.
+        held_out: another parquet or csv file, to write the test rows to, as they were found: what the model has not
+            seen, to score and report on.
         target: column to predict.
         objective: an operating point; ``"ap"`` by default. For average precision the threshold lets as many rows pass
             as there are positives.
@@ -80,7 +80,7 @@ def fit(
         positive: value of the target that is the positive class.
         group: column whose equal values stay in one fold.
         time: column to split by.
-        without: columns to leave out.
+        without: columns to leave out, as in :func:`rareloss.study.data.load`.
         seed: of the split and everything after it; 0 by default, with ``compared`` its first.
         trials: draws of hyper-parameters; 8 by default.
         say: called with each sentence that a user should read.
@@ -97,7 +97,7 @@ def fit(
         raise DataError(f"{out} exists; name another folder for the model, or delete it")
     if not out.absolute().parent.is_dir():
         raise DataError(f"there is no folder {out.absolute().parent} to write {out.name} into")
-    apart = None if held_out is None else writable(held_out)
+    apart = None if held_out is None else writable(held_out, data)
     settings: dict[str, Any] = {
         "target": target,
         "objective": None if objective is None else str(objective),
@@ -116,18 +116,22 @@ def fit(
     judged, chosen, scorer = _checked(settings)
 
     table = load(data, **{name: settings[name] for name in ("target", "positive", "group", "time", "without")})
+    settings["without"] = list(table.left_out)
     if table.multiclass:
+        some = ", ".join(map(repr, table.classes[:8])) + (", ..." if len(table.classes) > 8 else "")
         raise DataError(
-            f"the target of {table.name} has {len(table.classes)} classes; a saved model decides between two: name one "
-            "as positive"
+            f"the target of {table.name} has {len(table.classes)} classes ({some}); a saved model decides between two: "
+            "name one as positive"
         )
-    if told is not None and told["data"]["sha256"] != table.sha256:
+    known = told and (told["data"]["sha256"], told["data"].get("split_sha256"))
+    if known and known != (table.sha256, table.split_sha256):
         raise DataError(f"{compared} compared other data than {table.name} is now; run rareloss compare again")
     for sentence in table.notes:
         say(sentence)
     fold = split(table, settings["seed"])
     own = {**settings, "recipe": RECIPE, "temperatures": TEMPERATURES}
     identity = {**own, "data": table.sha256, "split_by": table.split_by, "versions": versions()}
+    identity["group_and_time"] = table.split_sha256
 
     work = out.with_name(out.name + ".unfinished")
     Store(work, identity)
@@ -154,12 +158,13 @@ def fit(
 
 
 def _write_rows(data: str | Path | pd.DataFrame | None, table: Table, rows: np.ndarray, path: Path) -> None:
-    """Write rows of a table as the columns of the data that they came from."""
+    """Write rows of a table as the columns of the data that they came from; of a csv in a csv, letter by letter."""
     assert table.kept is not None
-    frame = source_frame(data).iloc[table.kept[rows]]
+    mark, frame = (",", None) if path.suffix.lower() != ".csv" else source_text(data)
+    frame = (source_frame(data) if frame is None else frame).iloc[table.kept[rows]]
     with whole_file(path) as file:
         if path.suffix.lower() == ".csv":
-            frame.to_csv(file, index=False)
+            frame.to_csv(file, index=False, sep=mark)
         else:
             frame.to_parquet(file, index=False)
 

@@ -31,7 +31,7 @@ __all__ = ["Model", "layers_of", "network_of", "replace_folder"]
 
 FORMAT = 1
 MODEL, WEIGHTS, CARD, PAGE = "model.json", "weights.safetensors", "card.json", "README.md"
-READS = ("number", "text", "date", "category")
+READS = ("number", "text", "loose", "date", "category")
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +68,7 @@ class Model:
         Raises:
             DataError: a column is missing, unknown, or of another type.
         """
+        rows = rows.set_axis([str(name) for name in rows.columns], axis=1)
         self.check_names(list(rows.columns))
         rows = text_for_objects(rows[[column.name for column in self.columns]])
         found: dict[str, pd.Series] = {}

@@ -12,7 +12,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from rareloss.deploy.model import Model
-from rareloss.study.data import DataError, separator, source_frame
+from rareloss.study.data import DataError, columns_named, separator, source_frame
 from rareloss.study.writing import whole_file, writable
 
 __all__ = ["Scored", "score_file"]
@@ -29,10 +29,12 @@ class Scored(NamedTuple):
     Args:
         rows: how many.
         alerts: how many of them are above the threshold.
+        kept: columns of the data that stand beside the scores.
     """
 
     rows: int
     alerts: int
+    kept: tuple[str, ...]
 
 
 def score_file(
@@ -48,8 +50,9 @@ def score_file(
     Args:
         model: a model, or its folder.
         data: csv or parquet, which are read in batches; also what else a model is fitted on, which is read whole.
-        out: a parquet or csv file, which is replaced where it exists.
-        keep: columns of the data to copy before the scores, such as an id.
+        out: another parquet or csv file, which is replaced where it exists.
+        keep: columns of the data to copy before the scores, such as an id; see
+            :func:`rareloss.study.data.columns_named`.
         rows_at_once: of a batch.
 
     Raises:
@@ -57,36 +60,36 @@ def score_file(
             was.
     """
     model = model if isinstance(model, Model) else Model.load(model)
-    out, names = writable(out), [name for name, _ in WRITTEN]
+    out, names, copied = writable(out, data), [name for name, _ in WRITTEN], ()
     if rows_at_once < 1:
         raise DataError(f"rows_at_once must be at least 1, got {rows_at_once}")
-    if set(keep) & set(names) or len(set(keep)) < len(keep):
-        raise DataError(
-            f"columns to keep must differ from each other and from {', '.join(names)}, got {', '.join(keep)}"
-        )
     rows = alerts = 0
     with whole_file(out) as file, contextlib.ExitStack() as stack:
         writer = None
         # Closed also where a batch is refused, and with it the file that it reads.
-        batches = stack.enter_context(contextlib.closing(_batches(data, model, list(keep), rows_at_once)))
+        batches = stack.enter_context(contextlib.closing(_batches(data, model, keep, rows_at_once)))
         for batch, kept in batches:
             try:
                 found = model.score(batch)
             except DataError as error:
                 raise DataError(f"rows {rows + 1:,} to {rows + len(batch):,}: {error}") from error
             columns = [pa.array(found[name], kind) for name, kind in WRITTEN]
-            table = pa.Table.from_arrays([*kept.columns, *columns], [*kept.column_names, *names])
+            copied = tuple(kept.column_names)
+            nested = [field.name for field in kept.schema if pa.types.is_nested(field.type)]
+            if nested and out.suffix.lower() == ".csv":
+                raise DataError(f"{', '.join(map(repr, nested))} cannot be kept in a csv; write a parquet file")
+            table = pa.Table.from_arrays([*kept.columns, *columns], [*copied, *names])
             if writer is None:
                 make = pa.csv.CSVWriter if out.suffix.lower() == ".csv" else pq.ParquetWriter
                 writer = stack.enter_context(make(file, table.schema))
             writer.write_table(table)
             rows += len(batch)
             alerts += int(found["decision"].sum())
-    return Scored(rows, alerts)
+    return Scored(rows, alerts, copied)
 
 
 def _batches(
-    data: str | Path | pd.DataFrame, model: Model, keep: list[str], size: int
+    data: str | Path | pd.DataFrame, model: Model, keep: Sequence[str], size: int
 ) -> Generator[tuple[pd.DataFrame, pa.Table]]:
     """Yield rows with the columns of the model, and the columns to keep."""
     endings = [] if isinstance(data, pd.DataFrame) else [ending.lower() for ending in Path(data).suffixes]
@@ -104,8 +107,7 @@ def _batches(
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise DataError(f"{data} cannot be read: {reason}") from error
     frame = source_frame(data)
-    _check(list(frame.columns), model, keep)
-    kept = pa.Table.from_pandas(frame[keep], preserve_index=False)
+    kept = pa.Table.from_pandas(frame[_kept(list(frame.columns), model, keep)], preserve_index=False)
     for start in range(0, max(len(frame), 1), size):
         yield frame[_needed(model)].iloc[start : start + size], kept.slice(start, size)
 
@@ -114,17 +116,24 @@ def _needed(model: Model) -> list[str]:
     return [column.name for column in model.columns]
 
 
-def _check(names: Sequence[str], model: Model, keep: list[str]) -> None:
-    model.check_names(list(names), keep)
-    lacking = [name for name in keep if name not in names]
+def _kept(names: Sequence[str], model: Model, keep: Sequence[str]) -> list[str]:
+    """Return the columns to copy, where they and those of the model are there."""
+    kept, written = columns_named(keep, names), [name for name, _ in WRITTEN]
+    if set(kept) & set(written) or len(set(kept)) < len(kept):
+        raise DataError(
+            f"columns to keep must differ from each other and from {', '.join(written)}, got {', '.join(kept)}"
+        )
+    model.check_names(names, kept)
+    lacking = [name for name in kept if name not in names]
     if lacking:
         raise DataError(f"there is no column {', '.join(map(repr, lacking))} to keep")
+    return kept
 
 
-def _parquet(path: Path, model: Model, keep: list[str], size: int) -> Generator[tuple[pd.DataFrame, pa.Table]]:
+def _parquet(path: Path, model: Model, keep: Sequence[str], size: int) -> Generator[tuple[pd.DataFrame, pa.Table]]:
     with pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER) as file:
         schema = file.schema_arrow
-        _check(schema.names, model, keep)
+        keep = _kept(schema.names, model, keep)
         needed = _needed(model)
         empty = schema.empty_table()
         model.features(empty.select(needed).to_pandas())  # types are refused before any row is scored
@@ -136,11 +145,11 @@ def _parquet(path: Path, model: Model, keep: list[str], size: int) -> Generator[
             yield empty.select(needed).to_pandas(), empty.select(keep)
 
 
-def _csv(path: Path, model: Model, keep: list[str], size: int) -> Generator[tuple[pd.DataFrame, pa.Table]]:
+def _csv(path: Path, model: Model, keep: Sequence[str], size: int) -> Generator[tuple[pd.DataFrame, pa.Table]]:
     mark, names = separator(path)
-    _check(names, model, keep)
+    keep = _kept(names, model, keep)
     needed = _needed(model)
-    numbers = [column.name for column in model.columns if column.reads in ("number", "text")]
+    numbers = [column.name for column in model.columns if column.reads in ("number", "text", "loose")]
     with warnings.catch_warnings():
         # A row with more fields than the header would shift its values into other columns.
         warnings.simplefilter("error", pd.errors.ParserWarning)

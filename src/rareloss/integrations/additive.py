@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 # First, since it says which extra is missing.
-from rareloss.integrations.sklearn import _batch, _log_odds, logistic_draws, solve_logistic
+from rareloss.integrations.sklearn import _batch, _check_labels, _log_odds, logistic_draws, solve_logistic
 
 # isort: split
 try:
@@ -31,7 +31,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import OneHotEncoder, SplineTransformer
 from sklearn.utils import assert_all_finite, check_consistent_length, check_random_state, column_or_1d
-from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import _check_monotonic_cst, _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor, nn
 
@@ -173,7 +173,7 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
         monotone = _check_monotonic_cst(self, self.monotonic_cst)
         if wrong := [self._name(place) for place in np.flatnonzero(named & (monotone != 0))]:
             raise ValueError(f"monotonic_cst asks for an order of names: {', '.join(map(str, wrong))}; make it 0")
-        check_classification_targets(y)
+        _check_labels(y)
         columns, y, weight = _present(columns, y, sample_weight)
         self.classes_, target = np.unique(y, return_inverse=True)
         if len(self.classes_) != 2:

@@ -130,7 +130,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         objective = self._checked()
         losses = self._losses(0)
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
-        check_classification_targets(y)
+        _check_labels(y)
         weight = None if sample_weight is None else _check_sample_weight(sample_weight, X, ensure_non_negative=True)
         if weight is not None:  # a row of weight 0 is absent
             X, y, weight = X[weight > 0], y[weight > 0], weight[weight > 0]
@@ -154,7 +154,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         parts = (np.concatenate(part) for part in zip(*by_class, strict=True))
         self._stream: _Stream | None = None
         # Mean and spread are no labels, so validation rows may have a part in them.
-        self._scaler = StandardScaler().fit(X, sample_weight=weight)
+        self._scaler = _standardiser(X, weight)
         whole = _batch(self._scaler.transform(X), target, weight, rows)
         train, held = (part_of(whole, torch.from_numpy(np.sort(part))) for part in parts)
         fit = self._fit_network if self.hidden_layer_sizes else self._fit_linear
@@ -315,7 +315,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         losses = self._losses(QUEUE)
         first = not hasattr(self, "_model")
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], reset=first)
-        check_classification_targets(y)
+        _check_labels(y)
         weight = None if sample_weight is None else _check_sample_weight(sample_weight, X, ensure_non_negative=True)
         _check_partial_fit_first_call(self, classes)
         if len(self.classes_) != 2:
@@ -326,7 +326,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"y holds {unknown}, which classes={self.classes_.tolist()} does not name")
         target = (y == self.classes_[1]).astype(np.int64)
         if first:
-            self._scaler = StandardScaler().fit(X, sample_weight=weight)
+            self._scaler = _standardiser(X, weight)
         rows = _batch(self._scaler.transform(X), target, weight, np.arange(len(target)))
         if first:
             self._model = self._new_model(rows, int(check_random_state(self.random_state).randint(2**31 - 1)))
@@ -383,7 +383,8 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
             ``[d + 1]``, the intercept's last.
 
         Raises:
-            ValueError: a network, which has no coefficients; or as in :meth:`fit`.
+            ValueError: a network, which has no coefficients; labels that are not those of the fit; fewer than two
+                resamples; or as in :meth:`fit`.
             NotFittedError: :meth:`fit` has not been called; :meth:`partial_fit` chooses nothing that could be repeated.
 
         Reference:
@@ -392,9 +393,13 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "chosen_")
         if self.hidden_layer_sizes:
             raise ValueError("a network has no coefficients; fit with hidden_layer_sizes=()")
+        checks.integer("resamples", resamples, least=2)
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], reset=False)
+        _check_labels(y)
+        if unknown := sorted(set(np.unique(y).tolist()) - set(self.classes_.tolist())):
+            raise ValueError(f"y holds {unknown}, but the model was fitted on {self.classes_.tolist()}")
         target = (y == self.classes_[1]).astype(int)
-        own = np.ones(len(target)) if sample_weight is None else _check_sample_weight(sample_weight, X)
+        own = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
         random = check_random_state(random_state)
         generator = torch.Generator().manual_seed(int(random.randint(2**31 - 1)))
         x = self._scaler.transform(X)
@@ -453,6 +458,28 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_class = False
         return tags
+
+
+def _check_labels(y: np.ndarray) -> None:
+    """Check that labels are classes, and all there.
+
+    Raises:
+        ValueError: missing labels among objects, or numbers that are measured.
+    """
+    if y.dtype == object and (missing := sum(label is None for label in y.tolist())):
+        raise ValueError(f"y holds {missing} missing label(s) in {len(y)} rows; drop those rows")
+    check_classification_targets(y)
+
+
+def _standardiser(X: np.ndarray, weight: np.ndarray | None) -> StandardScaler:
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaler = StandardScaler().fit(X, sample_weight=weight)
+    if odd := np.flatnonzero(~np.isfinite(scaler.scale_)).tolist():
+        raise ValueError(
+            f"column(s) {odd} of X hold numbers up to {np.abs(X[:, odd]).max():.2g}, whose spread is beyond float64: "
+            "divide them, or take their logarithm"
+        )
+    return scaler
 
 
 class _Stream:

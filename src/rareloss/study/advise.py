@@ -4,7 +4,7 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from scipy.stats import norm
 
 from rareloss import Objective
 from rareloss.decide.intervals import clopper_pearson
-from rareloss.study.data import DataError, Table, is_date, load, source_frame
+from rareloss.study.data import DataError, Table, is_date, load, source_frame, text_for_objects
 
 __all__ = ["Advice", "Finding", "advise", "logit_interval", "noise_that_shrinks"]
 
@@ -89,7 +89,7 @@ def advise(
         positive: value of the target that is positive.
         group: column whose values stay in one fold.
         time: column to split by.
-        without: columns to leave out.
+        without: columns to leave out, as in :func:`rareloss.study.data.load`.
         rows: how many rows there are, where no data are given.
         rate: share of positives, in (0, 1), where no data are given.
         batch: rows of a training step.
@@ -107,7 +107,6 @@ def advise(
         (0.5, 20000)
     """
     goal = objective if isinstance(objective, Objective) else Objective.parse(objective)
-    without = list(without)
     _between("plausible", plausible)
     _between("width", width)
     if batch < 1:
@@ -146,7 +145,7 @@ def advise(
     else:
         if table.notes:
             findings.insert(0, Finding("data", list(table.notes), "-", "Read: " + "; ".join(table.notes) + "."))
-        found, options = _split_advice(data, table, options, without)
+        found, options = _split_advice(data, table, options)
         findings += found
         findings.append(_quick_fits(table, goal) if fits and not table.multiclass else _measured_elsewhere())
     name = str(data) if isinstance(data, (str, Path)) else "DATA" if table is None or data is not None else "flights"
@@ -154,7 +153,7 @@ def advise(
         options["target"] = "COLUMN"
     words = ["rareloss", "compare", name]
     words += [word for key, value in options.items() if value is not None for word in (f"--{key}", value)]
-    words += [word for name in without for word in ("--without", name)]
+    words += [word for name in (table.left_out if table else ()) for word in ("--without", name)]
     command = shlex.join([*words, "--objective", str(goal)])
     return Advice(str(goal), total, positives, tuple(findings), command)
 
@@ -372,10 +371,10 @@ def _measured_elsewhere() -> Finding:
 
 
 def _split_advice(
-    data: str | Path | pd.DataFrame | None, table: Table, options: dict[str, str | None], without: Sequence[str]
+    data: str | Path | pd.DataFrame | None, table: Table, options: dict[str, str | None]
 ) -> tuple[list[Finding], dict[str, str | None]]:
-    frame = source_frame(data)
-    free = [name for name in frame.columns if name not in {*options.values(), *without}]
+    frame = text_for_objects(source_frame(data))  # what is in a list or an array cannot be counted
+    free = [name for name in frame.columns if name not in {*options.values(), *table.left_out}]
     times = [name for name in free if is_date(frame[name])]
     groups = [name for name in free if name not in times and _repeats(frame[name])]
     options = dict(options)

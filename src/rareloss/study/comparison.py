@@ -140,7 +140,8 @@ def compare(
         positive: value of the target that is the positive class.
         group: column whose equal values stay in one fold.
         time: column to split by.
-        without: columns to leave out, such as those that give the answer away.
+        without: columns to leave out, such as those that give the answer away, as in
+            :func:`rareloss.study.data.load`.
         seeds: how many splits, or which.
         trials: draws of hyper-parameters for tuned cross-entropy.
         network: scorers: ``linear``, ``additive``, ``mlp``, or ``module:function``.
@@ -171,14 +172,15 @@ def compare(
     if not scorers:
         raise DataError(f"no network was named; use {', '.join(SCORERS)} or module:function of your own")
     given: dict[str, Any] = {"target": target, "positive": positive, "group": group, "time": time}
-    given["without"] = list(dict.fromkeys(without))
-    table = load(data, **given)
+    table = load(data, **given, without=without)
+    given["without"] = list(table.left_out)
     for sentence in table.notes:
         say(sentence)
     folds = {seed: split(table, seed) for seed in numbers}  # refuses what cannot be split before any work
     own = {"trials": trials, "arms": [arm.name for arm in chosen], "objective": str(judged), "recipe": RECIPE}
     own |= {"temperatures": TEMPERATURES}
     identity = {**own, "data": table.sha256, "split_by": table.split_by, "versions": versions()}
+    identity["group_and_time"] = table.split_sha256
     store = Store(None if out is None else Path(out), identity)
 
     wanted = [(scorer.name, seed) for seed in numbers for scorer in sorted(scorers, key=lambda s: s.scorecard)]
@@ -292,6 +294,7 @@ def _described(table: Table, fold: Fold) -> dict[str, Any]:
     return {
         "name": table.name,
         "sha256": table.sha256,
+        "split_sha256": table.split_sha256,
         "rows": len(table.target),
         "features": table.frame.shape[1],
         "classes": list(table.classes),

@@ -13,17 +13,18 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 from pandas.api import types
-from sklearn.metrics import average_precision_score
 
 __all__ = [
     "Column",
     "DataError",
     "Table",
+    "columns_named",
     "is_date",
     "load",
     "read_column",
     "separator",
     "source_frame",
+    "source_text",
     "text_for_objects",
 ]
 
@@ -37,6 +38,8 @@ FEW_CATEGORIES = 50
 LEAST_ROWS_OF_A_CATEGORY = 10
 # Text that is a number this often is a number column with odd marks for "missing" in it.
 SHARE_OF_NUMBERS = 0.9
+# No number or date has more letters.
+LONGEST_NUMBER = 50
 # Rows that look alike are copies of one thing, unless so many do that they merely share a common value.
 MOST_COPIES = 0.01
 
@@ -69,14 +72,14 @@ class Column:
 
     Attributes:
         name: what the file calls it.
-        reads: ``"number"``; ``"text"``, numbers in text with other marks where they are missing; ``"date"``; or
-            ``"category"``.
+        reads: ``"number"``; ``"text"``, numbers in text, with marks without digits where they are missing; ``"loose"``,
+            the same where a mark may hold digits, such as ``"<5"``; ``"date"``; or ``"category"``.
         features: what it becomes: itself, or the parts of a date that are used.
         format: of dates written as text, as strptime takes it, or "ISO8601".
     """
 
     name: str
-    reads: Literal["number", "text", "date", "category"]
+    reads: Literal["number", "text", "loose", "date", "category"]
     features: tuple[str, ...]
     format: str = ISO
 
@@ -102,6 +105,8 @@ class Table:
         leaks: Columns that rank a rare class almost perfectly by themselves, and the average precision.
         target_name: The column that the target was read from.
         kept: Places of the rows in the data as they were found, int64 ``[n]``.
+        left_out: Columns that were left out because that was asked for.
+        split_sha256: Hash of the values by which rows are split, ``group`` and ``time``; ``None`` where none was named.
     """
 
     name: str
@@ -118,6 +123,8 @@ class Table:
     leaks: Mapping[str, float] = field(default_factory=dict)
     target_name: str = ""
     kept: np.ndarray | None = None
+    left_out: tuple[str, ...] = ()
+    split_sha256: str | None = None
 
     @property
     def multiclass(self) -> bool:
@@ -151,7 +158,7 @@ def load(
         group: Column whose equal values belong together (a patient, a day): no group straddles two folds. ``"none"``:
             split by rows, also where built-in data are grouped by default.
         time: Column to split by: train is before validation, and validation before test.
-        without: Columns to leave out, such as those that give the answer away.
+        without: Columns to leave out, such as those that give the answer away; see :func:`columns_named`.
 
     Returns:
         The table. Without ``group`` and ``time``, identical rows form a group, so that no fold holds the copy of
@@ -174,10 +181,11 @@ def load(
     notes = list(source.notes)
     if len(frame) == 0:
         raise DataError(f"{source.name} has no rows; a table with one row per case was expected")
+    target, group, time = (None if name is None else str(name) for name in (target, source.group, time))
     chosen = target if target is not None else source.target
     if chosen is None:
         raise DataError(f"the column to predict was not named; give target, one of {_listed(frame.columns)}")
-    by_group = None if source.group in (None, "none") else source.group
+    by_group = None if group in (None, "none") else group
     roles = {"target": chosen, "group": by_group, "time": time}
     for role, column in roles.items():
         if column is not None and column not in frame.columns:
@@ -185,7 +193,7 @@ def load(
     for role in ("group", "time"):
         if roles[role] == chosen:
             raise DataError(f"column {chosen!r} was named as target and as {role}; name another column as {role}")
-    given, left_out = tuple(frame.columns), list(dict.fromkeys(without))
+    given, left_out = tuple(frame.columns), list(dict.fromkeys(columns_named(without, frame.columns)))
     for column in left_out:
         if column not in frame.columns:
             raise DataError(f"{source.name} has no column {column!r} to leave out; {_near(column, frame.columns)}")
@@ -243,7 +251,21 @@ def load(
         leaks=_by_column(leaks, home),
         target_name=chosen,
         kept=kept,
+        left_out=tuple(left_out),
+        split_sha256=None if by_group is None and time is None else _sha256_of_split(groups, times),
     )
+
+
+def columns_named(texts: str | Iterable[str], columns: Iterable[str]) -> list[str]:
+    """Return the names that texts hold: each is one where a column has it whole, and else several by commas.
+
+    Example:
+        >>> columns_named(["a,c", "b, c"], ["a", "b, c", "c"])
+        ['a', 'c', 'b, c']
+    """
+    known, texts = set(columns), [texts] if isinstance(texts, str) else texts
+    parts = ([text] if text in known else filter(None, map(str.strip, text.split(","))) for text in texts)
+    return [name for names in parts for name in names]
 
 
 def is_date(column: pd.Series) -> bool:
@@ -274,6 +296,22 @@ def source_frame(data: str | Path | pd.DataFrame | None) -> pd.DataFrame:
     return frame.set_axis([str(column) for column in frame.columns], axis=1)
 
 
+def source_text(data: str | Path | pd.DataFrame | None) -> tuple[str, pd.DataFrame | None]:
+    """Return what separates the columns of a csv file, and its columns as text; ``None`` for other data.
+
+    Rows stand at the places that they have in :func:`source_frame`, but nothing was read into them: 007 is no 7.
+    """
+    if not isinstance(data, (str, Path)) or not Path(data).is_file() or not _is_csv(Path(data)):
+        return ",", None
+    mark, _ = separator(Path(data))
+    return mark, pd.read_csv(data, sep=mark, dtype=str, keep_default_na=False, index_col=False)
+
+
+def _is_csv(path: Path) -> bool:
+    kinds = [suffix.lower() for suffix in path.suffixes]
+    return kinds[-1:] not in ([".npz"], [".parquet"], [".pq"]) and bool({".csv", ".tsv", ".txt"} & set(kinds))
+
+
 def _source(data: str | Path | pd.DataFrame | None, group: str | None, time: str | None) -> _Source:
     if isinstance(data, pd.DataFrame):
         return _Source("frame", data, None, group)
@@ -300,7 +338,7 @@ def _file(path: Path, group: str | None, time: str | None) -> _Source:
             return _npz(path, name, group, time)
         if kinds[-1:] in ([".parquet"], [".pq"]):
             return _Source(name, pd.read_parquet(path), None, group)
-        if {".csv", ".tsv", ".txt"} & set(kinds):
+        if _is_csv(path):
             return _Source(name, _csv(path), None, group)
     except DataError:
         raise
@@ -319,12 +357,17 @@ def separator(path: Path) -> tuple[str, list[str]]:
         mark: list(pd.read_csv(path, sep=mark, header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0])
         for mark in (",", ";", "\t")
     }
-    return max(headers.items(), key=lambda item: len(item[1]))
+    mark, names = max(headers.items(), key=lambda item: len(item[1]))
+    if "" in names:
+        # An index that was written beside the columns has no name; pandas calls it by its place.
+        named = pd.read_csv(path, sep=mark, nrows=0, index_col=False).columns
+        names = [name or str(called) for name, called in zip(names, named, strict=True)]
+    return mark, names
 
 
 def _csv(path: Path) -> pd.DataFrame:
     mark, names = separator(path)
-    _refuse_duplicates(pd.Index([name for name in names if name]))
+    _refuse_duplicates(pd.Index(names))
     with warnings.catch_warnings():
         # A row with more fields than the header would shift its values into other columns.
         warnings.simplefilter("error", pd.errors.ParserWarning)
@@ -334,11 +377,18 @@ def _csv(path: Path) -> pd.DataFrame:
             tables = [
                 pd.read_csv(path, sep=mark, decimal=point, index_col=False, low_memory=False) for point in decimals
             ]
-            return max(tables, key=lambda table: table.select_dtypes("number").shape[1])
+            table = max(tables, key=lambda table: table.select_dtypes("number").shape[1])
         except pd.errors.ParserWarning as error:
             raise DataError(
                 f"{path} has rows longer than its header of {len(names)} columns; make them alike"
             ) from error
+    if table is tables[-1] and len(tables) > 1:
+        # A mark where a number is missing leaves the others as text, with their comma.
+        for name, values in table.items():
+            if _text(values):
+                numbers = values.str.replace(",", ".", regex=False)
+                table[name] = numbers if _numbers_in_text(numbers)[0] else values
+    return table
 
 
 def _npz(path: Path, name: str, group: str | None, time: str | None) -> _Source:
@@ -432,10 +482,17 @@ def _minutes(clock: pd.Series) -> pd.Series:
 
 
 def text_for_objects(frame: pd.DataFrame) -> pd.DataFrame:
-    """Write Python objects as text, except where all of a column are of one better kind."""
+    """Write Python objects as text, except where all of a column are of one better kind; blank text is missing."""
     frame = frame.infer_objects()
     objects = [name for name in frame.columns if types.is_object_dtype(frame[name])]
-    return frame.assign(**{name: frame[name].map(_label, na_action="ignore").astype("str") for name in objects})
+    # A csv has TRUE as well as True, so flags with gaps are no text: it would differ from the same file read as text.
+    flags = [name for name in objects if types.infer_dtype(frame[name], skipna=True) == "boolean"]
+    frame = frame.astype(dict.fromkeys(flags, "boolean"))
+    objects = [name for name in objects if name not in flags]
+    frame = frame.assign(**{name: frame[name].map(_label, na_action="ignore").astype("str") for name in objects})
+    # An empty cell is missing in a csv, and must not be a class or a category where it comes from another file.
+    blank = {name: frame[name].str.fullmatch(r"\s*") for name in frame.columns if _text(frame[name])}
+    return frame.assign(**{name: frame[name].mask(rows.eq(True)) for name, rows in blank.items() if rows.any()})
 
 
 def _drop_row_numbers(frame: pd.DataFrame, kept: set[str]) -> tuple[pd.DataFrame, list[str]]:
@@ -602,9 +659,16 @@ def _features(frame: pd.DataFrame) -> tuple[pd.DataFrame, tuple[Column, ...], li
             values = len(found[name].cat.categories)
             if values > FEW_CATEGORIES and found[name].count() < LEAST_ROWS_OF_A_CATEGORY * values:
                 identities.append(name)
+                notes += _mend(found[name])
                 continue
         # A part of a date that only ever is missing or one value says nothing that another part does not.
         dropna = column.reads == "date"
+        twice = [part for part in found if part != name and part in frame.columns]
+        if twice:
+            raise DataError(
+                f"dates in {name!r} become {_listed(found)}, but {_listed(twice)} named a column already: leave that "
+                "out (--without), or give it another name"
+            )
         found = {part: values for part, values in found.items() if values.nunique(dropna=dropna) > 1}
         if not found:
             constant.append(name)
@@ -638,7 +702,9 @@ def _how(values: pd.Series) -> tuple[Column, list[str]]:
     if _numeric(values):
         return Column(name, "number", (name,)), []
     as_numbers, said = _numbers_in_text(values)
-    return Column(name, "text" if as_numbers else "category", (name,)), said
+    if not as_numbers:
+        return Column(name, "category", (name,)), said
+    return Column(name, "loose" if len(_unread(values, _to_numbers(values))) else "text", (name,)), said
 
 
 def read_column(column: Column, values: pd.Series) -> dict[str, pd.Series]:
@@ -684,22 +750,38 @@ def _numbers(column: Column, values: pd.Series) -> pd.Series:
         return pd.Series(np.nan, values.index, name=values.name, dtype="float64")
     if not _text(values):
         raise DataError(f"column {column.name!r} holds {values.dtype}, where numbers were expected")
-    numbers = pd.to_numeric(values, errors="coerce").astype("float64")
+    numbers = _to_numbers(values)
+    odd = values.iloc[:0]
     if column.reads == "number":
         if numbers.count() < values.count():
             flags = values.str.lower().map({"true": 1.0, "false": 0.0})
             numbers = numbers.fillna(flags.astype("float64"))
         odd = values[numbers.isna() & values.notna()]
-        if len(odd):
-            raise DataError(f"column {column.name!r} holds {odd.iloc[0]!r}, where a number was expected")
+    elif column.reads == "text":  # 12,5 is no mark of a missing number
+        odd = _unread(values, numbers)
+    if len(odd):
+        raise DataError(
+            f"column {column.name!r} holds {odd.iloc[0]!r}, where a number was expected: write it as 1234.5, or leave "
+            "the cell empty where it is missing"
+        )
     return numbers
+
+
+def _to_numbers(text: pd.Series) -> pd.Series:
+    return pd.to_numeric(text, errors="coerce").astype("float64")
+
+
+def _unread(text: pd.Series, numbers: pd.Series) -> pd.Series:
+    """Return what is no number, though it holds digits."""
+    rest = text[numbers.isna() & text.notna()]
+    return rest[rest.str.contains(r"\d")]
 
 
 def _numbers_in_text(column: pd.Series) -> tuple[bool, list[str]]:
     """Say whether text is nearly always a number, with a mark such as '?' where it is missing."""
     if not _text(column):
         return False, []
-    numbers = pd.to_numeric(column, errors="coerce").astype("float64")
+    numbers = _to_numbers(column)
     if numbers.count() < SHARE_OF_NUMBERS * column.count() or numbers.nunique() <= MOST_FRACTIONAL_CLASSES:
         return False, []
     junk = column[numbers.isna() & column.notna()]
@@ -707,6 +789,30 @@ def _numbers_in_text(column: pd.Series) -> tuple[bool, list[str]]:
         return True, [f"text in {column.name!r} was read as numbers"]
     said = _count(len(junk), "value")
     return True, [f"{said} of {column.name!r} are not numbers, such as {junk.iloc[0]!r}, and count as missing"]
+
+
+def _mend(column: pd.Series) -> list[str]:
+    """Say how text is written so that it is read, where nearly all of it looks like numbers or dates."""
+    text = column.dropna().astype("str")
+    some = text.iloc[:: -(-len(text) // 1000)]
+    if (some.str.len() > LONGEST_NUMBER).mean() > 1 - SHARE_OF_NUMBERS:
+        return []
+    some = some.str[:LONGEST_NUMBER]
+    numbers = some.str.fullmatch(r"[^\w.,]*(\d{1,3}([.,' ]\d{3})+|\d+)([.,]\d+)?[^\w.,]*")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of dates that may be day first or month first
+        dates = pd.to_datetime(some, errors="coerce", format="mixed", utc=True).notna()
+    dates &= some.str.contains(r"\d{4}|\d[^\d:]+\d+[^\d:]+\d")  # 12:30 alone is no date
+    for looks, odd, what, better in (
+        (numbers, some[numbers & pd.to_numeric(some, errors="coerce").isna()], "numbers", "1234.5"),
+        (dates, some if dates.all() else some[~dates], "dates", "2013-07-31 18:30"),
+    ):
+        if len(odd) and looks.mean() >= SHARE_OF_NUMBERS:
+            return [
+                f"{column.name!r} looks like {what}, but {odd.iloc[0]!r} cannot be read as one: write {better}, or "
+                "leave the cell empty where it is missing"
+            ]
+    return []
 
 
 def _refuse_infinite(name: str, column: pd.Series) -> None:
@@ -752,7 +858,8 @@ def _dates(values: pd.Series, column: Column) -> pd.Series:
     if isinstance(values.dtype, pd.PeriodDtype):
         return pd.Series(values.dt.to_timestamp())
     if types.is_datetime64_any_dtype(values):
-        return pd.Series(values.dt.tz_localize(None))
+        # In one zone whatever the file's, as those that are written as text; and so that an hour never comes twice.
+        return pd.to_datetime(values, utc=True).dt.tz_localize(None)
     if not _text(values) and values.notna().any():
         raise DataError(f"column {column.name!r} holds {values.dtype}, where dates were expected")
     dates = _parsed(values.astype("str"), column.format)
@@ -766,7 +873,8 @@ def _dates(values: pd.Series, column: Column) -> pd.Series:
 
 def _date_parts(name: Hashable, dates: pd.Series) -> dict[str, pd.Series]:
     parts = {
-        "days": (dates - pd.Timestamp(0)) / pd.Timedelta(days=1),
+        # In the unit of the dates: nanoseconds end in 2262, and 9999-12-31 is what many write for "never".
+        "days": (dates - pd.Timestamp(0).as_unit(dates.dt.unit)) / pd.Timedelta(days=1).as_unit(dates.dt.unit),
         "month": dates.dt.month,
         "weekday": dates.dt.day_of_week,
         "hour": dates.dt.hour,
@@ -802,9 +910,9 @@ def _leaks(features: pd.DataFrame, target: np.ndarray, classes: int) -> dict[str
     rare = np.flatnonzero(np.bincount(target, minlength=classes) < 0.5 * len(target))
     some = slice(None, None, -(-len(target) // MOST_ROWS_TO_LOOK_AT))
     found: dict[str, tuple[int, float]] = {}
-    for name in features.columns:
-        alone = [(_alone(features[name].iloc[some], target[some] == index), int(index)) for index in rare]
-        value, index = max(alone, default=(0.0, 0))
+    for name in features.columns if len(rare) else ():
+        values = _alone(features[name].iloc[some], target[some], classes)[rare]
+        value, index = max(zip(values.tolist(), rare.tolist(), strict=True))
         if value > GIVEN_AWAY:
             found[str(name)] = index, value
     return found
@@ -817,26 +925,63 @@ def _by_column(leaks: Mapping[str, tuple[int, float]], home: Mapping[str, str]) 
     return found
 
 
-def _alone(column: pd.Series, positive: np.ndarray) -> float:
-    """Compute the average precision of a column by itself: upwards or downwards, or by the share of each category."""
-    if not positive.any():
-        return 0.0
+def _alone(column: pd.Series, target: np.ndarray, classes: int) -> np.ndarray:
+    """Compute the average precision of a column by itself, for each class, ``[classes]``.
+
+    Numbers rank upwards or downwards, whichever is better; a category by the share of the class in it. A tie counts
+    whole. A class without rows has 0.
+    """
     if isinstance(column.dtype, pd.CategoricalDtype):
-        codes = column.cat.codes.to_numpy() + 1
-        rows = np.bincount(codes)
-        share = np.bincount(codes, positive) / np.maximum(rows, 1)
-        # A few rows of a category cannot say what the next one will be.
-        share[rows < LEAST_ROWS_OF_A_CATEGORY] = positive.mean()
-        return float(average_precision_score(positive, share[codes]))
-    present = column.notna().to_numpy()
-    values = column[present].to_numpy()
-    # Where it is missing it says nothing, and such rows come last.
-    found = [0.0]
-    for sign in (1.0, -1.0):
-        scores = np.full(len(column), -np.inf)
-        scores[present] = sign * values
-        found.append(float(average_precision_score(positive, np.nan_to_num(scores, neginf=-1e308))))
-    return max(found)
+        return _alone_by_category(column.cat.codes.to_numpy().astype(np.int64) + 1, target, classes)
+    return _alone_by_number(column.to_numpy(), target, classes)
+
+
+def _alone_by_category(codes: np.ndarray, target: np.ndarray, classes: int) -> np.ndarray:
+    counts = np.bincount(codes * classes + target, minlength=(int(codes.max()) + 1) * classes).reshape(-1, classes)
+    rows, positives = counts.sum(axis=1), counts.sum(axis=0)
+    share = counts / np.maximum(rows, 1)[:, None]
+    # A few rows of a category cannot say what the next one will be.
+    share[rows < LEAST_ROWS_OF_A_CATEGORY] = positives / len(target)
+    order = np.argsort(-share, axis=0)
+    share, hits = np.take_along_axis(share, order, 0), np.take_along_axis(counts, order, 0)
+    precision = hits.cumsum(axis=0) / np.maximum(rows[order].cumsum(axis=0), 1)
+    # Of each category, the last one that is tied with it.
+    last = np.full(share.shape, len(share) - 1)
+    last[:-1] = np.where(share[1:] < share[:-1], np.arange(len(share) - 1)[:, None], len(share) - 1)
+    last = np.minimum.accumulate(last[::-1], axis=0)[::-1]
+    found: np.ndarray = (hits * np.take_along_axis(precision, last, 0)).sum(axis=0) / np.maximum(positives, 1)
+    return found
+
+
+def _alone_by_number(values: np.ndarray, target: np.ndarray, classes: int) -> np.ndarray:
+    # One sort serves all classes: each positive adds the precision at the end of its tie, and those who are tied with
+    # another of their class are one run. Where a number is missing it says nothing, and such rows come last.
+    positives = np.bincount(target, minlength=classes)
+    present = np.flatnonzero(~np.isnan(values))
+    order = present[np.argsort(values[present])]
+    ranked, label = values[order], target[order].astype(np.int16)  # which is what numpy sorts in linear time
+    first = _starts(ranked)
+    tie = np.repeat(np.arange(len(first)), np.diff(first, append=len(order)))
+    by_class = np.argsort(label, kind="stable")
+    label, tie = label[by_class], tie[by_class]
+    begin = _starts(label, tie)
+    end = np.append(begin[1:], len(order))[: len(begin)]
+    label, tie = label[begin], tie[begin]
+    there = np.bincount(label, end - begin, minlength=classes)
+    before = (there.cumsum() - there)[label]
+    upwards = (there[label] - (begin - before)) / (len(order) - first[tie])
+    downwards = (end - before) / np.append(first[1:], len(order))[tie]
+    best = np.maximum(*(np.bincount(label, (end - begin) * each, minlength=classes) for each in (upwards, downwards)))
+    found: np.ndarray = (best + (positives - there) * positives / len(target)) / np.maximum(positives, 1)
+    return found
+
+
+def _starts(*sorted_values: np.ndarray) -> np.ndarray:
+    """Return where a run of equal values begins."""
+    length = len(sorted_values[0])
+    new = np.ones(length, dtype=bool)
+    new[1:] = np.any([values[1:] != values[:-1] for values in sorted_values], axis=0)
+    return np.flatnonzero(new)
 
 
 def _sha256(features: pd.DataFrame, rows: np.ndarray, target: np.ndarray, classes: tuple[str, ...]) -> str:
@@ -844,6 +989,13 @@ def _sha256(features: pd.DataFrame, rows: np.ndarray, target: np.ndarray, classe
     digest.update(repr([list(features.columns), [str(dtype) for dtype in features.dtypes], classes]).encode())
     digest.update(rows.astype("<u8").tobytes())
     digest.update(target.astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def _sha256_of_split(*values: np.ndarray | None) -> str:
+    digest = hashlib.sha256()
+    for each in values:
+        digest.update(b"-" if each is None else each.tobytes())
     return digest.hexdigest()
 
 

@@ -9,16 +9,28 @@ from typing import IO
 
 from rareloss.study.data import DataError
 
-__all__ = ["whole_file", "writable"]
+__all__ = ["refuse_overwriting", "whole_file", "writable"]
 
 
-def writable(path: str | Path) -> Path:
+def refuse_overwriting(path: Path, source: object) -> None:
+    """Refuse to write over the file that is read from.
+
+    Raises:
+        DataError: both are one file, under whatever names.
+    """
+    if isinstance(source, (str, Path)) and path.exists() and Path(source).exists() and path.samefile(source):
+        raise DataError(f"{path} holds the data that are read, which would be lost; name another file to write")
+
+
+def writable(path: str | Path, source: object) -> Path:
     """Return the path of a table that can be written.
 
     Raises:
-        DataError: it ends on something else than parquet or csv, or its folder is missing.
+        DataError: it ends on something else than parquet or csv, its folder is missing, or it is the file that is read
+            from, ``source``.
     """
     path = Path(path)
+    refuse_overwriting(path, source)
     if path.suffix.lower() not in (".parquet", ".pq", ".csv"):
         raise DataError(f"{path} has an unknown ending; parquet and csv files are written")
     if not path.absolute().parent.is_dir():
