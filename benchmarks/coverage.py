@@ -230,7 +230,9 @@ def chosen(draws: int, only: str, seed: int = 0) -> Iterator[str]:
                     values = np.nan_to_num(truth(best, 0.01, both[0].threshold.value)[:4])
                     ends = np.array([[(getattr(c, n).low, getattr(c, n).high) for n in NAMES[:4]] for c in both])
                     held.append((ends[..., 0] <= values) & (values <= ends[..., 1]))
-                    widths.append(np.nan_to_num(ends[..., 1] - ends[..., 0], nan=np.inf))
+                    with np.errstate(invalid="ignore"):  # from infinity to infinity
+                        wide = ends[..., 1] - ends[..., 0]
+                    widths.append(np.where(np.isnan(wide), np.inf, wide))
             (usual, at_once), wide = np.mean(held, 0), np.median(widths, 0)
             parts = [f"{usual[at]:.1%}, {at_once[at]:.1%}, {_ratio_of(*wide[:, at])}" for at in range(4)]
             yield f"| {name} | {' | '.join(parts)} |"

@@ -207,15 +207,17 @@ def test_threshold_that_labels_choose_has_an_interval_with_that_luck_in_it(text:
     assert np.mean(held) > 0.92
 
 
-def test_threshold_of_costs_with_few_positives_is_what_the_band_leaves() -> None:
+@pytest.mark.parametrize("text", ["cost@fn=50,fp=2", "recall@precision=50%", "recall@precision=99%"])
+def test_threshold_with_few_positives_is_what_the_band_leaves(text: str) -> None:
     scores, labels = _rows(8, 400)
-    usual, at_once = (
-        find_threshold(scores, labels, "cost@fn=50,fp=2", simultaneous=each).threshold for each in (False, True)
-    )
+    scores[0], labels[0] = 9.0, False  # no cut has a precision of .99
+    usual, at_once = (find_threshold(scores, labels, text, simultaneous=each).threshold for each in (False, True))
     assert labels.sum() < 100
     assert usual == at_once
+    assert usual.low < usual.high
     unequal = np.random.default_rng(0).random(400) + 1  # the band cannot be had
-    assert np.isfinite(find_threshold(scores, labels, "cost@fn=50,fp=2", unequal).threshold.low)
+    found = find_threshold(scores, labels, text, unequal).threshold
+    assert found.low <= found.value <= found.high
 
 
 def test_band_refuses_unequal_weights_within_a_class() -> None:

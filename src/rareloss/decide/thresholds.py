@@ -18,8 +18,8 @@ Array = NDArray[np.float64]
 
 # Of a cut that labels choose: how often rows are reweighted, and at how many scores of each kind it may be.
 _RESAMPLES, _LEVELS = 400, 1_000
-# With fewer positives than this the cheapest cut of resampled rows is about where it was, by want of others.
-_POSITIVES_OF_COSTS = 100
+# With fewer positives than this a cut of resampled rows is about where it was, by want of others.
+_POSITIVES = 100
 
 
 @dataclass(frozen=True)
@@ -287,7 +287,7 @@ def _anywhere(cut: Cut, scores: np.ndarray, positive: np.ndarray, weight: np.nda
         ends = clopper_pearson(float(above.sum()), max(rows - 1, float(above.sum())), each)
         alerts = Interval(cut.alerts.value, *ends, exact=True)
     where = cut.threshold
-    if cut.objective.kind in ("recall@precision", "cost") and np.isfinite(where.value):
+    if cut.objective.kind in ("recall@precision", "cost"):
         ends = _not_ruled_out(cut.objective, scores, positive, weight, cut.confidence)
         where = Interval(where.value, *ends, exact=False)
     return replace(
@@ -429,10 +429,10 @@ def _achieved(
         same = equal or _equal(weight[counted])
         ends = quantile_interval(scores[counted], objective.share, None if same else weight[counted], confidence)
         where = Interval(threshold, *ends, exact=same)
-    elif np.isfinite(threshold):
-        few = objective.kind == "cost" and positive.sum() < _POSITIVES_OF_COSTS
+    elif objective.share is None:
+        few = positive.sum() < _POSITIVES or not np.isfinite(threshold)
         alike = _equal(weight[positive]) and _equal(weight[~positive])
-        found = _not_ruled_out if few and alike else _resampled
+        found = _not_ruled_out if few and alike and objective.kind != "precision@recall" else _resampled
         ends = found(objective, scores, positive, weight, confidence)
         where = Interval(threshold, min(threshold, ends[0]), max(threshold, ends[1]), False)
     rows = _equal_rows(weight, above, min(max(float(weight[above].sum() / weight.sum()), 1e-12), 1 - 1e-12))
