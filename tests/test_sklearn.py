@@ -24,6 +24,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from rareloss import Objective, SmoothAPLoss
 from rareloss.integrations.additive import AdditiveRareClassifier
+from rareloss.integrations.logistic import search
 from rareloss.integrations.sklearn import RareClassifier
 
 Rows = tuple[np.ndarray, np.ndarray]
@@ -84,6 +85,30 @@ def test_threshold_keeps_the_capacity(objective: str) -> None:
     share = flagged.mean() if "top" in objective else flagged[y == "fine"].mean()
     assert 0.3 < share / Objective.parse(objective).level < 3
     assert model.stage_.after >= model.stage_.before
+
+
+def test_penalties_beyond_the_draws_are_tried_while_they_are_better() -> None:
+    tried: list[float] = []
+
+    def fit(draw: dict[str, float]) -> float:
+        tried.append(draw["C"])
+        return draw["C"]
+
+    draws = [{"C": penalty} for penalty in (1.0, 0.5, 30.0)]
+    assert search(draws, fit, lambda found: -abs(np.log(found / 0.04)))[1] == pytest.approx(0.045)
+    assert tried == pytest.approx([1.0, 0.5, 30.0, 0.15, 0.045, 0.0135])
+    assert search(draws, fit, lambda found: -abs(found - 1.0))[0] == {"C": 1.0}
+    assert search(draws, fit, lambda found: -found)[1] < 1e-5  # and there it ends
+    both = [{"C": 1.0, "kind": "a"}, {"C": 0.1, "kind": "b"}]
+    assert search(both, lambda draw: draw, lambda draw: float(draw["kind"] == "a" and draw["C"] < 0.5))[0] == {
+        "C": 0.3, "kind": "a"
+    }  # fmt: skip
+
+    random = np.random.default_rng(0)
+    x, y = random.standard_normal((500, 60)), np.arange(500) % 10 == 0
+    x[y, 0] += 1.5  # 50 positives, one input of 60 that says something
+    chosen = RareClassifier("ap", loss="cross_entropy", trials=1, random_state=0).fit(x, y).chosen_
+    assert chosen["C"] < 1.0  # the one that was drawn
 
 
 def test_network() -> None:

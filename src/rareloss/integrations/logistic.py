@@ -4,7 +4,9 @@ Needs the extra ``study``: ``pip install "rareloss[study]"``.
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from operator import itemgetter
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -15,10 +17,15 @@ from torch import Tensor, nn
 from rareloss.integrations.search import between, cube
 from rareloss.training.descent import Batch, part_of
 
-__all__ = ["in_log_odds", "logistic_draws", "platt", "sample", "solve_logistic"]
+__all__ = ["in_log_odds", "logistic_draws", "platt", "sample", "search", "solve_logistic"]
 
 # The Hessian of so many weights is solved whole; beyond this, by conjugate gradients, which is faster and as exact.
 MOST_UNKNOWNS = 1000
+# Of a search beyond the draws: the factor on C, and where it ends.
+STEP, LEAST_C = 0.3, 1e-5
+
+Draw = TypeVar("Draw", bound=Mapping[str, Any])
+Found = TypeVar("Found")
 
 
 def logistic_draws(trials: int, seed: int) -> list[dict[str, float]]:
@@ -27,6 +34,30 @@ def logistic_draws(trials: int, seed: int) -> list[dict[str, float]]:
     return [{"C": 1.0, "class_weight": 1.0}] + [
         {"C": between(penalty, 0.1, 1000), "class_weight": between(weight, 0.3, 100)} for penalty, weight in drawn
     ]
+
+
+def search(draws: Iterable[Draw], fit: Callable[[Draw], Found], judge: Callable[[Found], float]) -> tuple[Draw, Found]:
+    """Fit each draw, then ever larger penalties for as long as the largest one tried is the best.
+
+    Small tables of many inputs ask for more than any range foresees, and an end of the range that is chosen says so.
+
+    Args:
+        draws: each with a ``"C"``, and a ``"kind"`` where inputs are chosen too: penalties of one kind compare.
+        fit: makes what is judged.
+        judge: says how good it is; more is better.
+
+    Returns:
+        the best draw, and what it made.
+    """
+    tried = [(judge(found), draw, found) for draw in draws for found in [fit(draw)]]
+    while True:
+        _, draw, found = max(tried, key=itemgetter(0))
+        alike = [other["C"] for _, other, _ in tried if other.get("kind") == draw.get("kind")]
+        if draw["C"] > min(alike) or draw["C"] <= LEAST_C:
+            return draw, found
+        further = cast(Draw, {**draw, "C": float(f"{STEP * draw['C']:.3g}")})
+        found = fit(further)
+        tried.append((judge(found), further, found))
 
 
 def solve_logistic(

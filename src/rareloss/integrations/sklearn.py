@@ -27,7 +27,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from torch import Tensor, nn
 
 from rareloss import LossWarmupWrapper, Objective, RankStage, SigmoidFocalLoss, checks, rank_stage
-from rareloss.integrations.logistic import in_log_odds, logistic_draws, platt, sample, solve_logistic
+from rareloss.integrations.logistic import in_log_odds, logistic_draws, platt, sample, search, solve_logistic
 from rareloss.integrations.network import NETWORK, batches, perceptron
 from rareloss.integrations.search import network_draws
 from rareloss.training.descent import Batch, descend, part_of
@@ -50,7 +50,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
 
     1. Rows are split into train and validation, which makes every choice below by the objective itself.
     2. Cross-entropy: logistic regression on standardised inputs, solved to convergence for each of ``trials`` draws of
-       penalty and class weight.
+       penalty and class weight, and for larger penalties while they are better.
     3. :func:`rareloss.rank_stage` from there. Validation keeps it only as far as it helps.
     4. A linear model is solved again on all rows, train and validation, with what was chosen: penalty, class weight and
        place on the path. A network is not: nothing would tell it where to stop.
@@ -183,7 +183,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         generator = torch.Generator().manual_seed(seed)
         pilot, _ = self._solve(sample(train, POOL, generator), {"C": 1.0, "class_weight": 1.0})
         seen = sample(train, POOL, generator, pilot), sample(held, POOL, generator, pilot)
-        start = self._choose(objective, seen[1], self._solutions(seen[0], seed, pilot))
+        start = self._tuned(objective, *seen, seed, pilot)
         chosen = self._stage(start, objective, losses, *seen, seed)
         last = whole if self.refit else train
         if last is seen[0]:
@@ -201,15 +201,12 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         held: Batch,
         seed: int,
     ) -> tuple[nn.Module, nn.Module]:
-        start = self._choose(objective, held, self._networks(objective, train, held, seed))
+        self.chosen_: dict[str, Any]
+        start, self.chosen_ = max(
+            self._networks(objective, train, held, seed), key=lambda one: _judge(objective, one[0], held)
+        )
         chosen = self._stage(start, objective, losses, train, held, seed)
         return chosen, chosen
-
-    def _choose(
-        self, objective: Objective, held: Batch, tried: Iterator[tuple[nn.Module, dict[str, Any]]]
-    ) -> nn.Module:
-        model, self.chosen_ = max(tried, key=lambda one: _judge(objective, one[0], held))
-        return model
 
     def _stage(
         self,
@@ -242,15 +239,23 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
             start=start if isinstance(start, nn.Linear) else None,
         )
 
-    def _solutions(self, train: Batch, seed: int, start: nn.Linear) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
+    def _tuned(self, objective: Objective, train: Batch, held: Batch, seed: int, start: nn.Linear) -> nn.Linear:
         last = 1.0
-        for draw in logistic_draws(self.trials, seed):
+
+        def solved(draw: Mapping[str, float]) -> tuple[nn.Linear, bool]:
+            nonlocal start, last
             start = copy.deepcopy(start)
             with torch.no_grad():  # where positives weigh w times as much, the odds are w times as high
                 start.bias.add_(math.log(draw["class_weight"] / last))
             last = draw["class_weight"]
             start, converged = self._solve(train, draw, start)
-            yield start, {**draw, "converged": converged}
+            return start, converged
+
+        draw, (model, converged) = search(
+            logistic_draws(self.trials, seed), solved, lambda found: _judge(objective, found[0], held)
+        )
+        self.chosen_ = {**draw, "converged": converged}
+        return model
 
     def _networks(
         self, objective: Objective, train: Batch, held: Batch, seed: int

@@ -14,7 +14,7 @@ from sklearn.pipeline import Pipeline
 from torch import Tensor, nn
 
 from rareloss import Objective, SigmoidFocalLoss, SoftmaxFocalLoss
-from rareloss.integrations.sklearn import solve_logistic
+from rareloss.integrations.logistic import search, solve_logistic
 from rareloss.study.data import Table
 from rareloss.study.inputs import Kind, pipeline, tree_categories
 from rareloss.study.scorers import Scorer, logits_of, start_at_base_rate
@@ -208,7 +208,11 @@ def new_model(task: Task, scorer: Scorer, kind: Kind) -> nn.Module:
 
 
 def logistic(task: Task, scorer: Scorer, draws: Sequence[Mapping[str, Any]]) -> Fitted:
-    """Solve logistic regression to convergence for each draw of (kind, C, class weight); validation chooses."""
+    """Solve logistic regression to convergence for each draw of (kind, C, class weight); validation chooses.
+
+    Larger penalties than were drawn are tried while they are better, see
+    :func:`rareloss.integrations.logistic.search`.
+    """
     target = task.train_target.numpy()
 
     def solved(draw: Mapping[str, Any]) -> Fitted:
@@ -220,8 +224,10 @@ def logistic(task: Task, scorer: Scorer, draws: Sequence[Mapping[str, Any]]) -> 
             draw["kind"], score, task.judge(score(x_validation)), {**draw, "converged": converged}, model=model
         )
 
-    tried = (task.remember({"scorer": scorer.name, **draw}, partial(solved, draw)) for draw in draws)
-    return max(tried, key=lambda found: found.validation)
+    def remembered(draw: Mapping[str, Any]) -> Fitted:
+        return task.remember({"scorer": scorer.name, **draw}, partial(solved, draw))
+
+    return search(draws, remembered, lambda found: found.validation)[1]
 
 
 def class_weights(counts: Tensor, weight: float) -> Tensor:
