@@ -331,10 +331,10 @@ def _not_ruled_out(
 def _resampled(
     objective: Objective, scores: np.ndarray, positive: np.ndarray, weight: np.ndarray, confidence: float
 ) -> tuple[float, float]:
-    # Where the cut that labels choose comes out when rows get weights from an exponential distribution (the Bayesian
-    # bootstrap). It may be at up to so many scores of positives, and of all rows in equal ratios of their ranks. The
-    # k rows of a class between two of them weigh as much as a Gamma(k) variable, unequal ones as one of the same mean
-    # and variance.
+    # Where the cut for a precision or for costs comes out when rows get weights from an exponential distribution (the
+    # Bayesian bootstrap). It may be at up to so many scores of positives, and of all rows in equal ratios of their
+    # ranks. The k rows of a class between two of them weigh as much as a Gamma(k) variable, unequal ones as one of the
+    # same mean and variance.
     hit, every = np.unique(scores[positive]), np.unique(scores)[::-1]
     hit = hit[np.linspace(0, len(hit) - 1, min(len(hit), _LEVELS)).astype(int)]
     every = every[np.geomspace(1, len(every), min(len(every), _LEVELS)).astype(int) - 1]
@@ -351,13 +351,11 @@ def _resampled(
         return np.asarray(np.cumsum(size * random.standard_gamma(total / size, (_RESAMPLES, len(levels))), axis=1))
 
     hits, false = drawn(positive), drawn(~positive)
-    recall, precision, level = hits / hits[:, -1:], hits / (hits + false), objective.level or 0.0
+    recall, precision = hits / hits[:, -1:], hits / (hits + false)
     if objective.fn is not None and objective.fp is not None:
         worth = objective.fn * hits - objective.fp * false
-    elif objective.kind == "recall@precision":
-        worth = recall * (precision >= level)
     else:
-        worth = precision * (recall >= level)
+        worth = recall * (precision >= (objective.level or 0.0))
     # The lowest of the best: of the population, no positive need be where the precision ends.
     lowest = worth.shape[1] - 1 - worth[:, ::-1].argmax(1)
     best = np.where(worth.max(1) > 0, lowest, len(levels))
@@ -423,18 +421,21 @@ def _achieved(
         alerts = Interval(k / n, *clopper_pearson(k, n, confidence), exact=False)
         if sets == "rows":
             alerts = _of_order_statistic(k, allowed, n, confidence)
+    level = objective.level if objective.kind == "precision@recall" else objective.share
     where = Interval(threshold, threshold, threshold, False)
-    if np.isfinite(threshold) and objective.share is not None:
-        counted = _counted(positive, objective)
-        same = equal or _equal(weight[counted])
-        ends = quantile_interval(scores[counted], objective.share, None if same else weight[counted], confidence)
-        where = Interval(threshold, *ends, exact=same)
-    elif objective.share is None:
+    if level is None:
         few = positive.sum() < _POSITIVES or not np.isfinite(threshold)
         alike = _equal(weight[positive]) and _equal(weight[~positive])
-        found = _not_ruled_out if few and alike and objective.kind != "precision@recall" else _resampled
+        found = _not_ruled_out if few and alike else _resampled
         ends = found(objective, scores, positive, weight, confidence)
         where = Interval(threshold, min(threshold, ends[0]), max(threshold, ends[1]), False)
+    elif np.isfinite(threshold):
+        counted = _counted(positive, objective)
+        same = equal or _equal(weight[counted])
+        ends = quantile_interval(scores[counted], level, None if same else weight[counted], confidence)
+        where = Interval(
+            threshold, min(threshold, ends[0]), max(threshold, ends[1]), objective.share is not None and same
+        )
     rows = _equal_rows(weight, above, min(max(float(weight[above].sum() / weight.sum()), 1e-12), 1 - 1e-12))
     cost, tied = _cost(objective, shifted, recall, fpr), int((scores == threshold).sum()) > 1
     return Cut(objective, where, recall, precision, fpr, alerts, cost, not note, note, confidence, rows, tied)
