@@ -66,7 +66,8 @@ def page(results: Results) -> str:
         "```bash",
         'pip install -c constraints.txt -e ".[bench]"',
         "python -m benchmarks.quality --data DIR --core --out FOLDER --minutes 90 --workers 2   # again to go on",
-        "python -m benchmarks.quality --data DIR --core --out FOLDER --page   # results file and this page",
+        "python -m benchmarks.quality --data DIR --full --out FOLDER --minutes 90 --workers 2   # the rest of the grid",
+        "python -m benchmarks.quality --data DIR --full --out FOLDER --page --add   # results file and this page",
         "```",
         "",
         f"{done} of {planned} units (a scorer on one split of one set, under all arms) ran until {results['measured']} "
