@@ -2,8 +2,8 @@
 
     python benchmarks/rare_classifier.py --rows 100000 --features 50 --rounds 3 --bend 4
 
-The rows are normal, and the 2 % that are positive lie beyond a boundary that bends. Where it bends little, the stage
-keeps its start; where it bends much, it moves, looks for another minimum too, and takes longer.
+The rows are normal, and the 2 % that are positive lie beyond a boundary that bends. The more it bends, the further the
+stage moves, and the longer it takes.
 """
 
 import argparse

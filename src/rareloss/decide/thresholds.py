@@ -422,20 +422,18 @@ def _achieved(
         if sets == "rows":
             alerts = _of_order_statistic(k, allowed, n, confidence)
     level = objective.level if objective.kind == "precision@recall" else objective.share
-    where = Interval(threshold, threshold, threshold, False)
+    ends, exact = (threshold, threshold), False
     if level is None:
         few = positive.sum() < _POSITIVES or not np.isfinite(threshold)
         alike = _equal(weight[positive]) and _equal(weight[~positive])
         found = _not_ruled_out if few and alike else _resampled
         ends = found(objective, scores, positive, weight, confidence)
-        where = Interval(threshold, min(threshold, ends[0]), max(threshold, ends[1]), False)
     elif np.isfinite(threshold):
         counted = _counted(positive, objective)
         same = equal or _equal(weight[counted])
         ends = quantile_interval(scores[counted], level, None if same else weight[counted], confidence)
-        where = Interval(
-            threshold, min(threshold, ends[0]), max(threshold, ends[1]), objective.share is not None and same
-        )
+        exact = objective.share is not None and same
+    where = Interval(threshold, min(threshold, ends[0]), max(threshold, ends[1]), exact)
     rows = _equal_rows(weight, above, min(max(float(weight[above].sum() / weight.sum()), 1e-12), 1 - 1e-12))
     cost, tied = _cost(objective, shifted, recall, fpr), int((scores == threshold).sum()) > 1
     return Cut(objective, where, recall, precision, fpr, alerts, cost, not note, note, confidence, rows, tied)
