@@ -3,6 +3,7 @@
 python -m benchmarks.quality --data DIR --core --out FOLDER --minutes 90 --workers 2   # the same command resumes
 python -m benchmarks.quality --data DIR --full --out FOLDER --part 1/4                 # a quarter of the units
 python -m benchmarks.quality --data DIR --core --out FOLDER --page   # benchmarks/results/quality.json, docs/evidence.md
+python -m benchmarks.quality --data DIR --core --out FOLDER --add          # only what quality.json does not hold
 python -m benchmarks.quality --data DIR --core --out FOLDER --page --add   # what FOLDER lacks stays as it was
 python -m benchmarks.quality --page                                  # docs/evidence.md from quality.json
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.quality import arms, grid
 from benchmarks.quality.page import page
-from benchmarks.quality.runner import collect, run, save
+from benchmarks.quality.runner import collect, lacking, run, save
 
 from rareloss.study import DataError
 
@@ -49,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder of the finished units")
     parser.add_argument("--list", action="store_true", help="print the units and leave")
     parser.add_argument("--page", action="store_true", help="write the results file from --out, and the page from it")
-    parser.add_argument("--add", action="store_true", help="with --page: results that --out lacks stay as they are")
+    parser.add_argument(
+        "--add", action="store_true", help="to the results file: its units do not run again, with --page they stay in it"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS / "quality.json", help="the results file")
     parser.add_argument("--docs", type=Path, default=DOCS, help="where --page writes evidence.md")
     given = parser.parse_args(arguments)
@@ -87,10 +90,12 @@ def _run(given: argparse.Namespace) -> int:
         if unknown := set(asked or ()) - {of(unit) for unit in wanted}:
             raise DataError(f"no unit of this grid has the {what} {sorted(unknown)[0]!r}")
         wanted = [unit for unit in wanted if not asked or of(unit) in asked]
+    before = json.loads(given.results.read_text("utf-8")) if given.add else None
     if given.page:
-        before = json.loads(given.results.read_text("utf-8")) if given.add else None
         save(collect(given.out, wanted, before), given.results)
         return _write_page(given)
+    if before is not None:
+        wanted = lacking(before, wanted)
     mine = grid.part_of(wanted, part, parts)
     if given.list:
         print(*(f"{unit.folder}, split {unit.seed}" for unit in mine), sep="\n")

@@ -101,6 +101,11 @@ class Unit:
     seed: int
 
     @property
+    def named(self) -> dict[str, str]:
+        """What names it, but for its split."""
+        return {"block": self.block.name, "data": self.data, "objective": self.objective, "scorer": self.scorer}
+
+    @property
     def folder(self) -> str:
         """Where the finished unit lies, inside the output folder; units of other settings lie elsewhere."""
         objective = "".join(letter if letter.isalnum() else "-" for letter in self.objective)

@@ -19,7 +19,7 @@ from rareloss.study.runs import Store, run_unit, write_atomically
 from rareloss.study.split import split
 from rareloss.training.rank_stage import TEMPERATURES
 
-__all__ = ["collect", "run", "save"]
+__all__ = ["collect", "lacking", "run", "save"]
 
 SCHEMA = 2
 LONG = ("units", "runs")
@@ -102,7 +102,7 @@ def _settings(unit: Unit, data: Path | None, trials: int) -> Record:
     objective = objective_of(unit.objective, table)
     arms = arms_of(unit, table)
     return {
-        "grid": {"block": unit.block.name, "data": unit.data, "objective": unit.objective, "scorer": unit.scorer},
+        "grid": unit.named,
         "judged_by": str(objective),
         "arms": [{key: getattr(arm, key) for key in ("name", "label", "about", "kind", "loss")} for arm in arms],
         "trials": trials,
@@ -170,6 +170,12 @@ def collect(out: Path, wanted: Sequence[Unit], before: Record | None = None) -> 
     }
 
 
+def lacking(results: Record, wanted: Sequence[Unit]) -> list[Unit]:
+    """Return the units that results do not hold."""
+    done = {_key(unit) for unit in results["units"]}
+    return [unit for unit in wanted if _key({**unit.named, "seed": unit.seed}) not in done]
+
+
 def _index(machines: list[Record], machine: Record) -> int:
     if machine not in machines:
         machines.append(machine)
@@ -183,10 +189,9 @@ def _key(one: Record) -> tuple[Any, ...]:
 def _plan(wanted: Sequence[Unit], done: Set[tuple[Any, ...]]) -> list[Record]:
     rows: dict[tuple[Any, ...], Record] = {}
     for unit in wanted:
-        place = {"block": unit.block.name, "data": unit.data, "objective": unit.objective, "scorer": unit.scorer}
-        row = rows.setdefault(tuple(place.values()), {**place, "planned": 0, "done": 0})
+        row = rows.setdefault(tuple(unit.named.values()), {**unit.named, "planned": 0, "done": 0})
         row["planned"] += 1
-        row["done"] += (*place.values(), unit.seed) in done
+        row["done"] += _key({**unit.named, "seed": unit.seed}) in done
     return list(rows.values())
 
 
