@@ -53,7 +53,7 @@ def test_no_more_than_a_batch_or_two_is_held(
     rows: list[int] = []
     alive: list[int] = []
     batches: list[weakref.ref[pd.DataFrame]] = []
-    score = Model.score
+    score = Model.score_features
 
     def counted(self: Model, batch: pd.DataFrame) -> pd.DataFrame:
         batches.append(weakref.ref(batch))
@@ -61,7 +61,7 @@ def test_no_more_than_a_batch_or_two_is_held(
         alive.append(sum(reference() is not None for reference in batches))
         return score(self, batch)
 
-    monkeypatch.setattr(Model, "score", counted)
+    monkeypatch.setattr(Model, "score_features", counted)
     score_file(model, path, tmp_path / "scores.csv", keep=["customer"], rows_at_once=60)
     assert (sum(rows), max(rows), len(rows)) == (len(long), 60, -(-len(long) // 60))
     assert max(alive) <= 2
@@ -86,7 +86,7 @@ def test_a_file_without_rows_gives_one_without_rows(
         empty.to_csv(data, index=False)
     else:
         data = empty
-    assert score_file(model, data, tmp_path / "scores.parquet", keep=["customer"]) == (0, 0, ("customer",))
+    assert score_file(model, data, tmp_path / "scores.parquet", keep=["customer"]) == (0, 0, ("customer",), {})
     assert read(tmp_path / "scores.parquet").shape == (0, 4)
 
 
@@ -182,6 +182,27 @@ CHANGES: list[tuple[str, Callable[[pd.DataFrame], pd.DataFrame], str]] = [
     ("other dates", lambda f: f.assign(opened="2023-13-45"), "column 'opened' holds '2023-13-45', where a date"),
     ("infinite", lambda f: f.assign(age=np.inf), "column 'age' holds .* infinite"),
 ]
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet", "frame"])
+def test_values_of_a_category_that_the_fit_did_not_see_are_counted(
+    frame: pd.DataFrame, tmp_path: Path, ending: str
+) -> None:
+    common = frame["country"].isin(["de", "fr", "it"])  # so that there is no column for all rare ones
+    known = frame[common].reset_index(drop=True)
+    model = fit(known, out=tmp_path / "model", **OPTIONS)
+    new = known.assign(country=known["country"].where(np.arange(len(known)) % 7 > 0, "nowhere"))
+    data: Any = tmp_path / f"tomorrow.{ending}"
+    if ending == "frame":
+        data = new
+    else:
+        new.to_csv(data, index=False) if ending == "csv" else new.to_parquet(data)
+    number = int((new["country"] == "nowhere").sum())
+    assert score_file(model, data, tmp_path / "scores.parquet", rows_at_once=60).unseen == {"country": number}
+    assert score_file(model, known, tmp_path / "known.parquet").unseen == {}
+    if ending != "frame":
+        said = run("score", tmp_path / "model", data, "--out", tmp_path / "again.parquet").output
+        assert f"check 'country': {number} rows have a value that the model was not fitted on" in said
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])

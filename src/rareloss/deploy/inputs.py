@@ -34,14 +34,21 @@ class Category:
 
     def transform(self, values: pd.Series) -> np.ndarray:
         """Compute the columns, ``[n, frequent + rare]``."""
+        place = self._places(values)
+        hot = np.zeros((len(place), len(self.frequent) + 1), dtype=np.float32)
+        hot[np.arange(len(place)), place] = 1
+        return hot if self.rare else hot[:, :-1]
+
+    def unseen(self, values: pd.Series) -> int:
+        """Count the rows whose value has no column at all: none that the model was fitted on had it, or a rare one."""
+        return 0 if self.rare else int((self._places(values) == len(self.frequent)).sum())
+
+    def _places(self, values: pd.Series) -> np.ndarray:
         text = values.astype("object")
         place = pd.Index(self.frequent, dtype="object").get_indexer(
             pd.Index(text.where(text.notna(), None), dtype="object")
         )
-        place = np.where(place < 0, len(self.frequent), place)
-        hot = np.zeros((len(place), len(self.frequent) + 1), dtype=np.float32)
-        hot[np.arange(len(place)), place] = 1
-        return hot if self.rare else hot[:, :-1]
+        return np.where(place < 0, len(self.frequent), place)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,6 +119,11 @@ class Inputs:
         largest = LARGEST[self.kind]
         found: np.ndarray = np.clip(np.hstack(parts), -largest, largest).astype(np.float32)
         return found
+
+    def unseen(self, features: pd.DataFrame) -> dict[str, int]:
+        """Count the rows of each category that hold a value without a column, where there are any."""
+        found = {category.name: category.unseen(features[category.name]) for category in self.categories}
+        return {name: rows for name, rows in found.items() if rows}
 
     def _numbers(self, part: str, values: np.ndarray) -> np.ndarray:
         own = {name: self.arrays[f"{part}.{name}"] for name in _needed(self.kind, part)}

@@ -107,13 +107,17 @@ class Model:
         Raises:
             DataError: as in :meth:`features`.
         """
-        scores = self.raw(self.inputs.transform(self.features(rows)))
+        return self.score_features(self.features(rows))
+
+    def score_features(self, features: pd.DataFrame) -> pd.DataFrame:
+        """Score what :meth:`features` returned, as :meth:`score` does."""
+        scores = self.raw(self.inputs.transform(features))
         columns = {
             "score": scores,
             "probability": self.calibrator(scores),
             "decision": scores.astype(np.float64) > self.threshold,
         }
-        return pd.DataFrame(columns, index=rows.index)
+        return pd.DataFrame(columns, index=features.index)
 
     def raw(self, inputs: np.ndarray) -> np.ndarray:
         """Compute raw scores, float32 ``[n]``, of inputs ``[n, width]``."""

@@ -2,6 +2,7 @@
 
 import contextlib
 import warnings
+from collections import Counter
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -30,11 +31,13 @@ class Scored(NamedTuple):
         rows: how many.
         alerts: how many of them are above the threshold.
         kept: columns of the data that stand beside the scores.
+        unseen: of categories, in how many rows there is a value that the model was not fitted on and knows nothing of.
     """
 
     rows: int
     alerts: int
     kept: tuple[str, ...]
+    unseen: dict[str, int]
 
 
 def score_file(
@@ -64,15 +67,18 @@ def score_file(
     if rows_at_once < 1:
         raise DataError(f"rows_at_once must be at least 1, got {rows_at_once}")
     rows = alerts = 0
+    unseen: Counter[str] = Counter()
     with whole_file(out) as file, contextlib.ExitStack() as stack:
         writer = None
         # Closed also where a batch is refused, and with it the file that it reads.
         batches = stack.enter_context(contextlib.closing(_batches(data, model, keep, rows_at_once)))
         for batch, kept in batches:
             try:
-                found = model.score(batch)
+                features = model.features(batch)
             except DataError as error:
                 raise DataError(f"rows {rows + 1:,} to {rows + len(batch):,}: {error}") from error
+            found = model.score_features(features)
+            unseen.update(model.inputs.unseen(features))
             columns = [pa.array(found[name], kind) for name, kind in WRITTEN]
             copied = tuple(kept.column_names)
             nested = [field.name for field in kept.schema if pa.types.is_nested(field.type)]
@@ -85,7 +91,7 @@ def score_file(
             writer.write_table(table)
             rows += len(batch)
             alerts += int(found["decision"].sum())
-    return Scored(rows, alerts, copied)
+    return Scored(rows, alerts, copied, dict(unseen))
 
 
 def _batches(
