@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="print the units and leave")
     parser.add_argument("--page", action="store_true", help="write the results file from --out, and the page from it")
     parser.add_argument(
-        "--add", action="store_true", help="to the results file: its units do not run again, with --page they stay in it"
+        "--add", action="store_true", help="units of the results file do not run again; with --page they stay"
     )
     parser.add_argument("--results", type=Path, default=RESULTS / "quality.json", help="the results file")
     parser.add_argument("--docs", type=Path, default=DOCS, help="where --page writes evidence.md")

@@ -1,7 +1,8 @@
 """How much a ranking stage could gain at most: the place on its path that the test rows themselves prefer.
 
 That is no method, since it looks at what it is judged by. It is a ceiling: no rule by which validation keeps a place, or
-keeps the start, gains more on these paths. `docs/evidence.md` shows it beside what the stage gains and what boosted trees do.
+keeps the start, gains more on these paths. `docs/evidence.md` shows it beside what the stage gains and what boosted
+trees do.
 
 python -m benchmarks.quality.headroom --data DIR --workers 2   # benchmarks/results/headroom.json; --splits 5
 """
@@ -42,8 +43,8 @@ def ceiling(name: str, folder: Path | None, scorer: str, seed: int) -> dict[str,
         seed: of the split.
 
     Returns:
-        average precision on test of the start (``"tuned_ce"``) and of the place that test prefers, the start among
-        them (``"best_place"``); and the largest anywhere on the path, however little above the one before.
+        average precision on test of the start (``"tuned_ce"``), and the largest at any place, the start among them
+        (``"best_place"``).
     """
     table = open_set(name, folder)
     objective, model = objective_of("ap", table), find_scorer(scorer)

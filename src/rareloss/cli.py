@@ -530,7 +530,7 @@ def score(
     share = scored.alerts / max(scored.rows, 1)
     typer.echo(f"{scored.rows:,} rows, {scored.alerts:,} alerts ({share:.3%}). Written: {out}")
     for name, rows in scored.unseen.items():
-        typer.echo(f"check {name!r}: {rows:,} rows have a value that the model was not fitted on; it counts for nothing")
+        typer.echo(f"check {name!r}: {rows:,} rows have a value that the fit did not see; it counts for nothing")
     if loaded.target in scored.kept:
         typer.echo(
             "A report is too good if the model was fitted on some of these rows: fit --held-out writes the others."

@@ -202,7 +202,7 @@ def test_values_of_a_category_that_the_fit_did_not_see_are_counted(
     assert score_file(model, known, tmp_path / "known.parquet").unseen == {}
     if ending != "frame":
         said = run("score", tmp_path / "model", data, "--out", tmp_path / "again.parquet").output
-        assert f"check 'country': {number} rows have a value that the model was not fitted on" in said
+        assert f"check 'country': {number} rows have a value that the fit did not see" in said
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
