@@ -95,6 +95,15 @@ def test_limit_of_smoothness_is_a_straight_line(order: int) -> None:
     assert np.abs(np.diff(rough, n=2)).max() > 0.3
 
 
+def test_penalties_beyond_the_draws_are_tried_where_rows_are_few() -> None:
+    rng = np.random.default_rng(2)
+    x, y = rng.standard_normal((400, 8)), (np.arange(400) % 8 == 0).astype(int)
+    x[y == 1, 0] += 1.5  # 50 positives, and one curve of eight that says something
+    model = short(trials=1, smoothness=0.1).fit(x, y)
+    assert model.chosen_["C"] < 0.1  # 1 was drawn
+    assert model.chosen_["converged"]
+
+
 def test_more_smoothness_leaves_less_bend_and_a_worse_fit() -> None:
     x, y = drawn(1_500, 3)
     bends, losses = [], []

@@ -15,6 +15,7 @@ from benchmarks.quality import arms, grid
 from benchmarks.quality.__main__ import main
 from benchmarks.quality.analysis import effects, overall
 from benchmarks.quality.grid import CORE, FULL, Size, Unit
+from benchmarks.quality.headroom import ceiling
 from benchmarks.quality.page import page
 from benchmarks.quality.runner import collect, run
 from torch import nn
@@ -262,9 +263,43 @@ def test_page_compares_a_peer_with_our_loss_of_the_same_name() -> None:
     assert "| Smooth-AP of theirs | +0.025 [+0.024, +0.027] | one +0.051*, other 0 |" in page(results)
 
 
+def test_page_says_how_much_there_was_to_gain() -> None:
+    results = made_up()
+    linear = [one for one in results["runs"] if one["arm"] != "ce_continued"]
+    results["runs"] = [{**one, "scorer": scorer} for scorer in grid.SCORECARDS for one in linear]
+    results["runs"] += [{**one, "scorer": "trees", "arm": "trees"} for one in linear]
+    at_best = {"linear": 0.06, "additive": 0.03, "linear_normal": 0.09}
+    ceilings = {
+        "sets": dict.fromkeys(("one", "other")),
+        "runs": [
+            {"data": data, "scorer": scorer, "seed": seed, "tuned_ce": 0.4, "best_place": 0.4 + gain * (data == "one")}
+            for data in ("one", "other")
+            for scorer, gain in at_best.items()
+            for seed in (0, 2)
+        ],
+    }
+    said = page(results, ceilings)
+    assert "+0.030 (linear scorecard), +0.015 (additive scorecard), +0.045 (linear scorecard on" in said
+    assert "| one | 0.400 | +0.051 | +0.060 | 0.400 | +0.051 | +0.030 |" in said
+    assert "| mean | 0.400 | " in said
+
+
+def test_ceiling_starts_at_what_the_grid_tunes_and_lies_no_lower(folder: Path) -> None:
+    found = ceiling("small", folder / "data", "linear", 100)
+    (unit,) = (unit for unit in first_units(1))
+    assert (unit.objective, unit.scorer, unit.seed) == ("ap", "linear", 100)
+    run([unit], folder / "data", folder / "out", trials=grid.TRIALS, say=lambda sentence: None)
+    runs = {one["arm"]: one["test"] for one in collect(folder / "out", [unit])["runs"]}
+    assert found["tuned_ce"] == pytest.approx(runs["tuned_ce"], abs=1e-6)
+    assert found["best_place"] >= found["tuned_ce"]
+
+
 def test_page_in_the_documentation_is_that_of_the_results() -> None:
-    results = ROOT / "benchmarks" / "results" / "quality.json"
-    assert page(json.loads(results.read_text("utf-8"))) == (ROOT / "docs" / "evidence.md").read_text("utf-8")
+    results, ceilings = (
+        json.loads((ROOT / "benchmarks" / "results" / name).read_text("utf-8"))
+        for name in ("quality.json", "headroom.json")
+    )
+    assert page(results, ceilings) == (ROOT / "docs" / "evidence.md").read_text("utf-8")
 
 
 def test_set_that_cannot_be_used_stops_no_other(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

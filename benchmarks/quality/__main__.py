@@ -22,6 +22,7 @@ from rareloss.study import DataError
 
 HERE = Path(__file__).resolve().parent
 RESULTS, DOCS = HERE.parent / "results", HERE.parents[1] / "docs"
+CEILINGS = RESULTS / "headroom.json"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -125,7 +126,8 @@ def _part(text: str) -> tuple[int, int]:
 
 def _write_page(given: argparse.Namespace) -> int:
     results = json.loads(given.results.read_text("utf-8"))
-    (given.docs / "evidence.md").write_text(page(results), "utf-8")
+    ceilings = json.loads(CEILINGS.read_text("utf-8")) if CEILINGS.is_file() else None
+    (given.docs / "evidence.md").write_text(page(results, ceilings), "utf-8")
     return 0
 
 

@@ -1,7 +1,7 @@
 """How much a ranking stage could gain at most: the place on its path that the test rows themselves prefer.
 
-That is no method, since it looks at what it is judged by. It is a ceiling: no rule by which validation keeps a place, or
-keeps the start, gains more on these paths. `docs/evidence.md` shows it beside what the stage gains and what boosted
+That is no method, since it looks at what it is judged by. It is a ceiling: no rule by which validation keeps a place,
+or keeps the start, gains more on these paths. `docs/evidence.md` shows it beside what the stage gains and what boosted
 trees do.
 
 python -m benchmarks.quality.headroom --data DIR --workers 2   # benchmarks/results/headroom.json; --splits 5
@@ -16,7 +16,7 @@ from typing import Any
 
 import joblib
 import torch
-from benchmarks.quality.__main__ import RESULTS
+from benchmarks.quality.__main__ import CEILINGS
 from benchmarks.quality.grid import FIRST_SEED, SCORECARDS, TRIALS, describe, objective_of, open_set, sets
 from benchmarks.speed.machine import describe as describe_machine
 from benchmarks.speed.machine import now
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, help="a folder of npz files with X and y")
     parser.add_argument("--splits", type=int, default=5)
     parser.add_argument("--workers", type=int, default=1, help="processes")
-    parser.add_argument("--results", type=Path, default=RESULTS / "headroom.json", help="the results file")
+    parser.add_argument("--results", type=Path, default=CEILINGS, help="the results file")
     given = parser.parse_args(arguments)
     try:
         names = list(_binary(given.data))

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from benchmarks.quality.analysis import LEAST_ERROR, Effect, Overall, effects, overall
+from benchmarks.quality.grid import SCORECARDS
 
 from rareloss.study.arms import BASELINE
 from rareloss.study.runs import TREES
@@ -48,11 +49,12 @@ LEAST_OF_A_SET = -0.003
 MANY_POSITIVES = 200
 
 
-def page(results: Results) -> str:
+def page(results: Results, ceilings: Results | None = None) -> str:
     """Write docs/evidence.md.
 
     Args:
         results: what ``quality.json`` holds.
+        ceilings: what ``headroom.json`` holds.
     """
     pairs = list(dict.fromkeys((row["scorer"], row["objective"]) for row in results["plan"] if row["scorer"] != TREES))
     found = {pair: effects(results["runs"], *pair) for pair in pairs}
@@ -88,6 +90,7 @@ def page(results: Results) -> str:
         "## What was promised",
         "",
         *_promised(results, found),
+        *(_headroom(results, ceilings) if ceilings else ()),
         "",
         "## Over all sets",
         "",
@@ -181,6 +184,54 @@ def _promised(results: Results, found: Mapping[Pair, Sequence[Effect]]) -> list[
         said = "; ".join(f"{name}: {'met' if met else '**missed**'} ({value})" for name, met, value in parts)
         lines.append(f"- {SCORERS[scorer]}, {spoken(objective)}: {said}.")
     return lines or ["Nothing of it can be judged yet."]
+
+
+def _headroom(results: Results, ceilings: Results) -> list[str]:
+    """Say how much a stage could gain at most, beside what it gains and what the choice of inputs does."""
+    seeds = {one["seed"] for one in ceilings["runs"]}
+    table: dict[str, dict[str, float]] = {}
+    for data in ceilings["sets"]:
+        tested = {
+            (run["scorer"], run["arm"], run["seed"]): run["test"]
+            for run in results["runs"]
+            if (run["data"], run["objective"]) == (data, "ap") and run["seed"] in seeds
+        }
+        row = {"trees": np.mean([test for (scorer, _, _), test in tested.items() if scorer == TREES])}
+        for scorer in SCORECARDS:
+            mine = [one for one in ceilings["runs"] if (one["data"], one["scorer"]) == (data, scorer)]
+            row[scorer] = np.mean([one["tuned_ce"] for one in mine])
+            row[f"{scorer} at best"] = np.mean([one["best_place"] - one["tuned_ce"] for one in mine])
+            row[f"{scorer} stage"] = np.mean(
+                [tested[scorer, OWN_STAGE["ap"], seed] - tested[scorer, BASELINE, seed] for seed in seeds]
+            )
+        table[data] = {name: float(value) for name, value in row.items()}
+    mean = {name: float(np.mean([row[name] for row in table.values()])) for name in next(iter(table.values()))}
+    most = ", ".join(f"{signed(mean[f'{scorer} at best'])} ({SCORERS[scorer].lower()})" for scorer in SCORECARDS)
+    said = (
+        "*Best place* is a ceiling and no method: the place on the stage's path that the test rows themselves prefer. "
+        "No rule by which validation keeps a place gains more than that on average over these sets: "
+        f"{most}. More has to come from the model: boosted trees have {mean['trees']:.3f}. The choice of inputs, which "
+        "needs no ranking loss, takes tuned cross-entropy of a linear scorecard from "
+        f"{mean['linear_normal']:.3f} on quantile-normal inputs to {mean['linear']:.3f}."
+    )
+    heads = [head for scorer in SCORECARDS for head in (f"{SCORERS[scorer].lower()}: tuned CE", "stage", "best place")]
+    rows = []
+    for name, row in (*table.items(), ("mean", mean)):
+        cells = [
+            cell
+            for scorer in SCORECARDS
+            for cell in (f"{row[scorer]:.3f}", signed(row[f"{scorer} stage"]), signed(row[f"{scorer} at best"]))
+        ]
+        rows.append((name, *cells, f"{row['trees']:.3f}"))
+    return [
+        "",
+        "## How much there is to gain",
+        "",
+        f"Means over {len(seeds)} splits, average precision (`python -m benchmarks.quality.headroom --data DIR`). "
+        + said,
+        "",
+        *markdown_table(("set", *heads, "(boosted trees)"), rows),
+    ]
 
 
 def _over_all(results: Results, found: Mapping[Pair, Sequence[Effect]]) -> list[str]:

@@ -7,6 +7,7 @@ import html
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 # First, since it says which extra is missing.
@@ -36,6 +37,7 @@ from sklearn.utils.validation import _check_monotonic_cst, _check_sample_weight,
 from torch import Tensor, nn
 
 from rareloss import Objective, checks, rank_stage
+from rareloss.integrations.logistic import search
 from rareloss.training.descent import Batch
 from rareloss.training.uncorrelated import Uncorrelated, carry_back
 
@@ -98,7 +100,8 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
             0 for a free one: an array of them, or a dictionary by name. Categories are free.
         categorical_features: inputs, by place or name, whose values are names; in a frame, all inputs that hold no
             numbers are added.
-        trials: draws of hyper-parameters for cross-entropy.
+        trials: draws of hyper-parameters for cross-entropy; larger penalties than were drawn are tried while they are
+            better.
         validation_fraction: share of the rows that choose.
         random_state: of the split and the draws; an integer, a generator, or None.
 
@@ -386,16 +389,17 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
     ) -> tuple[nn.Linear, dict[str, Any], list[Batch]]:
         # The scorecard that validation prefers, how it was found, and the rows in its coordinates.
         plain = self._coordinates(columns)
-        best: tuple[float, Any] = (-math.inf, None)
-        for draw in self._draws():
-            parts = self._parts(plain, target, weight, draw["smoothness"])
-            model, converged = self._solve(parts[0], draw)
+
+        def solved(draw: Mapping[str, float]) -> tuple[float, nn.Linear, bool]:
+            train, held = self._parts(plain, target, weight, draw["smoothness"])
+            model, converged = self._solve(train, draw)
             with torch.no_grad():
-                judged = float(objective.metric(model(parts[1].inputs), *parts[1][1:]).value)
-            if best[1] is None or judged > best[0]:
-                best = judged, (model, {**draw, "converged": converged}, parts)
-        found: tuple[nn.Linear, dict[str, Any], list[Batch]] = best[1]
-        return found
+                judged = objective.metric(model(held.inputs), held.targets, held.weight).value
+            return float(judged), model, converged
+
+        draw, (_, model, converged) = search(self._draws(), solved, itemgetter(0))
+        parts = self._parts(plain, target, weight, draw["smoothness"])
+        return model, {**draw, "converged": converged}, parts
 
     def _parts(self, plain: Array, target: np.ndarray, weight: Array, smoothness: float) -> list[Batch]:
         # Train and validation.
