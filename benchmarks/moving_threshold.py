@@ -24,7 +24,7 @@ from sklearn.preprocessing import QuantileTransformer
 from torch import Tensor, nn
 
 from rareloss import LossWarmupWrapper, Objective, RecallAtQuantileLoss, metrics, rank_stage
-from rareloss.integrations.sklearn import solve_logistic
+from rareloss.integrations.logistic import solve_logistic
 from rareloss.ranking.pool import PerClass, Pool
 
 Parts = dict[str, tuple[Tensor, Tensor]]

@@ -10,8 +10,8 @@ from benchmarks.quality import peers
 from torch import Tensor, nn
 
 from rareloss import Objective
+from rareloss.integrations.logistic import solve_logistic
 from rareloss.integrations.search import between, cube
-from rareloss.integrations.sklearn import solve_logistic
 from rareloss.study.arms import Arm, arms_for
 from rareloss.study.fitting import Fitted, Task, cross_entropy
 from rareloss.study.scorers import Scorer, find_scorer, logits_of

@@ -11,7 +11,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 # First, since it says which extra is missing.
-from rareloss.integrations.sklearn import _batch, _check_labels, _log_odds, logistic_draws, solve_logistic
+from rareloss.integrations.rows import as_batch, check_labels, log_odds_of, two_classes
 
 # isort: split
 try:
@@ -32,12 +32,11 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import OneHotEncoder, SplineTransformer
 from sklearn.utils import assert_all_finite, check_consistent_length, check_random_state, column_or_1d
-from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import _check_monotonic_cst, _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from rareloss import Objective, checks, rank_stage
-from rareloss.integrations.logistic import search
+from rareloss.integrations.logistic import logistic_draws, search, solve_logistic
 from rareloss.training.descent import Batch
 from rareloss.training.uncorrelated import Uncorrelated, carry_back
 
@@ -176,14 +175,9 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
         monotone = _check_monotonic_cst(self, self.monotonic_cst)
         if wrong := [self._name(place) for place in np.flatnonzero(named & (monotone != 0))]:
             raise ValueError(f"monotonic_cst asks for an order of names: {', '.join(map(str, wrong))}; make it 0")
-        _check_labels(y)
+        check_labels(y)
         columns, y, weight = _present(columns, y, sample_weight)
-        self.classes_, target = np.unique(y, return_inverse=True)
-        if len(self.classes_) != 2:
-            raise ValueError(
-                f"Only binary classification is supported. The type of the target is {type_of_target(y)}; "
-                f"got {len(self.classes_)} class(es) among rows of some weight"
-            )
+        self.classes_, target = two_classes(y)
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         train, _ = self._split(target)
         self._inputs: list[_Input] = [
@@ -404,7 +398,7 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
     def _parts(self, plain: Array, target: np.ndarray, weight: Array, smoothness: float) -> list[Batch]:
         # Train and validation.
         scale = self._scale(smoothness)
-        return [_batch(plain[rows] * scale, target[rows], weight, rows) for rows in self._split(target)]
+        return [as_batch(plain[rows] * scale, target[rows], weight, rows) for rows in self._split(target)]
 
     def _draws(self) -> Iterator[dict[str, float]]:
         smoothness = SMOOTHNESS[1:] + SMOOTHNESS[:1] if self.smoothness is None else (self.smoothness,)
@@ -457,7 +451,7 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
 
     def _points(self, model: Any, train: Batch) -> Points:
         layer = model.plain() if isinstance(model, _Turned) else model
-        slope, offset = _log_odds(layer, train)
+        slope, offset = log_odds_of(layer, train)
         weights = layer.weight.detach().double().numpy()[0] * self._scale(self.chosen_["smoothness"])
         ends = np.cumsum([one.directions.shape[1] for one in self._inputs])[:-1]
         coefficients = [

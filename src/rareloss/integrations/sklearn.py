@@ -8,13 +8,18 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-try:
-    import sklearn  # noqa: F401
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        f'{error.name} is missing, which RareClassifier needs: pip install "rareloss[study]"', name=error.name
-    ) from error
+# First, since it says which extra is missing.
+from rareloss.integrations.rows import (
+    as_batch,
+    as_inputs,
+    as_numbers,
+    check_labels,
+    log_odds_of,
+    scores_of,
+    two_classes,
+)
 
+# isort: split
 import numpy as np
 import torch
 from scipy.special import expit
@@ -22,18 +27,18 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state
-from sklearn.utils.multiclass import _check_partial_fit_first_call, check_classification_targets, type_of_target
+from sklearn.utils.multiclass import _check_partial_fit_first_call
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from rareloss import LossWarmupWrapper, Objective, RankStage, SigmoidFocalLoss, checks, rank_stage
-from rareloss.integrations.logistic import in_log_odds, logistic_draws, platt, sample, search, solve_logistic
+from rareloss.integrations.logistic import logistic_draws, platt, sample, search, solve_logistic
 from rareloss.integrations.network import NETWORK, batches, perceptron
 from rareloss.integrations.search import network_draws
 from rareloss.training.descent import Batch, descend, part_of
 from rareloss.training.rank_stage import ranking_losses, repeat_stage
 
-__all__ = ["RareClassifier", "logistic_draws", "solve_logistic"]
+__all__ = ["RareClassifier"]
 
 # Rows that choose among the draws and walk the path, and rows on which the chosen place is found again.
 POOL, LAST_POOL = 8192, 16_384
@@ -130,16 +135,11 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         objective = self._checked()
         losses = self._losses(0)
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
-        _check_labels(y)
+        check_labels(y)
         weight = None if sample_weight is None else _check_sample_weight(sample_weight, X, ensure_non_negative=True)
         if weight is not None:  # a row of weight 0 is absent
             X, y, weight = X[weight > 0], y[weight > 0], weight[weight > 0]
-        self.classes_, target = np.unique(y, return_inverse=True)
-        if len(self.classes_) != 2:
-            raise ValueError(
-                f"Only binary classification is supported. The type of the target is {type_of_target(y)}; "
-                f"got {len(self.classes_)} class(es) among rows of some weight"
-            )
+        self.classes_, target = two_classes(y)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         rows, counts = np.arange(len(target)), np.bincount(target)
         if counts.min() < 2:
@@ -155,13 +155,13 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         self._stream: _Stream | None = None
         # Mean and spread are no labels, so validation rows may have a part in them.
         self._scaler = _standardiser(X, weight)
-        whole = _batch(self._scaler.transform(X), target, weight, rows)
+        whole = as_batch(self._scaler.transform(X), target, weight, rows)
         train, held = (part_of(whole, torch.from_numpy(np.sort(part))) for part in parts)
         fit = self._fit_network if self.hidden_layer_sizes else self._fit_linear
         chosen, self._model = fit(objective, losses, whole, train, held, seed)
         some = sample(held, LAST_POOL, torch.Generator().manual_seed(seed), chosen)
-        self._slope, self._offset = platt(_scores(chosen, some), some.targets.numpy(), _numbers(some.weight))
-        log_odds = torch.from_numpy(self._slope * _scores(chosen, held) + self._offset)
+        self._slope, self._offset = platt(scores_of(chosen, some), some.targets.numpy(), as_numbers(some.weight))
+        log_odds = torch.from_numpy(self._slope * scores_of(chosen, held) + self._offset)
         self.threshold_ = _threshold(objective, log_odds, held.targets, held.weight)
         if self._model is not chosen:
             (mean, spread), (own_mean, own_spread) = (_moments(model, whole) for model in (chosen, self._model))
@@ -320,7 +320,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         losses = self._losses(QUEUE)
         first = not hasattr(self, "_model")
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], reset=first)
-        _check_labels(y)
+        check_labels(y)
         weight = None if sample_weight is None else _check_sample_weight(sample_weight, X, ensure_non_negative=True)
         _check_partial_fit_first_call(self, classes)
         if len(self.classes_) != 2:
@@ -332,7 +332,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         target = (y == self.classes_[1]).astype(np.int64)
         if first:
             self._scaler = _standardiser(X, weight)
-        rows = _batch(self._scaler.transform(X), target, weight, np.arange(len(target)))
+        rows = as_batch(self._scaler.transform(X), target, weight, np.arange(len(target)))
         if first:
             self._model = self._new_model(rows, int(check_random_state(self.random_state).randint(2**31 - 1)))
             self._slope, self._offset, self.threshold_ = 1.0, 0.0, 0.0
@@ -341,7 +341,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         recent = stream.step(rows)
         if 0 < int(recent.targets.sum()) < len(recent.targets):
             scores = recent.inputs.double().numpy()
-            self._slope, self._offset = platt(scores, recent.targets.numpy(), _numbers(recent.weight))
+            self._slope, self._offset = platt(scores, recent.targets.numpy(), as_numbers(recent.weight))
             log_odds = torch.from_numpy(self._slope * scores + self._offset)
             self.threshold_ = _threshold(objective, log_odds, recent.targets, recent.weight)
         self._describe()
@@ -356,7 +356,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         if isinstance(self._model, nn.Linear):
             return np.asarray(X @ self.coef_[0] + self.intercept_[0])
         with torch.no_grad():
-            scores = self._model(_inputs(self._scaler.transform(X)))[:, 0]
+            scores = self._model(as_inputs(self._scaler.transform(X)))[:, 0]
         return np.asarray(self._slope * scores.double().numpy() + self._offset)
 
     def predict_proba(self, X: Any) -> np.ndarray:
@@ -400,7 +400,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError("a network has no coefficients; fit with hidden_layer_sizes=()")
         checks.integer("resamples", resamples, least=2)
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], reset=False)
-        _check_labels(y)
+        check_labels(y)
         if unknown := sorted(set(np.unique(y).tolist()) - set(self.classes_.tolist())):
             raise ValueError(f"y holds {unknown}, but the model was fitted on {self.classes_.tolist()}")
         target = (y == self.classes_[1]).astype(int)
@@ -410,11 +410,11 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         x = self._scaler.transform(X)
         found = []
         for _ in range(resamples):
-            rows = _batch(x, target, own * random.exponential(size=len(target)), np.arange(len(target)))
+            rows = as_batch(x, target, own * random.exponential(size=len(target)), np.arange(len(target)))
             solved, _ = self._solve(rows, self.chosen_)
             model = self._again(solved, sample(rows, LAST_POOL, generator, solved))
             assert isinstance(model, nn.Linear)
-            found.append(np.append(*self._coefficients(model, *_log_odds(model, rows))))
+            found.append(np.append(*self._coefficients(model, *log_odds_of(model, rows))))
         return np.asarray(np.std(found, axis=0, ddof=1))
 
     # ---------------------------------------------------------------------------------------------------------- parts
@@ -465,17 +465,6 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         return tags
 
 
-def _check_labels(y: np.ndarray) -> None:
-    """Check that labels are classes, and all there.
-
-    Raises:
-        ValueError: missing labels among objects, or numbers that are measured.
-    """
-    if y.dtype == object and (missing := sum(label is None for label in y.tolist())):
-        raise ValueError(f"y holds {missing} missing label(s) in {len(y)} rows; drop those rows")
-    check_classification_targets(y)
-
-
 def _standardiser(X: np.ndarray, weight: np.ndarray | None) -> StandardScaler:
     with np.errstate(over="ignore", invalid="ignore"):
         scaler = StandardScaler().fit(X, sample_weight=weight)
@@ -523,33 +512,10 @@ def _threshold(objective: Objective, log_odds: Tensor, target: Tensor, weight: T
     return 0.0 if objective.kind == "ap" else float(objective.threshold(log_odds, target, weight))
 
 
-@torch.no_grad()
-def _scores(model: nn.Module, rows: Batch) -> np.ndarray:
-    return np.asarray(model(rows.inputs)[:, 0].double().numpy())
-
-
 def _moments(model: nn.Module, rows: Batch) -> tuple[float, float]:
-    scores, weight = _scores(model, rows), _numbers(rows.weight)
+    scores, weight = scores_of(model, rows), as_numbers(rows.weight)
     mean = np.average(scores, weights=weight)
     return float(mean), float(np.sqrt(np.average((scores - mean) ** 2, weights=weight))) or 1.0
-
-
-def _log_odds(model: nn.Module, train: Batch) -> tuple[float, float]:
-    # Slope and offset that make scores log-odds on these rows.
-    return in_log_odds(_scores(model, train), train.targets.numpy(), _numbers(train.weight))
-
-
-def _numbers(weight: Tensor | None) -> np.ndarray | None:
-    return None if weight is None else weight.double().numpy()
-
-
-def _inputs(x: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32))
-
-
-def _batch(x: np.ndarray, target: np.ndarray, weight: np.ndarray | None, rows: np.ndarray) -> Batch:
-    own = None if weight is None else torch.from_numpy(weight[rows].astype(np.float32))
-    return Batch(_inputs(x), torch.from_numpy(target), own)
 
 
 def _shuffled(whole: Batch, seed: int) -> Iterator[Batch]:
