@@ -57,8 +57,8 @@ def test_sets_are_the_files_with_inputs_and_target_and_what_ships_with_packages(
 def test_plan_holds_what_the_protocol_says() -> None:
     sizes = {"small": Size(2_000), "middle": Size(50_000), "large": Size(120_000)}
     core, full = list(grid.units(CORE, sizes)), list(grid.units(FULL, sizes))
-    assert len(core) == 2 * 3 * (20 + 10 + 5) + 2 * 2 * 3 * 5
-    assert len(list(grid.units(CORE, {"many classes": Size(2_000, 10)}))) == 2 * 3 * 10 + 2 * 2 * 2
+    assert len(core) == 2 * 3 * (20 + 10 + 5) + 2 * 2 * (10 + 5 + 5)
+    assert len(list(grid.units(CORE, {"many classes": Size(2_000, 10)}))) == 2 * 3 * 10 + 2 * 2 * 5
     assert full[: len(core)] == core
     assert len(set(full)) == len(full)
     # Average precision of the linear scorecard on every set comes first, a split of each set after another.

@@ -41,7 +41,7 @@ FIRST_SEED = 100
 SPLITS = ((20_000, 20), (100_000, 10), (10**12, 5))
 WAVES = (range(5), range(5, 20))
 # A network's split takes several times as long as a scorecard's.
-SPLITS_OF_NETWORKS = ((10**12, 5),)
+SPLITS_OF_NETWORKS = ((20_000, 10), (10**12, 5))
 
 
 class Block(NamedTuple):
