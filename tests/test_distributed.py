@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from torch.multiprocessing import spawn
 
 import distributed_strategies  # noqa: F401  its cases are run too
 from distributed_cases import CASES, case
+from processes import start_ranks
 from rareloss import SmoothAPLoss
 from rareloss.distributed import gather_rows, sum_over_ranks, world_size
 
@@ -73,7 +73,7 @@ def outcome(request: pytest.FixtureRequest) -> dict[str, list[str]]:
     """Start so many processes once, and return what each case said on each rank."""
     ranks: int = request.param
     with tempfile.TemporaryDirectory() as folder:
-        started = spawn(run_rank, args=(ranks, folder), nprocs=ranks, join=False)
+        started = start_ranks(run_rank, args=(ranks, folder), nprocs=ranks, join=False)
         for process in started.processes:
             process.join()
         by_rank = [torch.load(Path(folder) / f"said_{rank}.pt") for rank in range(ranks)]
