@@ -346,7 +346,7 @@ class LifeOfALoss(RuleBasedStateMachine):
 
 
 def test_life_of_a_loss() -> None:
-    assert lead_lives(LifeOfALoss, 120, 25) > 700
+    assert lead_lives(LifeOfALoss, 60, 25) > 350
 
 
 @pytest.mark.fuzz
