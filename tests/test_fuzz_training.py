@@ -255,7 +255,7 @@ class LifeOfAWarmup(RuleBasedStateMachine):
 
 
 def test_life_of_a_warmup() -> None:
-    assert lead_lives(LifeOfAWarmup, 33, 20) > 125
+    assert lead_lives(LifeOfAWarmup, 40, 20) > 125
 
 
 @pytest.mark.fuzz
