@@ -8,9 +8,10 @@ from typing import Any
 
 from torch.multiprocessing.spawn import start_processes
 
-# Each spawned rank imports torch anew, for seconds; a fork of a process that runs no thread is had at once.
-METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 USED = ["pytest", "rareloss", "torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torchmetrics"]
 
-start_ranks: Callable[..., Any] = partial(start_processes, start_method=METHOD)
+# Each spawned process imports torch anew, for seconds; a fork of one that runs no thread is had at once.
 multiprocessing.set_forkserver_preload(USED)
+start_ranks: Callable[..., Any] = partial(
+    start_processes, start_method="forkserver" if sys.platform == "linux" else "spawn"
+)
