@@ -12,6 +12,5 @@ USED = ["pytest", "rareloss", "torch._dynamo", "torch.distributed.checkpoint", "
 
 # Each spawned process imports torch anew, for seconds; a fork of one that runs no thread is had at once.
 multiprocessing.set_forkserver_preload(USED)
-start_ranks: Callable[..., Any] = partial(
-    start_processes, start_method="forkserver" if sys.platform == "linux" else "spawn"
-)
+METHOD = "forkserver" if sys.platform == "linux" else "spawn"
+start_ranks: Callable[..., Any] = partial(start_processes, start_method=METHOD)
