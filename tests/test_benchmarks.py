@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,8 @@ def test_replayed_pools_are_compared_within_their_size() -> None:
 
 
 @pytest.mark.slow
-def test_pools_of_a_comparison_are_recorded(tmp_path: Path) -> None:
+def test_pools_of_a_comparison_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "record", partial(replay.record, trials=1, networks=("linear",)))
     random = np.random.default_rng(0)
     label = random.random(600) < 0.2
     inputs = random.normal(size=(600, 3)) + label[:, None]

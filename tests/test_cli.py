@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 import rareloss
 from rareloss.cli import app
+from rareloss.study.runs import run_unit
 
 QUICK = ["--seeds", "1", "--trials", "1", "--network", "linear", "--arms", "smooth_ap_stage", "--workers", "1"]
 
@@ -152,14 +154,34 @@ def test_whole_run_prints_its_verdict_and_writes_both_files(table: Path, tmp_pat
     assert (out / "report.html").exists()
 
 
+def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(table: Path, tmp_path: Path) -> None:
+    out, calls = tmp_path / "out", []
+
+    def press(*arguments: Any, **options: Any) -> dict[str, Any]:
+        calls.append(arguments)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return run_unit(*arguments, **options)
+
+    command = ["compare", table, "--target", "y", "--out", out, *QUICK]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rareloss.study.comparison.run_unit", press)
+        stopped = run(*command)
+    assert stopped.exit_code == 130
+    assert "Stopped with" in stopped.stderr
+    assert "Traceback" not in stopped.output
+    assert json.loads((out / "results.json").read_text("utf-8"))["unfinished"]
+    assert run(*command).exit_code == 0
+    assert not json.loads((out / "results.json").read_text("utf-8"))["unfinished"]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is another thing there")
-@pytest.mark.parametrize("workers", [1, 2])
-def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(table: Path, tmp_path: Path, workers: int) -> None:
+def test_ctrl_c_among_workers_ends_with_130(table: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    options = ["--target", "y", "--seeds", "60", "--trials", "1", "--network", "linear", "--arms", "focal"]
+    options = ["--target", "y", "--seeds", "20", "--trials", "1", "--network", "linear", "--arms", "focal"]
     command = [sys.executable, "-c", "from rareloss.cli import main; main()", "compare", str(table), *options]
-    command += ["--workers", str(workers), "--out", str(out)]
+    command += ["--workers", "2", "--out", str(out)]
     running = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -169,7 +191,7 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(table: Path, tmp_path
         # A job that a shell put in the background ignores Ctrl-C, and so would what it starts.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    while len(list(out.glob("runs/linear-*.json"))) < 2 and running.poll() is None:
+    while not list(out.glob("runs/linear-*.json")) and running.poll() is None:
         time.sleep(0.05)
     running.send_signal(signal.SIGINT)
     said = running.communicate(timeout=120)[1]

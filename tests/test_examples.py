@@ -19,7 +19,7 @@ def test_example_runs_and_compares_with_cross_entropy(path: Path, capsys: pytest
     example = runpy.run_path(str(path))
     main = example["main"]
     if "STEPS" in example:
-        main.__globals__["STEPS"] //= 5
+        main.__globals__["STEPS"] //= 20
     main()
     printed = capsys.readouterr().out
     assert "cross-entropy" in printed

@@ -325,7 +325,7 @@ def test_alpha_moves_with_the_module() -> None:
     assert loss(logits, torch.tensor([0, 1, 0, 1])).dtype == torch.float64
 
 
-@pytest.mark.parametrize("reduction", ["none", "mean", "mean_positive"])
+@pytest.mark.parametrize("reduction", ["none", "mean_positive"])  # the mean is compiled with a whole training step
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's own
 def test_graph_stays_whole_under_compile(reduction: str) -> None:
     logits, labels, classes = torch.randn(6, 3), torch.randint(0, 2, (6, 3)), torch.tensor([0, 1, 2, -100, 0, 1])

@@ -67,6 +67,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> list[geometries.Record]:
     ]
     monkeypatch.setattr(geometries, "cells", lambda: iter(cells))
     monkeypatch.setattr(geometries, "TEST_ROWS", 5_000)
+    monkeypatch.setattr(geometries, "TRIALS", 1)
     return cells
 
 

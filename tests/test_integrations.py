@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.model_selection import cross_val_score
 from sklearn.tree import DecisionTreeClassifier
 
+from processes import start_ranks
 from rareloss import Objective
 from rareloss.integrations.scorer import ObjectiveScorer
 
@@ -63,7 +63,7 @@ def test_metric_over_two_ranks_is_that_of_all_rows(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_on_rank, (port, str(tmp_path)), nprocs=2)
+    start_ranks(_on_rank, (port, str(tmp_path)), nprocs=2)
     scores, labels = torch.arange(60) * 7 % 31 / 3, torch.arange(60) % 4 == 0
     expected = Objective.parse("recall@precision=30%").metric(scores, labels).value
     for rank in range(2):

@@ -14,9 +14,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 
+from processes import start_ranks
 from rareloss import (
     LossWarmupWrapper,
     PAUCAtBudgetLoss,
@@ -686,7 +686,7 @@ def run_rank(rank: int, ranks: int, folder: str) -> None:
 def outcome() -> dict[str, list[str]]:
     """Start two processes once, and return what each case said on each rank."""
     with tempfile.TemporaryDirectory() as folder:
-        spawn(run_rank, args=(2, folder), nprocs=2)
+        start_ranks(run_rank, args=(2, folder), nprocs=2)
         by_rank = [torch.load(Path(folder) / f"said_{rank}.pt") for rank in range(2)]
     return {name: [said[name] for said in by_rank] for name in CASES}
 

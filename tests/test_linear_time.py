@@ -305,8 +305,8 @@ def test_weighted_average_precision_of_16k_rows(law: str, temperature: float) ->
         ("chain", 0.005, "exponential"),
     ],
 )
-def test_average_precision_of_60k_rows(law: str, temperature: float, engine: str, taken: set[str]) -> None:
-    scores, positive = draw_pool(law, 60_000, temperature)
+def test_average_precision_of_40k_rows(law: str, temperature: float, engine: str, taken: set[str]) -> None:
+    scores, positive = draw_pool(law, 40_000, temperature)
     got = value_and_gradient(lambda s: smooth_average_precision(s, positive, temperature=temperature).value, scores)
     assert engine in taken
     assert_exact(got, average_precision_by_pairs(scores, positive, None, temperature), temperature)

@@ -91,14 +91,14 @@ EVIDENCE = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EVIDENCE)
 def test_mean_gradient_equals_that_of_an_all_live_pool(name: str) -> None:
-    # 200 draws of a batch of 256 and a queue of 4096, 5 % positives shifted by 1.5, a linear scorer.
+    # 200 draws of a batch of 256 and a queue of 2048, 5 % positives shifted by 1.5, a linear scorer.
     scorer = torch.tensor([0.8, 0.3, -0.2, 0.0])
     shift = torch.tensor([1.5, 0.0, 0.0, 0.0])
     differences, with_queue, alone = [], [], []
-    loss, pooled, single = EVIDENCE[name](4096), EVIDENCE[name](0), EVIDENCE[name](0)
+    loss, pooled, single = EVIDENCE[name](2048), EVIDENCE[name](0), EVIDENCE[name](0)
     for _ in range(200):
-        targets = (torch.rand(4352) < 0.05).long()
-        inputs = torch.randn(4352, 4) + shift * targets[:, None]
+        targets = (torch.rand(2304) < 0.05).long()
+        inputs = torch.randn(2304, 4) + shift * targets[:, None]
         logits = inputs @ scorer
         loss.reset_queue()
         loss.queue_in_eval = True

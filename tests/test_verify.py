@@ -18,6 +18,7 @@ from torch.nn import functional as F
 pytest.importorskip("typer")
 from typer.testing import CliRunner, Result
 
+from processes import start_ranks
 from rareloss import (
     LossWarmupWrapper,
     PAUCAtBudgetLoss,
@@ -181,7 +182,14 @@ def test_own_loss_compiles_in_one_graph() -> None:
     assert [finding.verdict for finding in certificate.findings] == ["pass", "pass"]
 
 
+@pytest.fixture
+def quick_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start processes without torch's import in each; one test does without, and starts them as users do."""
+    monkeypatch.setattr(sys.modules["rareloss.verify.ranks"], "spawn", start_ranks)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_ranks")
 def test_gradient_divided_by_ranks_is_found_and_so_is_a_rank_that_dies() -> None:
     certificate = verify(DividedByRanks(1, queue_size=50), ranks=(1, 2), only=["ranks"])
     assert [finding.verdict for finding in certificate.findings] == ["pass", "fail", "fail", "fail", "fail"]
@@ -192,6 +200,7 @@ def test_gradient_divided_by_ranks_is_found_and_so_is_a_rank_that_dies() -> None
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_ranks")
 def test_rank_that_raises_spoils_no_later_cut() -> None:
     certificate = verify(RefusingNoRows(), ranks=(2, 3), rows=32, only=["ranks"])
     raised = {finding.case: finding.said for finding in certificate.findings if finding.measured is None}

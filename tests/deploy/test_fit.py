@@ -224,7 +224,7 @@ def test_a_killed_fit_does_not_go_on_where_rows_are_grouped_otherwise(
 def test_a_fit_that_the_system_kills_leaves_no_model_and_goes_on(csv: Path, tmp_path: Path) -> None:
     out, runs = tmp_path / "model", tmp_path / "model.unfinished" / "runs"
     command = [sys.executable, "-c", "from rareloss.cli import main; main()", "fit", csv, "--target", "outcome"]
-    command += ["--network", "mlp8", "--trials", "3", "--out", out]
+    command += ["--network", "mlp8", "--trials", "2", "--out", out]
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
     try:
         while not list(runs.glob("*.safetensors")):
@@ -236,7 +236,7 @@ def test_a_fit_that_the_system_kills_leaves_no_model_and_goes_on(csv: Path, tmp_
     assert not out.exists()
     kept = len(list(runs.glob("*.safetensors")))
     said: list[str] = []
-    fit(csv, target="outcome", network="mlp8", trials=3, out=out, say=said.append)
+    fit(csv, target="outcome", network="mlp8", trials=2, out=out, say=said.append)
     assert sum("taken over" in sentence for sentence in said) == kept
     assert set(contents(out)) == FILES
 

@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import html
 import json
 import math
 from html.parser import HTMLParser
@@ -206,25 +207,23 @@ def test_report_loads_nothing_from_outside(tmp_path: Path) -> None:
     assert sum("plotly.js v" in script for script in page.scripts) == 1
 
 
-@pytest.mark.parametrize("place", ["class", "arm", "scorer", "verdict", "note", "error"])
-def test_text_of_the_user_is_never_markup(place: str, tmp_path: Path) -> None:
-    results = make_results(classes=("on time", HOSTILE) if place == "class" else ("on time", "cancelled"))
-    if place == "arm":
-        results["arms"][4]["label"] = HOSTILE
-    elif place == "scorer":
-        results = json.loads(json.dumps(results).replace('"mlp"', json.dumps(HOSTILE)))
-    elif place == "verdict":
-        results["overall"] = results["verdicts"][0]["sentence"] = HOSTILE
-    elif place == "note":
-        results["data"]["notes"] = results["data"]["name"], results["command"] = [HOSTILE], HOSTILE
-        results["data"]["name"] = HOSTILE
-    elif place == "error":
-        results["failed"] = [{"seed": 0, "scorer": "mlp", "arm": "focal", "error": HOSTILE}]
-    page = parsed(results, tmp_path)
-    assert HOSTILE in page.text
+def test_text_of_the_user_is_never_markup(tmp_path: Path) -> None:
+    hostile = {place: HOSTILE + place for place in ("class", "arm", "scorer", "verdict", "overall", "note", "error")}
+    hostile |= {place: HOSTILE + place for place in ("name", "command")}
+    results = make_results(classes=("on time", hostile["class"]))
+    results["arms"][4]["label"] = hostile["arm"]
+    results = json.loads(json.dumps(results).replace('"mlp"', json.dumps(hostile["scorer"])))
+    results["overall"], results["verdicts"][0]["sentence"] = hostile["overall"], hostile["verdict"]
+    results["data"]["notes"], results["command"] = [hostile["note"]], hostile["command"]
+    results["data"]["name"] = hostile["name"]
+    error = {"seed": 0, "scorer": hostile["scorer"], "arm": "focal", "error": hostile["error"]}
+    page = parsed(results | {"failed": [error]}, tmp_path)
+    for place, text in hostile.items():
+        assert text in page.text, place
     assert len(page.scripts) == 3
     drawn = json.dumps(figures(page))
-    assert place in ("verdict", "note", "error", "scorer") or "&lt;script&gt;" in drawn
+    for place in ("class", "arm"):
+        assert json.dumps(html.escape(hostile[place], quote=False))[1:-1] in drawn, place
     Page(html_summary(results))
     assert "<script" not in html_summary(results)
 
