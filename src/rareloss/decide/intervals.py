@@ -1,14 +1,46 @@
 """Intervals of shares of rows that were seen: of one, and of all that a threshold can choose from."""
 
-from typing import overload
+from typing import NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv
 
-__all__ = ["at_all_cuts", "clopper_pearson"]
+__all__ = ["Sums", "at_all_cuts", "clopper_pearson", "share_of_weight"]
 
 Array = NDArray[np.float64]
+
+
+class Sums(NamedTuple):
+    """What rows weigh.
+
+    Args:
+        weight: the sum of their weights, for each of some cuts.
+        squared: that of the squared weights.
+    """
+
+    weight: Array
+    squared: Array
+
+    @classmethod
+    def of(cls, weight: Array) -> "Sums":
+        """Sum rows."""
+        return cls(weight.sum(), weight @ weight)
+
+    def with_row(self, weight: float) -> "Sums":
+        """Add a row."""
+        return Sums(self.weight + weight, self.squared + weight**2)
+
+    def without(self, part: "Sums") -> "Sums":
+        """Take a part away. What rounding leaves of nothing is nothing."""
+        weight = self.weight - part.weight
+        weight = np.where(weight > 1e-9 * self.weight, weight, 0.0)
+        return Sums(weight, np.maximum(self.squared - part.squared, 1e-12 * weight**2))
+
+    @property
+    def row(self) -> Array:
+        """The weight of the row that a unit of weight is of, on average."""
+        return np.divide(self.squared, self.weight, out=np.ones_like(self.weight, float), where=self.weight > 0)
 
 
 @overload
@@ -46,6 +78,47 @@ def clopper_pearson(
     low = np.where(np.greater(hits, 0), betaincinv(np.maximum(hits, 1e-12), misses + 1, tail), 0.0)
     high = np.where(misses > 0, betaincinv(np.add(hits, 1.0), np.maximum(misses, 1e-12), 1 - tail), 1.0)
     return (low, high) if low.ndim else (float(low), float(high))
+
+
+def share_of_weight(
+    inside: Sums, outside: Sums, rows: tuple[float, float], confidence: float = 0.95, odds: float = 1.0
+) -> tuple[Array, Array]:
+    r"""Compute the interval of a share of weight, of which ``inside`` was seen, approximately.
+
+    A sum W of weights whose squares sum to S counts as :math:`W^2 / S` rows of weight S / W, which have its mean and its
+    variance. The end that Clopper and Pearson find with one row more takes one more of usual weight: where none but
+    light ones were found, they alone would say that there is hardly any variance. With equal weights it is theirs.
+
+    Args:
+        inside, outside: what the rows inside and outside weigh.
+        rows: of what weight one more is, inside and outside.
+        confidence: that the share lies within, half of the risk on each side.
+        odds: what those of the share are multiplied by.
+
+    Returns:
+        the lower and the upper end.
+
+    Reference:
+        Fay and Feuer, "Confidence intervals for directly standardized rates", Statistics in Medicine 1997, who take
+        the heaviest row that there is.
+
+    Example:
+        >>> low, high = share_of_weight(Sums(8.0, 8.0), Sums(2.0, 2.0), (1.0, 1.0))
+        >>> low.round(4), high.round(4)
+        (np.float64(0.4439), np.float64(0.9748))
+    """
+    tail = (1 - confidence) / 2
+
+    def end(inside: Sums, outside: Sums, level: float) -> Array:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            one, other = (part.weight**2 / part.squared for part in (inside, outside))
+            share = betaincinv(one, other, level)
+            times = odds * (inside.squared / inside.weight) / (outside.squared / outside.weight)
+            return np.asarray(times * share / (times * share + (1 - share)))
+
+    low = np.where(np.greater(inside.weight, 0), end(inside, outside.with_row(rows[1]), tail), 0.0)
+    high = np.where(np.greater(outside.weight, 0), end(inside.with_row(rows[0]), outside, 1 - tail), 1.0)
+    return low, high
 
 
 def at_all_cuts(

@@ -1,5 +1,6 @@
 """A threshold from validation scores, and what it achieves, each with a distribution-free interval."""
 
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,7 +10,7 @@ from scipy.special import bdtr, betainc, betaincinv, logit
 from scipy.stats import betabinom
 
 from rareloss import checks
-from rareloss.decide.intervals import at_all_cuts, clopper_pearson
+from rareloss.decide.intervals import Sums, at_all_cuts, clopper_pearson, share_of_weight
 from rareloss.objective import Objective
 
 __all__ = ["Band", "Cut", "Interval", "band", "find_threshold", "quantile_interval"]
@@ -97,8 +98,8 @@ def quantile_interval(
 
     The number of n rows above it is binomial, so it lies between two of the sorted scores whatever the distribution:
     exact for equal weights, ties or not. Of all pairs that cover it often enough, the closest is taken, as measured by
-    the log-odds of their ranks, which the scores have no part in. Others count as many equal ones as leave the variance
-    of the share above as it is.
+    the log-odds of their ranks, which the scores have no part in. With others, the scores above which the share of weight
+    has an interval that holds ``share`` (:func:`rareloss.decide.intervals.share_of_weight`): approximate.
     """
     if weight is None or _equal(weight):
         fewest, most = _ranks(len(scores), share, confidence)
@@ -107,16 +108,22 @@ def quantile_interval(
         low = float(ordered[-most]) if most <= len(scores) else -np.inf
         return low, float(ordered[-fewest]) if fewest else np.inf
     order = np.argsort(-scores, kind="stable")
-    until = np.cumsum(weight[order])
-    whole = until[-1]
-    at_share = order[min(int(np.searchsorted(until, share * whole)), len(order) - 1)]
-    rows = int(_equal_rows(weight, scores > scores[at_share], share))
-    fewest, most = _ranks(rows, share, confidence)
-    places = (
-        min(int(np.searchsorted(until, at / rows * whole * (1 - 1e-12))), len(order) - 1) for at in (most, fewest)
+    ordered, sums = scores[order], [np.append(0.0, np.cumsum(weight[order] ** power)) for power in (1, 2)]
+    whole = Sums(*(each[-1] for each in sums))
+
+    def share_above(number: int, risk: float) -> tuple[float, float]:
+        inside = Sums(*(each[number] for each in sums))
+        low, high = share_of_weight(inside, whole.without(inside), (whole.row, whole.row), 1 - 2 * risk)
+        return float(low), float(high)
+
+    # The upper end of a rare share is the dearer one, and has the larger part of the risk.
+    numbers, risk = range(len(order) + 1), 1 - confidence
+    fewest = bisect_left(numbers, share, key=lambda number: share_above(number, 0.6 * risk)[1])
+    most = bisect_left(numbers, True, key=lambda number: share_above(number, 0.4 * risk)[0] > share)
+    return (
+        float(ordered[most - 1]) if most <= len(order) else -np.inf,
+        float(ordered[fewest - 1]) if fewest else np.inf,
     )
-    low, high = (float(scores[order[place]]) for place in places)
-    return low if most <= rows else -np.inf, high if fewest else np.inf
 
 
 def _ranks(rows: int, share: float, confidence: float) -> tuple[int, int]:
@@ -405,8 +412,8 @@ def _achieved(
 
     def share(name: str, of: np.ndarray) -> Interval:
         if not (equal or _equal(weight[of])):
-            most = float(weight[of].max())
-            return Interval(*_part(weight[above & of], weight[of & ~above], (most, most), confidence), False)
+            row = float(Sums.of(weight[of]).row)
+            return Interval(*_part(weight[above & of], weight[of & ~above], (row, row), confidence), False)
         hits, number = int((above & of).sum()), int(of.sum())
         if sets == name:
             return _of_order_statistic(hits, allowed, number, confidence)
@@ -467,34 +474,21 @@ def _equal(weight: np.ndarray) -> bool:
 
 
 def _equal_rows(weight: np.ndarray, above: np.ndarray, share: float) -> float:
-    # As many rows of one weight as give the share above the same variance. One more of the heaviest rows counts as
+    # As many rows of one weight as give the share above the same variance. One more row of usual weight counts as
     # above: where none was found there, the light ones would say that there is hardly any variance.
     if _equal(weight):
         return len(weight)
-    squares = float((np.square(weight) * np.square(above - share)).sum() + weight.max() ** 2)
+    squares = float((np.square(weight) * np.square(above - share)).sum() + Sums.of(weight).row ** 2)
     return max(1.0, float(np.floor(share * (1 - share) * weight.sum() ** 2 / squares)))
 
 
 def _part(
-    inside: np.ndarray, outside: np.ndarray, heaviest: tuple[float, float], confidence: float, odds: float = 1.0
+    inside: np.ndarray, outside: np.ndarray, rows: tuple[float, float], confidence: float, odds: float = 1.0
 ) -> tuple[float, float, float]:
-    # The share of weight that is inside, at so many times its odds, with its interval. A sum of weights counts as rows
-    # of one weight with the same mean and variance, and the end that Clopper and Pearson find with one row more takes
-    # one more of the heaviest (Fay and Feuer, "Confidence intervals for directly standardized rates", Statistics in
-    # Medicine 1997). With equal weights it is theirs.
-    tail, values = (1 - confidence) / 2, []
-    for level, more in ((tail, (0.0, heaviest[1])), (1 - tail, (heaviest[0], 0.0))):
-        totals = [float(part.sum()) + one for part, one in zip((inside, outside), more, strict=True)]
-        if not all(totals):
-            values.append(0.0 if level == tail else 1.0)
-            continue
-        squares = [float(part @ part) + one**2 for part, one in zip((inside, outside), more, strict=True)]
-        numbers = [total**2 / square for total, square in zip(totals, squares, strict=True)]
-        share = betaincinv(*numbers, level)
-        times = odds * (squares[0] / totals[0]) / (squares[1] / totals[1])
-        values.append(times * share / (times * share + (1 - share)))
+    # The share of weight that is inside, at so many times its odds, with its interval.
+    low, high = share_of_weight(Sums.of(inside), Sums.of(outside), rows, confidence, odds)
     hits = odds * float(inside.sum())
-    return hits / (hits + float(outside.sum())), float(values[0]), float(values[1])
+    return hits / (hits + float(outside.sum())), float(low), float(high)
 
 
 def _of_order_statistic(above: int, allowed: int, rows: int, confidence: float) -> Interval:
@@ -514,8 +508,8 @@ def _precision(
     # that share, moved to the odds where the cut is used.
     if not above.any():
         return Interval(np.nan, 0.0, 1.0, True)
-    heaviest = [float(np.max(weight, where=of, initial=0.0)) for of in (positive, ~positive)]
-    ends = _part(weight[above & positive], weight[above & ~positive], (heaviest[0], heaviest[1]), confidence, odds)
+    rows = float(Sums.of(weight[positive]).row), float(Sums.of(weight[~positive]).row)
+    ends = _part(weight[above & positive], weight[above & ~positive], rows, confidence, odds)
     return Interval(*ends, exact=exact and _equal(weight))
 
 
