@@ -122,23 +122,34 @@ def share_of_weight(
 
 
 def at_all_cuts(
-    hits: Array, false: Array, positives: int, negatives: int, confidence: float = 0.95, odds: float = 1.0
+    hits: Sums,
+    false: Sums,
+    positives: Sums,
+    negatives: Sums,
+    confidence: float = 0.95,
+    odds: float = 1.0,
+    at: slice | int = slice(None),
 ) -> dict[str, Array]:
     r"""Compute what alarms achieve above some of the scores, with intervals that hold at all of them at once.
 
     Of P positives the recall at every cut lies within :math:`\sqrt{\ln(2 / \alpha) / 2P}` of what was seen (Dvoretzky,
     Kiefer and Wolfowitz, with Massart's constant). A false-positive rate near 0 is known far better than that: given
     one row's score, the numbers above it among the other rows are binomial, so the intervals of Clopper and Pearson
-    with the risk :math:`\alpha / (n + 1)` hold at all n scores at once, for the precision too. All are exact, ties
-    included.
+    with the risk :math:`\alpha / (n + 1)` hold at all n scores at once, for the precision too. Where each class has one
+    weight all are exact, ties included.
+
+    Unequal weights count as so many rows of one weight, and all is approximate: P and n as their square's sum over the
+    sum of their squares, P as no more than has the variance that the recall has at any cut (at most 1 / 4P where the
+    scores know nothing of the weights), and the rows on the two sides of a cut as in :func:`share_of_weight`.
 
     Args:
-        hits: positives above each cut, ``[m]``.
-        false: negatives above each, ``[m]``.
-        positives: how many there are, of one weight.
+        hits: the positives above each cut, ``[m]``.
+        false: the negatives above each, ``[m]``.
+        positives: all of them.
         negatives: likewise.
         confidence: of each of the three.
-        odds: the weight of a positive over that of a negative.
+        odds: what those of the precision are multiplied by.
+        at: the cuts that are wanted; the others tell how well the recall is known.
 
     Returns:
         ``recall``, ``precision`` and ``fpr``, each ``[3, m]``: what was seen, and the lower and the upper end. Where
@@ -148,20 +159,26 @@ def at_all_cuts(
         Massart, "The Tight Constant in the Dvoretzky-Kiefer-Wolfowitz Inequality", Annals of Probability 1990.
 
     Example:
-        >>> found = at_all_cuts(np.array([10.0]), np.array([0.0]), 20, 80)
+        >>> one = np.ones(1)
+        >>> found = at_all_cuts(Sums(10 * one, 10 * one), Sums(0 * one, 0 * one), Sums(20, 20), Sums(80, 80))
         >>> found["recall"][:, 0].round(3)
         array([0.5  , 0.196, 0.804])
     """
-    each = 1 - (1 - confidence) / (positives + negatives + 1)
-    recall, reach = hits / positives, np.sqrt(np.log(2 / (1 - confidence)) / (2 * positives))
+    recall, missed = hits.weight / positives.weight, positives.without(hits)
+    spread = max(positives.squared / 4, float(((1 - recall) ** 2 * hits.squared + recall**2 * missed.squared).max()))
+    reach = np.sqrt(np.log(2 / (1 - confidence)) / (2 * (positives.weight**2 / (4 * spread))))
+    each = 1 - (1 - confidence) / (sum(of.weight**2 / of.squared for of in (positives, negatives)) + 1)
+    recall, (hits, false) = recall[at], (Sums(part.weight[at], part.squared[at]) for part in (hits, false))
     with np.errstate(invalid="ignore"):
-        seen = hits / (hits + false)
-    precision = [odds * p / (odds * p + (1 - p)) for p in (seen, *clopper_pearson(hits, hits + false, each))]
+        seen = odds * hits.weight / (odds * hits.weight + false.weight)
+    precision = share_of_weight(hits, false, (positives.row, negatives.row), each, odds)
+    rest, row = negatives.without(false), (negatives.row, negatives.row)
     # The row that the score is of is not above it: one negative less tells something, or all do.
-    low = clopper_pearson(false, np.full_like(false, negatives), each)[0]
-    high = clopper_pearson(false, np.maximum(false, negatives - 1), each)[1]
+    fewer = np.maximum(rest.weight - negatives.row, 0.0)
+    fewer = Sums(fewer, rest.squared * fewer / np.where(rest.weight > 0, rest.weight, 1.0))
+    fpr = share_of_weight(false, rest, row, each)[0], share_of_weight(false, fewer, row, each)[1]
     return {
         "recall": np.stack([recall, np.maximum(recall - reach, 0.0), np.minimum(recall + reach, 1.0)]),
-        "precision": np.stack(precision),
-        "fpr": np.stack([false / negatives, low, high]),
+        "precision": np.stack([seen, *precision]),
+        "fpr": np.stack([false.weight / negatives.weight, *fpr]),
     }

@@ -1,6 +1,7 @@
 """A threshold from validation scores, and what it achieves, each with a distribution-free interval."""
 
 from bisect import bisect_left
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -118,8 +119,8 @@ def quantile_interval(
 
     # The upper end of a rare share is the dearer one, and has the larger part of the risk.
     numbers, risk = range(len(order) + 1), 1 - confidence
-    fewest = bisect_left(numbers, share, key=lambda number: share_above(number, 0.6 * risk)[1])
-    most = bisect_left(numbers, True, key=lambda number: share_above(number, 0.4 * risk)[0] > share)
+    fewest = bisect_left(numbers, share, key=lambda number: share_above(number, 2 * risk / 3)[1])
+    most = bisect_left(numbers, True, key=lambda number: share_above(number, risk / 3)[0] > share)
     return (
         float(ordered[most - 1]) if most <= len(order) else -np.inf,
         float(ordered[fewest - 1]) if fewest else np.inf,
@@ -171,8 +172,7 @@ def find_threshold(
         simultaneous: make the intervals of what the cut achieves hold at all thresholds at once, so that they hold
             however it was chosen, by labels or by moving it after a look: those of :func:`band`, at this cut. Where
             labels choose it, for a precision or for costs, that of the threshold then holds every one that the band
-            does not rule out (approximately: between two scores, and for costs with the prevalence of these rows). It
-            needs equal weights within each class.
+            does not rule out (approximately: between two scores, and for costs with the prevalence of these rows).
 
     Raises:
         ValueError: rows that do not fit, one class alone, ``"ap"``, or a guarantee that cannot be given.
@@ -233,16 +233,17 @@ class Band:
 def band(scores: np.ndarray, labels: np.ndarray, weight: np.ndarray | None = None, *, confidence: float = 0.95) -> Band:
     """Compute what a cut at each score achieves, with intervals that hold wherever a person then puts the threshold.
 
-    See :func:`rareloss.decide.intervals.at_all_cuts` for the formulas. All are exact, ties included.
+    See :func:`rareloss.decide.intervals.at_all_cuts` for the formulas. Where each class has one weight, such as that of
+    sampled negatives, all are exact, ties included; else approximate.
 
     Args:
         scores: ``[n]``, finite.
         labels: ``[n]`` in {0, 1}.
-        weight: ``[n]``, equal within each class, such as that of sampled negatives; 1 by default.
+        weight: ``[n]``, not negative; 1 by default.
         confidence: of each metric's intervals.
 
     Raises:
-        ValueError: rows that do not fit, one class alone, or unequal weights within a class.
+        ValueError: rows that do not fit, or one class alone.
 
     Example:
         >>> found = band(np.arange(100.0), np.arange(100) >= 80)
@@ -251,47 +252,49 @@ def band(scores: np.ndarray, labels: np.ndarray, weight: np.ndarray | None = Non
     """
     checks.probability("confidence", confidence, open_low=True, open_high=True)
     scores, positive, weight = _rows(scores, labels, weight)
-    thresholds, hits, false = _above(scores, positive)
-    found = _everywhere(hits, false, positive, weight, 1.0, confidence)
+    thresholds, hits, false = _above(scores, positive, weight)
+    found = at_all_cuts(hits, false, *_classes(positive, weight), confidence)
     return Band(thresholds, **found, confidence=confidence)
 
 
-def _above(scores: np.ndarray, positive: np.ndarray) -> tuple[Array, Array, Array]:
-    # The distinct scores, downwards, and how many positives and negatives are above each.
+def _above(scores: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> tuple[Array, Sums, Sums]:
+    # The distinct scores, downwards, and the positives and negatives above each.
     thresholds, place = np.unique(-scores, return_inverse=True)
-    hits, false = (
-        np.cumsum(counts) - counts
-        for counts in (np.bincount(place[of], minlength=len(thresholds)).astype(float) for of in (positive, ~positive))
-    )
+
+    def above(of: np.ndarray, power: int) -> Array:
+        here = np.bincount(place[of], weight[of] ** power, len(thresholds))
+        return np.asarray(np.cumsum(here) - here)
+
+    hits, false = (Sums(above(of, 1), above(of, 2)) for of in (positive, ~positive))
     return -thresholds, hits, false
 
 
-def _everywhere(
-    hits: Array, false: Array, positive: np.ndarray, weight: np.ndarray, odds: float, confidence: float
-) -> dict[str, Array]:
-    if not (_equal(weight[positive]) and _equal(weight[~positive])):
-        raise ValueError(
-            "intervals that hold at all thresholds need equal weights within each class, such as one for all sampled "
-            "negatives"
-        )
-    odds *= weight[positive][0] / weight[~positive][0]
-    return at_all_cuts(hits, false, int(positive.sum()), int((~positive).sum()), confidence, odds)
+def _and_all(above: Iterable[Sums], both: Iterable[Sums]) -> Iterator[Sums]:
+    # A cut more, which all rows are above.
+    return (Sums(*map(np.append, some, of)) for some, of in zip(above, both, strict=True))
+
+
+def _classes(positive: np.ndarray, weight: np.ndarray) -> tuple[Sums, Sums]:
+    return Sums.of(weight[positive]), Sums.of(weight[~positive])
+
+
+def _alike(positive: np.ndarray, weight: np.ndarray) -> bool:
+    return _equal(weight[positive]) and _equal(weight[~positive])
 
 
 def _anywhere(cut: Cut, scores: np.ndarray, positive: np.ndarray, weight: np.ndarray, factor: float) -> Cut:
     # The cut with intervals that leave no luck out.
-    above = scores > cut.threshold.value
-    hits, false = (np.array([float((above & of).sum())]) for of in (positive, ~positive))
+    thresholds, *above = _above(scores, positive, weight)
+    both, alike = _classes(positive, weight), _alike(positive, weight)
     shifted, odds = _shift(positive, weight, factor)
-    found = _everywhere(hits, false, positive, weight, odds, cut.confidence)
-    recall, precision, fpr = (
-        Interval(each[0].item(), each[1].item(), each[2].item(), exact=True)
-        for each in (found["recall"], found["precision"], found["fpr"])
-    )
+    place = int(np.searchsorted(-thresholds, -cut.threshold.value))
+    found = at_all_cuts(*_and_all(above, both), *both, cut.confidence, odds, at=place)
+    recall, precision, fpr = (Interval(*map(float, found[name]), alike) for name in ("recall", "precision", "fpr"))
     alerts = _sum((shifted, recall), (1 - shifted, fpr))
     if factor == 1 and _equal(weight):
         rows, each = float(len(scores)), 1 - (1 - cut.confidence) / (len(scores) + 1)
-        ends = clopper_pearson(float(above.sum()), max(rows - 1, float(above.sum())), each)
+        number = float((scores > cut.threshold.value).sum())
+        ends = clopper_pearson(number, max(rows - 1, number), each)
         alerts = Interval(cut.alerts.value, *ends, exact=True)
     where = cut.threshold
     if cut.objective.kind in ("recall@precision", "cost"):
@@ -301,7 +304,7 @@ def _anywhere(cut: Cut, scores: np.ndarray, positive: np.ndarray, weight: np.nda
         cut,
         threshold=where,
         recall=recall,
-        precision=replace(precision, exact=factor == 1),
+        precision=replace(precision, exact=alike and factor == 1),
         fpr=fpr,
         alerts=alerts,
         cost=_cost(cut.objective, shifted, recall, fpr),
@@ -312,16 +315,16 @@ def _not_ruled_out(
     objective: Objective, scores: np.ndarray, positive: np.ndarray, weight: np.ndarray, confidence: float
 ) -> tuple[float, float]:
     # Between which scores the population's threshold for a precision or for costs may be, by the intervals at all cuts.
-    thresholds, hits, false = _above(scores, positive)
+    thresholds, hits, false = _above(scores, positive, weight)
+    both = _classes(positive, weight)
     if objective.kind == "recall@precision":
-        _, low, high = _everywhere(hits, false, positive, weight, 1.0, confidence)["precision"]
+        _, low, high = at_all_cuts(hits, false, *both, confidence)["precision"]
         # It is the lowest with the precision: none below all that may have it, nor above one that surely has.
         level = objective.level or 0.0
         return float(thresholds[high >= level].min()), float(thresholds[low >= level].min(initial=np.inf))
     # Alarms for all rows catch all, for sure. Each of two metrics takes half of the risk.
     thresholds = np.append(thresholds, -np.inf)
-    hits, false = np.append(hits, positive.sum()), np.append(false, (~positive).sum())
-    found = _everywhere(hits, false, positive, weight, 1.0, (1 + confidence) / 2)
+    found = at_all_cuts(*_and_all((hits, false), both), *both, (1 + confidence) / 2)
     rate = float(weight[positive].sum() / weight.sum())
     assert objective.fn is not None
     assert objective.fp is not None
@@ -428,12 +431,14 @@ def _achieved(
         alerts = Interval(k / n, *clopper_pearson(k, n, confidence), exact=False)
         if sets == "rows":
             alerts = _of_order_statistic(k, allowed, n, confidence)
+    elif factor == 1 and not _alike(positive, weight):  # the prevalence is known no better than the rest
+        row = float(Sums.of(weight).row)
+        alerts = Interval(*_part(weight[above], weight[~above], (row, row), confidence), False)
     level = objective.level if objective.kind == "precision@recall" else objective.share
     ends, exact = (threshold, threshold), False
     if level is None:
         few = positive.sum() < _POSITIVES or not np.isfinite(threshold)
-        alike = _equal(weight[positive]) and _equal(weight[~positive])
-        found = _not_ruled_out if few and alike else _resampled
+        found = _not_ruled_out if few else _resampled
         ends = found(objective, scores, positive, weight, confidence)
     elif np.isfinite(threshold):
         counted = _counted(positive, objective)
