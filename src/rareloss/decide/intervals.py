@@ -15,7 +15,7 @@ class Sums(NamedTuple):
     """What rows weigh.
 
     Args:
-        weight: the sum of their weights, for each of some cuts.
+        weight: the sum of their weights, of any one shape.
         squared: that of the squared weights.
     """
 
@@ -25,9 +25,13 @@ class Sums(NamedTuple):
     @classmethod
     def of(cls, weight: Array) -> "Sums":
         """Sum rows."""
-        return cls(weight.sum(), weight @ weight)
+        return cls(np.asarray(weight.sum()), np.asarray(weight @ weight))
 
-    def with_row(self, weight: float) -> "Sums":
+    def at(self, place: slice | int) -> "Sums":
+        """Take some."""
+        return Sums(self.weight[place], self.squared[place])
+
+    def with_row(self, weight: float | Array) -> "Sums":
         """Add a row."""
         return Sums(self.weight + weight, self.squared + weight**2)
 
@@ -39,8 +43,8 @@ class Sums(NamedTuple):
 
     @property
     def row(self) -> Array:
-        """The weight of the row that a unit of weight is of, on average."""
-        return np.divide(self.squared, self.weight, out=np.ones_like(self.weight, float), where=self.weight > 0)
+        """The weight of the row that a unit of weight is of, on average; of no rows 1."""
+        return np.where(self.weight > 0, self.squared, 1.0) / np.where(self.weight > 0, self.weight, 1.0)
 
 
 @overload
@@ -81,12 +85,16 @@ def clopper_pearson(
 
 
 def share_of_weight(
-    inside: Sums, outside: Sums, rows: tuple[float, float], confidence: float = 0.95, odds: float = 1.0
+    inside: Sums,
+    outside: Sums,
+    rows: tuple[float | Array, float | Array],
+    confidence: float = 0.95,
+    odds: float = 1.0,
 ) -> tuple[Array, Array]:
     r"""Compute the interval of a share of weight, of which ``inside`` was seen, approximately.
 
-    A sum W of weights whose squares sum to S counts as :math:`W^2 / S` rows of weight S / W, which have its mean and its
-    variance. The end that Clopper and Pearson find with one row more takes one more of usual weight: where none but
+    A sum W of weights whose squares sum to S counts as :math:`W^2 / S` rows of weight S / W, which have its mean and
+    its variance. The end that Clopper and Pearson find with one row more takes one more of usual weight: where none but
     light ones were found, they alone would say that there is hardly any variance. With equal weights it is theirs.
 
     Args:
@@ -103,7 +111,7 @@ def share_of_weight(
         the heaviest row that there is.
 
     Example:
-        >>> low, high = share_of_weight(Sums(8.0, 8.0), Sums(2.0, 2.0), (1.0, 1.0))
+        >>> low, high = share_of_weight(Sums.of(np.ones(8)), Sums.of(np.ones(2)), (1.0, 1.0))
         >>> low.round(4), high.round(4)
         (np.float64(0.4439), np.float64(0.9748))
     """
@@ -122,10 +130,9 @@ def share_of_weight(
 
 
 def at_all_cuts(
-    hits: Sums,
-    false: Sums,
-    positives: Sums,
-    negatives: Sums,
+    above: tuple[Sums, Sums],
+    whole: tuple[Sums, Sums],
+    heaviest: tuple[float, float] = (1.0, 1.0),
     confidence: float = 0.95,
     odds: float = 1.0,
     at: slice | int = slice(None),
@@ -138,15 +145,15 @@ def at_all_cuts(
     with the risk :math:`\alpha / (n + 1)` hold at all n scores at once, for the precision too. Where each class has one
     weight all are exact, ties included.
 
-    Unequal weights count as so many rows of one weight, and all is approximate: P and n as their square's sum over the
-    sum of their squares, P as no more than has the variance that the recall has at any cut (at most 1 / 4P where the
-    scores know nothing of the weights), and the rows on the two sides of a cut as in :func:`share_of_weight`.
+    Unequal weights count as rows of one weight, and all is approximate. P is such that 1 / 4P is the largest variance
+    that the recall has at any cut, and no more than :math:`W^2 / S` for a sum W of weights and one S of their squares,
+    which n is made of. The two sides of a cut are taken as in :func:`share_of_weight`, where one row more is of the
+    heaviest: at so small a risk a few heavy rows matter that were not seen there.
 
     Args:
-        hits: the positives above each cut, ``[m]``.
-        false: the negatives above each, ``[m]``.
-        positives: all of them.
-        negatives: likewise.
+        above: the positives and the negatives above each cut, ``[m]``.
+        whole: all of them.
+        heaviest: the weight of the heaviest of each.
         confidence: of each of the three.
         odds: what those of the precision are multiplied by.
         at: the cuts that are wanted; the others tell how well the recall is known.
@@ -159,23 +166,26 @@ def at_all_cuts(
         Massart, "The Tight Constant in the Dvoretzky-Kiefer-Wolfowitz Inequality", Annals of Probability 1990.
 
     Example:
-        >>> one = np.ones(1)
-        >>> found = at_all_cuts(Sums(10 * one, 10 * one), Sums(0 * one, 0 * one), Sums(20, 20), Sums(80, 80))
+        >>> ten, none = (Sums(each, each) for each in (np.array([10.0]), np.zeros(1)))
+        >>> found = at_all_cuts((ten, none), (Sums.of(np.ones(20)), Sums.of(np.ones(80))))
         >>> found["recall"][:, 0].round(3)
         array([0.5  , 0.196, 0.804])
     """
+    (hits, false), (positives, negatives) = above, whole
     recall, missed = hits.weight / positives.weight, positives.without(hits)
-    spread = max(positives.squared / 4, float(((1 - recall) ** 2 * hits.squared + recall**2 * missed.squared).max()))
+    spread = float(((1 - recall) ** 2 * hits.squared + recall**2 * missed.squared).max())
+    spread = max(spread, float(positives.squared) / 4)
     reach = np.sqrt(np.log(2 / (1 - confidence)) / (2 * (positives.weight**2 / (4 * spread))))
-    each = 1 - (1 - confidence) / (sum(of.weight**2 / of.squared for of in (positives, negatives)) + 1)
-    recall, (hits, false) = recall[at], (Sums(part.weight[at], part.squared[at]) for part in (hits, false))
+    rows = sum(float(of.weight**2 / of.squared) for of in whole)
+    each = 1 - (1 - confidence) / (rows + 1)
+    recall, hits, false = recall[at], hits.at(at), false.at(at)
     with np.errstate(invalid="ignore"):
         seen = odds * hits.weight / (odds * hits.weight + false.weight)
-    precision = share_of_weight(hits, false, (positives.row, negatives.row), each, odds)
-    rest, row = negatives.without(false), (negatives.row, negatives.row)
+    precision = share_of_weight(hits, false, heaviest, each, odds)
+    rest, row = negatives.without(false), (heaviest[1], heaviest[1])
     # The row that the score is of is not above it: one negative less tells something, or all do.
-    fewer = np.maximum(rest.weight - negatives.row, 0.0)
-    fewer = Sums(fewer, rest.squared * fewer / np.where(rest.weight > 0, rest.weight, 1.0))
+    left = np.maximum(rest.weight - negatives.row, 0.0)
+    fewer = Sums(left, rest.squared * left / np.where(rest.weight > 0, rest.weight, 1.0))
     fpr = share_of_weight(false, rest, row, each)[0], share_of_weight(false, fewer, row, each)[1]
     return {
         "recall": np.stack([recall, np.maximum(recall - reach, 0.0), np.minimum(recall + reach, 1.0)]),

@@ -1,7 +1,6 @@
 """A threshold from validation scores, and what it achieves, each with a distribution-free interval."""
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -99,8 +98,8 @@ def quantile_interval(
 
     The number of n rows above it is binomial, so it lies between two of the sorted scores whatever the distribution:
     exact for equal weights, ties or not. Of all pairs that cover it often enough, the closest is taken, as measured by
-    the log-odds of their ranks, which the scores have no part in. With others, the scores above which the share of weight
-    has an interval that holds ``share`` (:func:`rareloss.decide.intervals.share_of_weight`): approximate.
+    the log-odds of their ranks, which the scores have no part in. With others, the scores above which the share of
+    weight has an interval that holds ``share`` (:func:`rareloss.decide.intervals.share_of_weight`): approximate.
     """
     if weight is None or _equal(weight):
         fewest, most = _ranks(len(scores), share, confidence)
@@ -109,11 +108,12 @@ def quantile_interval(
         low = float(ordered[-most]) if most <= len(scores) else -np.inf
         return low, float(ordered[-fewest]) if fewest else np.inf
     order = np.argsort(-scores, kind="stable")
-    ordered, sums = scores[order], [np.append(0.0, np.cumsum(weight[order] ** power)) for power in (1, 2)]
-    whole = Sums(*(each[-1] for each in sums))
+    ordered = scores[order]
+    sums = Sums(*(np.append(0.0, np.cumsum(weight[order] ** power)) for power in (1, 2)))
+    whole = sums.at(-1)
 
     def share_above(number: int, risk: float) -> tuple[float, float]:
-        inside = Sums(*(each[number] for each in sums))
+        inside = sums.at(number)
         low, high = share_of_weight(inside, whole.without(inside), (whole.row, whole.row), 1 - 2 * risk)
         return float(low), float(high)
 
@@ -252,12 +252,12 @@ def band(scores: np.ndarray, labels: np.ndarray, weight: np.ndarray | None = Non
     """
     checks.probability("confidence", confidence, open_low=True, open_high=True)
     scores, positive, weight = _rows(scores, labels, weight)
-    thresholds, hits, false = _above(scores, positive, weight)
-    found = at_all_cuts(hits, false, *_classes(positive, weight), confidence)
+    thresholds, above = _above(scores, positive, weight)
+    found = at_all_cuts(above, *_classes(positive, weight), confidence)
     return Band(thresholds, **found, confidence=confidence)
 
 
-def _above(scores: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> tuple[Array, Sums, Sums]:
+def _above(scores: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> tuple[Array, tuple[Sums, Sums]]:
     # The distinct scores, downwards, and the positives and negatives above each.
     thresholds, place = np.unique(-scores, return_inverse=True)
 
@@ -266,16 +266,19 @@ def _above(scores: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> tupl
         return np.asarray(np.cumsum(here) - here)
 
     hits, false = (Sums(above(of, 1), above(of, 2)) for of in (positive, ~positive))
-    return -thresholds, hits, false
+    return -thresholds, (hits, false)
 
 
-def _and_all(above: Iterable[Sums], both: Iterable[Sums]) -> Iterator[Sums]:
+def _and_all(above: tuple[Sums, Sums], whole: tuple[Sums, Sums]) -> tuple[Sums, Sums]:
     # A cut more, which all rows are above.
-    return (Sums(*map(np.append, some, of)) for some, of in zip(above, both, strict=True))
+    hits, false = (Sums(*map(np.append, some, of)) for some, of in zip(above, whole, strict=True))
+    return hits, false
 
 
-def _classes(positive: np.ndarray, weight: np.ndarray) -> tuple[Sums, Sums]:
-    return Sums.of(weight[positive]), Sums.of(weight[~positive])
+def _classes(positive: np.ndarray, weight: np.ndarray) -> tuple[tuple[Sums, Sums], tuple[float, float]]:
+    # All positives and all negatives, and the heaviest of each.
+    one, other = weight[positive], weight[~positive]
+    return (Sums.of(one), Sums.of(other)), (float(one.max()), float(other.max()))
 
 
 def _alike(positive: np.ndarray, weight: np.ndarray) -> bool:
@@ -284,12 +287,15 @@ def _alike(positive: np.ndarray, weight: np.ndarray) -> bool:
 
 def _anywhere(cut: Cut, scores: np.ndarray, positive: np.ndarray, weight: np.ndarray, factor: float) -> Cut:
     # The cut with intervals that leave no luck out.
-    thresholds, *above = _above(scores, positive, weight)
-    both, alike = _classes(positive, weight), _alike(positive, weight)
+    thresholds, above = _above(scores, positive, weight)
+    (whole, heaviest), alike = _classes(positive, weight), _alike(positive, weight)
     shifted, odds = _shift(positive, weight, factor)
     place = int(np.searchsorted(-thresholds, -cut.threshold.value))
-    found = at_all_cuts(*_and_all(above, both), *both, cut.confidence, odds, at=place)
-    recall, precision, fpr = (Interval(*map(float, found[name]), alike) for name in ("recall", "precision", "fpr"))
+    found = at_all_cuts(_and_all(above, whole), whole, heaviest, cut.confidence, odds, place)
+    recall, precision, fpr = (
+        Interval(float(each[0]), float(each[1]), float(each[2]), alike)
+        for each in (found["recall"], found["precision"], found["fpr"])
+    )
     alerts = _sum((shifted, recall), (1 - shifted, fpr))
     if factor == 1 and _equal(weight):
         rows, each = float(len(scores)), 1 - (1 - cut.confidence) / (len(scores) + 1)
@@ -315,16 +321,16 @@ def _not_ruled_out(
     objective: Objective, scores: np.ndarray, positive: np.ndarray, weight: np.ndarray, confidence: float
 ) -> tuple[float, float]:
     # Between which scores the population's threshold for a precision or for costs may be, by the intervals at all cuts.
-    thresholds, hits, false = _above(scores, positive, weight)
-    both = _classes(positive, weight)
+    thresholds, above = _above(scores, positive, weight)
+    whole, heaviest = _classes(positive, weight)
     if objective.kind == "recall@precision":
-        _, low, high = at_all_cuts(hits, false, *both, confidence)["precision"]
+        _, low, high = at_all_cuts(above, whole, heaviest, confidence)["precision"]
         # It is the lowest with the precision: none below all that may have it, nor above one that surely has.
         level = objective.level or 0.0
         return float(thresholds[high >= level].min()), float(thresholds[low >= level].min(initial=np.inf))
     # Alarms for all rows catch all, for sure. Each of two metrics takes half of the risk.
     thresholds = np.append(thresholds, -np.inf)
-    found = at_all_cuts(*_and_all((hits, false), both), *both, (1 + confidence) / 2)
+    found = at_all_cuts(_and_all(above, whole), whole, heaviest, (1 + confidence) / 2)
     rate = float(weight[positive].sum() / weight.sum())
     assert objective.fn is not None
     assert objective.fp is not None
