@@ -223,8 +223,8 @@ def test_quantile_of_nearly_equal_weights_is_between_order_statistics(share: flo
     random, rows = np.random.default_rng(0), 800
     low, high = quantile_interval(np.arange(rows, dtype=float), share, 1 + 1e-9 * random.random(rows))
     above = binom(rows, share)
-    assert rows - high == above.ppf(2 / 3 * 0.05)  # two thirds of the risk above
-    assert rows - low == above.isf(1 / 3 * 0.05) + 1
+    pairs = [(above.ppf(p * 0.05), above.isf((1 - p) * 0.05) + 1) for p in (0.5, 0.6, 2 / 3, 0.75, 0.85, 0.95)]
+    assert (rows - high, rows - low) == min(pairs, key=lambda pair: pair[1] / (rows - pair[1]) * (rows / pair[0] - 1))
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
@@ -232,14 +232,17 @@ def test_quantile_of_weights_lies_where_the_share_above_may_be_that(share: float
     random = np.random.default_rng(0)
     scores, weight = random.normal(size=3000), random.lognormal(size=3000)
     row = float(Sums.of(weight).row)
-    ends = quantile_interval(scores, share, weight)
-    for end, at, risk in ((ends[0], 0, 0.05 / 3), (ends[1], 1, 0.1 / 3)):
-        possible = [
-            float(share_of_weight(Sums.of(weight[above]), Sums.of(weight[~above]), (row, row), 1 - 2 * risk)[at])
-            for above in (scores >= end, scores > end)
-        ]
-        assert possible[0] > share if at == 0 else possible[1] < share
-        assert possible[1] <= share if at == 0 else possible[0] >= share
+
+    def possible(end: float, at: int, part: float) -> list[float]:  # above all rows from the end, and without it
+        both = [(Sums.of(weight[above]), Sums.of(weight[~above])) for above in (scores >= end, scores > end)]
+        return [float(share_of_weight(*each, (row, row), 1 - 2 * part * 0.05)[at]) for each in both]
+
+    low, high = quantile_interval(scores, share, weight)
+    assert any(
+        (below := possible(low, 0, 1 - part))[1] <= share < below[0]
+        and (beyond := possible(high, 1, part))[1] < share <= beyond[0]
+        for part in (0.5, 0.6, 2 / 3, 0.75, 0.85, 0.95)
+    )
 
 
 @pytest.mark.parametrize("text", ["recall@top=5%", "recall@fpr=5%"])

@@ -19,6 +19,8 @@ Array = NDArray[np.float64]
 
 # Of a cut that labels choose: how often rows are reweighted, and at how many scores of each kind it may be.
 _RESAMPLES, _LEVELS = 400, 1_000
+# Of the risk of a threshold of unequal weights: what its upper end may have. The first where no ends are closest.
+_PARTS = (2 / 3, 0.5, 0.6, 0.75, 0.85, 0.95)
 # With fewer positives than this a cut of resampled rows is about where it was, by want of others.
 _POSITIVES = 100
 
@@ -99,7 +101,8 @@ def quantile_interval(
     The number of n rows above it is binomial, so it lies between two of the sorted scores whatever the distribution:
     exact for equal weights, ties or not. Of all pairs that cover it often enough, the closest is taken, as measured by
     the log-odds of their ranks, which the scores have no part in. With others, the scores above which the share of
-    weight has an interval that holds ``share`` (:func:`rareloss.decide.intervals.share_of_weight`): approximate.
+    weight has an interval that holds ``share`` (:func:`rareloss.decide.intervals.share_of_weight`), approximately; of
+    six ways to divide the risk between the ends likewise the closest.
     """
     if weight is None or _equal(weight):
         fewest, most = _ranks(len(scores), share, confidence)
@@ -117,10 +120,16 @@ def quantile_interval(
         low, high = share_of_weight(inside, whole.without(inside), (whole.row, whole.row), 1 - 2 * risk)
         return float(low), float(high)
 
-    # The upper end of a rare share is the dearer one, and has the larger part of the risk.
-    numbers, risk = range(len(order) + 1), 1 - confidence
-    fewest = bisect_left(numbers, share, key=lambda number: share_above(number, 2 * risk / 3)[1])
-    most = bisect_left(numbers, True, key=lambda number: share_above(number, risk / 3)[0] > share)
+    def ends(part: float) -> tuple[float, int, int]:
+        # With this part of the risk above: how far apart the ends are, and how many rows are at or above each.
+        numbers, risk = range(len(order) + 1), 1 - confidence
+        fewest = bisect_left(numbers, share, key=lambda number: share_above(number, part * risk)[1])
+        most = bisect_left(numbers, True, key=lambda number: share_above(number, (1 - part) * risk)[0] > share)
+        if not fewest or most > len(order):
+            return np.inf, most, fewest
+        return float(np.subtract(*logit(sums.weight[[most, fewest]] / whole.weight))), most, fewest
+
+    _, most, fewest = min(map(ends, _PARTS), key=lambda found: found[0])
     return (
         float(ordered[most - 1]) if most <= len(order) else -np.inf,
         float(ordered[fewest - 1]) if fewest else np.inf,
