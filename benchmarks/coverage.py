@@ -216,26 +216,25 @@ def _ratio_of(usual: float, at_once: float) -> str:
 
 def chosen(draws: int, only: str, seed: int = 0) -> Iterator[str]:
     """Yield rows of the table of cuts that labels choose, at a prevalence of 1 %."""
-    for objective in CHOSEN:
-        for positives in (10, 100):  # few enough that all rows have a score: cuts may lie anywhere
-            name = f"{objective} | {positives}"
-            if only not in name:
-                continue
-            random, held, widths = np.random.default_rng([seed, positives]), [], []
-            best = chosen_best(objective, 0.01)
-            for _ in range(draws):
-                rows = draw(random, positives, 0.01, (1.0,))
-                both = [find_threshold(*rows[:2], objective, simultaneous=each) for each in (False, True)]
-                with np.errstate(invalid="ignore"):  # where nothing is above there is no precision, and [0, 1] holds
-                    values = np.nan_to_num(truth(best, 0.01, both[0].threshold.value)[:4])
-                    ends = np.array([[(getattr(c, n).low, getattr(c, n).high) for n in NAMES[:4]] for c in both])
-                    held.append((ends[..., 0] <= values) & (values <= ends[..., 1]))
-                    with np.errstate(invalid="ignore"):  # from infinity to infinity
-                        wide = ends[..., 1] - ends[..., 0]
-                    widths.append(np.where(np.isnan(wide), np.inf, wide))
-            (usual, at_once), wide = np.mean(held, 0), np.median(widths, 0)
-            parts = [f"{usual[at]:.1%}, {at_once[at]:.1%}, {_ratio_of(*wide[:, at])}" for at in range(4)]
-            yield f"| {name} | {' | '.join(parts)} |"
+    # Few enough positives that all rows have a score: cuts may lie anywhere.
+    for kind, objective, positives in itertools.product(("all", "1 in 20 or 7"), CHOSEN, (10, 100)):
+        name = f"{objective} | {positives} | {kind}"
+        if only not in name:
+            continue
+        random, held, widths = np.random.default_rng([seed, positives]), [], []
+        best = chosen_best(objective, 0.01)
+        for _ in range(draws):
+            rows = draw(random, positives, 0.01, KEPT[kind])
+            both = [find_threshold(*rows[:2], objective, rows[2], simultaneous=each) for each in (False, True)]
+            with np.errstate(invalid="ignore"):  # where nothing is above there is no precision, and [0, 1] holds
+                values = np.nan_to_num(truth(best, 0.01, both[0].threshold.value)[:4])
+                ends = np.array([[(getattr(c, n).low, getattr(c, n).high) for n in NAMES[:4]] for c in both])
+                held.append((ends[..., 0] <= values) & (values <= ends[..., 1]))
+                wide = ends[..., 1] - ends[..., 0]  # not a number from infinity to infinity
+                widths.append(np.where(np.isnan(wide), np.inf, wide))
+        (usual, at_once), wide = np.mean(held, 0), np.median(widths, 0)
+        parts = [f"{usual[at]:.1%}, {at_once[at]:.1%}, {_ratio_of(*wide[:, at])}" for at in range(4)]
+        yield f"| {name} | {' | '.join(parts)} |"
 
 
 def main() -> None:
@@ -249,8 +248,8 @@ def main() -> None:
         print(
             "Coverage of the usual intervals, of those of all thresholds at once, and their median width over theirs.\n"
         )
-        print("| objective | positives |", " | ".join(NAMES[:4]), "|")
-        print("| --- " * 6 + "|")
+        print("| objective | positives | negatives kept |", " | ".join(NAMES[:4]), "|")
+        print("| --- " * 7 + "|")
         for row in chosen(asked.draws, asked.only):
             print(row, flush=True)
         return

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from rareloss.cli import app
 from rareloss.decide import report, stream
-from rareloss.decide.thresholds import band
+from rareloss.decide.thresholds import band, find_threshold
 
 
 def drawn(rows: int = 20_000, rate: float = 0.02, ties: bool = False) -> pd.DataFrame:
@@ -148,10 +148,12 @@ def test_intervals_are_those_of_scipy() -> None:
         assert row["cost_low"] <= row["cost"] <= row["cost_high"]
 
 
-def test_intervals_that_hold_wherever_are_those_of_the_band() -> None:
+@pytest.mark.parametrize("weight", [None, "w"])
+def test_intervals_that_hold_wherever_are_those_of_the_band(weight: str | None) -> None:
     data = drawn(3_000, ties=True)
-    curve = report(data, label="y", score="s")["curve"]
-    found = band(data["s"].to_numpy(), data["y"].to_numpy())
+    data.loc[7, "w"] = 9  # the heaviest
+    curve = report(data, label="y", score="s", weight=weight)["curve"]
+    found = band(data["s"].to_numpy(), data["y"].to_numpy(), None if weight is None else data["w"].to_numpy())
     # At least a score is above the next lower one, and all rows are above none.
     above = np.searchsorted(-found.thresholds, -np.array(curve["threshold"][:-1]), side="right")
     for name in ("recall", "precision", "fpr"):
@@ -159,7 +161,16 @@ def test_intervals_that_hold_wherever_are_those_of_the_band() -> None:
             ours = np.array(curve[f"{name}_anywhere_{end}"])
             assert ours[:-1] == pytest.approx(getattr(found, name)[row, above])
             assert (np.sign(row - 1.5) * (ours - np.array(curve[f"{name}_{end}"])) >= -1e-12).all()
-    assert not any("anywhere" in name for name in report(data, label="y", score="s", weight="w")["curve"])
+
+
+def test_intervals_at_a_cut_are_those_of_a_threshold() -> None:
+    data = drawn(3_000)
+    made = report(data, label="y", score="s", weight="w")["curve"]
+    at = find_threshold(data["s"].to_numpy(), data["y"].to_numpy(), "recall@fpr=5%", data["w"].to_numpy())
+    place = int(np.flatnonzero(np.array(made["threshold"]) > at.threshold.value)[-1])
+    for name in ("recall", "precision", "fpr"):
+        ours, theirs = [made[f"{name}{end}"][place] for end in ("", "_low", "_high")], getattr(at, name)
+        assert ours == pytest.approx([theirs.value, theirs.low, theirs.high])
 
 
 @pytest.mark.parametrize("at", [0.5, 0.123456789])

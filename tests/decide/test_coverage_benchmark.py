@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from benchmarks.coverage import KEPT, cells, draw, line, resample
+from benchmarks.coverage import KEPT, cells, chosen, draw, line, resample
 
 from rareloss.decide.thresholds import find_threshold
 
@@ -36,3 +36,9 @@ def test_table_has_a_row_for_each_setting() -> None:
     assert len(rows) == 6
     assert all(row.count("|") == 12 for row in rows)
     assert "no end in 100%" in next(row for row in rows if row.startswith("| recall@fpr=1% | 1.0% | 10 | 1 in 10 |"))
+
+
+def test_table_of_cuts_that_labels_choose_has_both_samples() -> None:
+    rows = list(chosen(3, "precision@recall=50% | 10 |"))
+    assert [row.split(" | ")[2] for row in rows] == ["all", "1 in 20 or 7"]
+    assert all(row.count("|") == 8 for row in rows)

@@ -7,6 +7,7 @@ from scipy.stats import binom, binomtest, norm
 from sklearn.metrics import precision_score, recall_score
 
 from rareloss.decide.drift import check_drift
+from rareloss.decide.intervals import Sums, share_of_weight
 from rareloss.decide.thresholds import band, find_threshold, quantile_interval
 
 TEXTS = ("recall@top=5%", "recall@fpr=2%", "recall@precision=40%", "precision@recall=60%", "cost@fn=9,fp=1")
@@ -161,11 +162,11 @@ def test_band_holds_at_all_thresholds_at_once() -> None:
     assert np.mean(held, axis=0).min() > 0.93
 
 
-@pytest.mark.parametrize("heavy", [1.0, 10.0])
+@pytest.mark.parametrize("heavy", [1.0, 10.0, None])
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_cut_takes_its_intervals_from_the_band(text: str, heavy: float) -> None:
+def test_a_cut_takes_its_intervals_from_the_band(text: str, heavy: float | None) -> None:
     scores, labels = _rows(6)
-    weight = np.where(labels, 1.0, heavy)
+    weight = np.random.default_rng(0).exponential(size=2000) + 0.5 if heavy is None else np.where(labels, 1.0, heavy)
     found = band(scores, labels, weight)
     cut, plain = (find_threshold(scores, labels, text, weight, simultaneous=each) for each in (True, False))
     place = int(np.flatnonzero(found.thresholds == cut.threshold.value)[0])
@@ -176,7 +177,7 @@ def test_a_cut_takes_its_intervals_from_the_band(text: str, heavy: float) -> Non
         assert where == usual_where
     for name in ("recall", "precision", "fpr"):
         one, usual = getattr(cut, name), getattr(plain, name)
-        assert one.exact
+        assert one.exact == (heavy is not None)
         assert (one.value, one.low, one.high) == pytest.approx(getattr(found, name)[:, place])
         assert one.value == pytest.approx(usual.value)
         assert one.low < usual.low or usual.low == 0
@@ -215,18 +216,78 @@ def test_threshold_with_few_positives_is_what_the_band_leaves(text: str) -> None
     assert labels.sum() < 100
     assert usual == at_once
     assert usual.low < usual.high
-    unequal = np.random.default_rng(0).random(400) + 1  # the band cannot be had
-    found = find_threshold(scores, labels, text, unequal).threshold
-    assert found.low <= found.value <= found.high
 
 
-def test_band_refuses_unequal_weights_within_a_class() -> None:
-    scores, labels = _rows(7)
+@pytest.mark.parametrize("share", [0.02, 0.3])
+def test_quantile_of_nearly_equal_weights_is_between_order_statistics(share: float) -> None:
+    random, rows = np.random.default_rng(0), 800
+    low, high = quantile_interval(np.arange(rows, dtype=float), share, 1 + 1e-9 * random.random(rows))
+    above = binom(rows, share)
+    pairs = [(above.ppf(p * 0.05), above.isf((1 - p) * 0.05) + 1) for p in (0.5, 0.6, 2 / 3, 0.75, 0.85, 0.95)]
+    assert (rows - high, rows - low) == min(pairs, key=lambda pair: pair[1] / (rows - pair[1]) * (rows / pair[0] - 1))
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
+def test_quantile_of_weights_lies_where_the_share_above_may_be_that(share: float) -> None:
+    random = np.random.default_rng(0)
+    scores, weight = random.normal(size=3000), random.lognormal(size=3000)
+    row = float(Sums.of(weight).row)
+
+    def possible(end: float, at: int, part: float) -> list[float]:  # above all rows from the end, and without it
+        both = [(Sums.of(weight[above]), Sums.of(weight[~above])) for above in (scores >= end, scores > end)]
+        return [float(share_of_weight(*each, (row, row), 1 - 2 * part * 0.05)[at]) for each in both]
+
+    low, high = quantile_interval(scores, share, weight)
+    assert any(
+        (below := possible(low, 0, 1 - part))[1] <= share < below[0]
+        and (beyond := possible(high, 1, part))[1] < share <= beyond[0]
+        for part in (0.5, 0.6, 2 / 3, 0.75, 0.85, 0.95)
+    )
+
+
+@pytest.mark.parametrize("text", ["recall@top=5%", "recall@fpr=5%"])
+def test_intervals_of_weights_that_differ_much_cover_and_have_ends(text: str) -> None:
+    # A row as heavy as the heaviest, counted in with those above, would open some intervals and widen all.
+    random, held, widths = np.random.default_rng(0), [], []
+    truth = brentq(lambda at: 0.05 * ("top" in text) * (norm.sf(at - 2) - norm.sf(at)) + norm.sf(at) - 0.05, 0, 10)
+    for _ in range(200):
+        labels = np.arange(1500) < 75
+        scores, weight = random.normal(size=1500) + 2 * labels, random.lognormal(size=1500)
+        cut = find_threshold(scores, labels, text, weight)
+        recall, fpr = norm.sf(cut.threshold.value - 2), norm.sf(cut.threshold.value)
+        pairs = {"threshold": truth, "recall": recall, "fpr": fpr, "alerts": 0.05 * recall + 0.95 * fpr}
+        pairs["precision"] = 0.05 * recall / pairs["alerts"]
+        held.append([getattr(cut, name).low <= pairs[name] <= getattr(cut, name).high for name in pairs])
+        widths.append(cut.threshold.high - cut.threshold.low)
+    assert np.mean(held, axis=0).min() > 0.91
+    assert np.isfinite(widths).all()
+    assert np.median(widths) < 0.5
+
+
+def test_alerts_of_unequal_weights_leave_the_prevalence_open_too() -> None:
+    scores, labels = _rows(9)
     weight = np.random.default_rng(0).random(2000) + 1
-    with pytest.raises(ValueError, match="equal weights within each class"):
-        band(scores, labels, weight)
-    with pytest.raises(ValueError, match="equal weights within each class"):
-        find_threshold(scores, labels, "recall@top=5%", weight, simultaneous=True)
+    cut, row = find_threshold(scores, labels, "recall@top=5%", weight), float(Sums.of(weight).row)
+    above = scores > cut.threshold.value
+    expected = share_of_weight(Sums.of(weight[above]), Sums.of(weight[~above]), (row, row))
+    assert (cut.alerts.low, cut.alerts.high) == expected
+    assert cut.alerts.value == pytest.approx(weight[above].sum() / weight.sum())
+
+
+@pytest.mark.parametrize("weights", ["two", "related to the score"])
+def test_band_of_unequal_weights_holds_at_all_thresholds_at_once(weights: str) -> None:
+    random, held = np.random.default_rng(0), []
+    for _ in range(200):
+        labels = random.random(3000) < 0.1
+        scores = random.normal(size=3000) + 2 * labels
+        likely = scores + random.normal(size=3000) > 1 if weights != "two" else random.random(3000) < 0.5
+        kept = random.random(3000) < np.where(likely, 1.0, 0.1)
+        found = band(scores[kept], labels[kept], np.where(likely, 1.0, 10.0)[kept])
+        recall, fpr = norm.sf(found.thresholds - 2), norm.sf(found.thresholds)
+        precision = 0.1 * recall / (0.1 * recall + 0.9 * fpr)
+        pairs = ((found.recall, recall), (found.precision, precision), (found.fpr, fpr))
+        held.append([((each[1] <= value) & (value <= each[2])).all() for each, value in pairs])
+    assert np.mean(held, axis=0).min() > 0.92
 
 
 def test_what_cannot_be_reached_names_the_nearest() -> None:

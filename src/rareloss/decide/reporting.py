@@ -12,7 +12,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
-from rareloss.decide.intervals import at_all_cuts, clopper_pearson
+from rareloss.decide.intervals import Sums, at_all_cuts, share_of_weight
 from rareloss.decide.stream import Budget, Counts, count
 from rareloss.objective import Objective
 
@@ -86,20 +86,33 @@ def report(
         drop_missing_scores=drop_missing_scores, probability=probability,
         budget=None if fn_cost is not None or threshold is not None else _budget(point), threshold=threshold,
     )  # fmt: skip
-    results = _results(counts, point, threshold, fn_cost, fp_cost, weighted=weight is not None)
+    results = _results(counts, point, threshold, fn_cost, fp_cost)
     results["columns"] = {"label": label, "score": score, "group": group, "weight": weight}
     if folder is not None:
         _write(folder, results)
     return results
 
 
-def _share(hits: Array, whole: Array, squared: Array, level: float = LEVEL) -> dict[str, Array]:
-    """A share of weights with its interval, on Kish's effective number of rows: (sum w)^2 / sum w^2."""
-    safe = np.where(whole > 0, whole, 1.0)
-    value = np.where(whole > 0, hits / safe, np.nan)
-    effective = np.where(squared > 0, whole**2 / np.where(squared > 0, squared, 1.0), 0.0)
-    low, high = clopper_pearson(np.nan_to_num(value) * effective, effective, level)
-    return {"value": value, "low": np.minimum(low, np.nan_to_num(value, nan=1)), "high": np.maximum(high, value)}
+def _share(inside: Sums, outside: Sums, rows: tuple[Array, Array], level: float = LEVEL) -> dict[str, Array]:
+    """A share of weight with its interval."""
+    low, high = share_of_weight(inside, outside, rows, level)
+    with np.errstate(invalid="ignore"):
+        return {"value": inside.weight / (inside.weight + outside.weight), "low": low, "high": high}
+
+
+def _part(above: Sums, level: float = LEVEL) -> dict[str, Array]:
+    """The part of a class that is above each threshold; above the last one is all of it."""
+    whole = above.at(-1)
+    return _share(above, whole.without(above), (whole.row, whole.row), level)
+
+
+def _shares(hits: Sums, false: Sums, level: float = LEVEL) -> dict[str, dict[str, Array]]:
+    rows = hits.row[-1], false.row[-1]
+    return {
+        "precision": _share(hits, false, rows, level),
+        "recall": _part(hits, level),
+        "fpr": _part(false, level),
+    }
 
 
 def _results(
@@ -108,7 +121,6 @@ def _results(
     threshold: float | None,
     fn_cost: float | None,
     fp_cost: float | None,
-    weighted: bool,
 ) -> dict[str, Any]:
     start, how = _start(counts, point, fn_cost, fp_cost)
     if threshold is not None:
@@ -120,22 +132,20 @@ def _results(
     counts, kept = _thinned(counts, rows)
     start, rows = (np.searchsorted(kept, places).tolist() for places in (start, rows))
     tp, fp = counts.tp, counts.fp
-    shares = _shares(tp, fp, counts.tp_squared, counts.fp_squared)
+    hits, false = Sums(tp, counts.tp_squared), Sums(fp, counts.fp_squared)
+    shares = _shares(hits, false)
     curve = {
         "threshold": counts.thresholds, "rows": counts.alerts, "alerts": tp + fp, "tp": tp, "fp": fp,
         "lift": (tp / (tp + fp)) / (tp[-1] / (tp[-1] + fp[-1])),
         **{f"{name}{end}": share[key] for name, share in shares.items()
            for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))},
     }  # fmt: skip
-    if not weighted:
-        anywhere = at_all_cuts(tp, fp, round(tp[-1]), round(fp[-1]), LEVEL)
-        curve |= {
-            f"{name}_anywhere_{end}": anywhere[name][place]
-            for name in shares
-            for place, end in ((1, "low"), (2, "high"))
-        }
+    anywhere = at_all_cuts((hits, false), (hits.at(-1), false.at(-1)), counts.heaviest, LEVEL)
+    curve |= {
+        f"{name}_anywhere_{end}": anywhere[name][place] for name in shares for place, end in ((1, "low"), (2, "high"))
+    }
     if fn_cost is not None and fp_cost is not None:
-        wider = _shares(tp, fp, counts.tp_squared, counts.fp_squared, (1 + LEVEL) / 2)
+        wider = _shares(hits, false, (1 + LEVEL) / 2)
         curve["cost"] = fn_cost * (tp[-1] - tp) + fp_cost * fp
         for end, other in (("low", "high"), ("high", "low")):
             missed = 1 - wider["recall"][other]
@@ -178,21 +188,11 @@ def _thinned(counts: Counts, rows: NDArray[np.int64]) -> tuple[Counts, NDArray[n
 
 
 def _group(tp: Array, fp: Array, tp_squared: Array, _: Array) -> dict[str, Any]:
-    recall = _share(tp, np.full_like(tp, tp[-1]), np.full_like(tp, tp_squared[-1]))
+    recall = _part(Sums(tp, tp_squared))
     return {
         "positives": tp[-1], "negatives": fp[-1], "tp": tp, "fp": fp,
         "recall": recall["value"], "recall_low": recall["low"], "recall_high": recall["high"],
     }  # fmt: skip
-
-
-def _shares(
-    tp: Array, fp: Array, tp_squared: Array, fp_squared: Array, level: float = LEVEL
-) -> dict[str, dict[str, Array]]:
-    return {
-        "precision": _share(tp, tp + fp, tp_squared + fp_squared, level),
-        "recall": _share(tp, np.full_like(tp, tp[-1]), np.full_like(tp, tp_squared[-1]), level),
-        "fpr": _share(fp, np.full_like(fp, fp[-1]), np.full_like(fp, fp_squared[-1]), level),
-    }
 
 
 def _start(counts: Counts, point: Objective, fn_cost: float | None, fp_cost: float | None) -> tuple[int, str]:

@@ -43,7 +43,8 @@ class Counts:
     Attributes:
         thresholds: kept scores, downwards, ``[K]``; the last one is the least score.
         tp, fp: weight of the positives and negatives at or above each, ``[K]``.
-        tp_squared, fp_squared: the same sums of squared weights, for the effective number of rows.
+        tp_squared, fp_squared: the same sums of squared weights, for the intervals.
+        heaviest: the most that a positive and a negative weigh.
         alerts: rows at or above each, unweighted.
         groups: name -> (tp, fp, tp_squared, fp_squared), each ``[K]``.
         reliability: weight, weight of positives and weighted score per bin of the score read as a probability,
@@ -59,6 +60,7 @@ class Counts:
     fp: Array
     tp_squared: Array
     fp_squared: Array
+    heaviest: tuple[float, float]
     alerts: NDArray[np.int64]
     groups: dict[str, tuple[Array, Array, Array, Array]]
     reliability: Array | None
@@ -278,7 +280,8 @@ def _count(
     weights, squares = above[1:]
     number, whole, whole_squared = above.sum(axis=1)
     return Counts(
-        thresholds, whole[1], whole[0], whole_squared[1], whole_squared[0], number.sum(axis=0).astype(np.int64),
+        thresholds, whole[1], whole[0], whole_squared[1], whole_squared[0],
+        (seen.heaviest[1], seen.heaviest[0]), number.sum(axis=0).astype(np.int64),
         groups={
             name: (weights[place, 1], weights[place, 0], squares[place, 1], squares[place, 0])
             for place, name in enumerate(names)
@@ -391,6 +394,7 @@ class _Seen:
         self.rows = self.kept = self.positives = 0
         self.other = self.unlabelled = self.unscored = self.infinite = self.bad_weights = self.absent = 0
         self.least, self.most = np.inf, -np.inf
+        self.heaviest = [0.0, 0.0]  # of each label
         self.top = np.empty(0)
         self.of_all, self.of_positives = _Sample(), _Sample()
 
@@ -408,6 +412,9 @@ class _Seen:
             self.bad_weights += int((~(np.isfinite(w) & (w >= 0))).sum())
             self.absent += int((usable & (w == 0)).sum())
             usable &= w > 0
+        for label in (0, 1):
+            most = 1.0 if w is None else float(w.max(where=usable & (code == label), initial=0.0))
+            self.heaviest[label] = max(self.heaviest[label], most)
         if not usable.all():
             s, code = s[usable], code[usable]
         if not len(s):

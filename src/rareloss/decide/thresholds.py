@@ -1,5 +1,6 @@
 """A threshold from validation scores, and what it achieves, each with a distribution-free interval."""
 
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,7 +10,7 @@ from scipy.special import bdtr, betainc, betaincinv, logit
 from scipy.stats import betabinom
 
 from rareloss import checks
-from rareloss.decide.intervals import at_all_cuts, clopper_pearson
+from rareloss.decide.intervals import Sums, at_all_cuts, clopper_pearson, share_of_weight
 from rareloss.objective import Objective
 
 __all__ = ["Band", "Cut", "Interval", "band", "find_threshold", "quantile_interval"]
@@ -18,6 +19,8 @@ Array = NDArray[np.float64]
 
 # Of a cut that labels choose: how often rows are reweighted, and at how many scores of each kind it may be.
 _RESAMPLES, _LEVELS = 400, 1_000
+# Of the risk of a threshold of unequal weights: what its upper end may have. The first where no ends are closest.
+_PARTS = (2 / 3, 0.5, 0.6, 0.75, 0.85, 0.95)
 # With fewer positives than this a cut of resampled rows is about where it was, by want of others.
 _POSITIVES = 100
 
@@ -97,8 +100,9 @@ def quantile_interval(
 
     The number of n rows above it is binomial, so it lies between two of the sorted scores whatever the distribution:
     exact for equal weights, ties or not. Of all pairs that cover it often enough, the closest is taken, as measured by
-    the log-odds of their ranks, which the scores have no part in. Others count as many equal ones as leave the variance
-    of the share above as it is.
+    the log-odds of their ranks, which the scores have no part in. With others, the scores above which the share of
+    weight has an interval that holds ``share`` (:func:`rareloss.decide.intervals.share_of_weight`), approximately; of
+    six ways to divide the risk between the ends likewise the closest.
     """
     if weight is None or _equal(weight):
         fewest, most = _ranks(len(scores), share, confidence)
@@ -107,16 +111,29 @@ def quantile_interval(
         low = float(ordered[-most]) if most <= len(scores) else -np.inf
         return low, float(ordered[-fewest]) if fewest else np.inf
     order = np.argsort(-scores, kind="stable")
-    until = np.cumsum(weight[order])
-    whole = until[-1]
-    at_share = order[min(int(np.searchsorted(until, share * whole)), len(order) - 1)]
-    rows = int(_equal_rows(weight, scores > scores[at_share], share))
-    fewest, most = _ranks(rows, share, confidence)
-    places = (
-        min(int(np.searchsorted(until, at / rows * whole * (1 - 1e-12))), len(order) - 1) for at in (most, fewest)
+    ordered = scores[order]
+    sums = Sums(*(np.append(0.0, np.cumsum(weight[order] ** power)) for power in (1, 2)))
+    whole = sums.at(-1)
+
+    def share_above(number: int, risk: float) -> tuple[float, float]:
+        inside = sums.at(number)
+        low, high = share_of_weight(inside, whole.without(inside), (whole.row, whole.row), 1 - 2 * risk)
+        return float(low), float(high)
+
+    def ends(part: float) -> tuple[float, int, int]:
+        # With this part of the risk above: how far apart the ends are, and how many rows are at or above each.
+        numbers, risk = range(len(order) + 1), 1 - confidence
+        fewest = bisect_left(numbers, share, key=lambda number: share_above(number, part * risk)[1])
+        most = bisect_left(numbers, True, key=lambda number: share_above(number, (1 - part) * risk)[0] > share)
+        if not fewest or most > len(order):
+            return np.inf, most, fewest
+        return float(np.subtract(*logit(sums.weight[[most, fewest]] / whole.weight))), most, fewest
+
+    _, most, fewest = min(map(ends, _PARTS), key=lambda found: found[0])
+    return (
+        float(ordered[most - 1]) if most <= len(order) else -np.inf,
+        float(ordered[fewest - 1]) if fewest else np.inf,
     )
-    low, high = (float(scores[order[place]]) for place in places)
-    return low if most <= rows else -np.inf, high if fewest else np.inf
 
 
 def _ranks(rows: int, share: float, confidence: float) -> tuple[int, int]:
@@ -164,8 +181,7 @@ def find_threshold(
         simultaneous: make the intervals of what the cut achieves hold at all thresholds at once, so that they hold
             however it was chosen, by labels or by moving it after a look: those of :func:`band`, at this cut. Where
             labels choose it, for a precision or for costs, that of the threshold then holds every one that the band
-            does not rule out (approximately: between two scores, and for costs with the prevalence of these rows). It
-            needs equal weights within each class.
+            does not rule out (approximately: between two scores, and for costs with the prevalence of these rows).
 
     Raises:
         ValueError: rows that do not fit, one class alone, ``"ap"``, or a guarantee that cannot be given.
@@ -226,16 +242,17 @@ class Band:
 def band(scores: np.ndarray, labels: np.ndarray, weight: np.ndarray | None = None, *, confidence: float = 0.95) -> Band:
     """Compute what a cut at each score achieves, with intervals that hold wherever a person then puts the threshold.
 
-    See :func:`rareloss.decide.intervals.at_all_cuts` for the formulas. All are exact, ties included.
+    See :func:`rareloss.decide.intervals.at_all_cuts` for the formulas. Where each class has one weight, such as that of
+    sampled negatives, all are exact, ties included; else approximate.
 
     Args:
         scores: ``[n]``, finite.
         labels: ``[n]`` in {0, 1}.
-        weight: ``[n]``, equal within each class, such as that of sampled negatives; 1 by default.
+        weight: ``[n]``, not negative; 1 by default.
         confidence: of each metric's intervals.
 
     Raises:
-        ValueError: rows that do not fit, one class alone, or unequal weights within a class.
+        ValueError: rows that do not fit, or one class alone.
 
     Example:
         >>> found = band(np.arange(100.0), np.arange(100) >= 80)
@@ -244,47 +261,55 @@ def band(scores: np.ndarray, labels: np.ndarray, weight: np.ndarray | None = Non
     """
     checks.probability("confidence", confidence, open_low=True, open_high=True)
     scores, positive, weight = _rows(scores, labels, weight)
-    thresholds, hits, false = _above(scores, positive)
-    found = _everywhere(hits, false, positive, weight, 1.0, confidence)
+    thresholds, above = _above(scores, positive, weight)
+    found = at_all_cuts(above, *_classes(positive, weight), confidence)
     return Band(thresholds, **found, confidence=confidence)
 
 
-def _above(scores: np.ndarray, positive: np.ndarray) -> tuple[Array, Array, Array]:
-    # The distinct scores, downwards, and how many positives and negatives are above each.
+def _above(scores: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> tuple[Array, tuple[Sums, Sums]]:
+    # The distinct scores, downwards, and the positives and negatives above each.
     thresholds, place = np.unique(-scores, return_inverse=True)
-    hits, false = (
-        np.cumsum(counts) - counts
-        for counts in (np.bincount(place[of], minlength=len(thresholds)).astype(float) for of in (positive, ~positive))
-    )
-    return -thresholds, hits, false
+
+    def above(of: np.ndarray, power: int) -> Array:
+        here = np.bincount(place[of], weight[of] ** power, len(thresholds))
+        return np.asarray(np.cumsum(here) - here)
+
+    hits, false = (Sums(above(of, 1), above(of, 2)) for of in (positive, ~positive))
+    return -thresholds, (hits, false)
 
 
-def _everywhere(
-    hits: Array, false: Array, positive: np.ndarray, weight: np.ndarray, odds: float, confidence: float
-) -> dict[str, Array]:
-    if not (_equal(weight[positive]) and _equal(weight[~positive])):
-        raise ValueError(
-            "intervals that hold at all thresholds need equal weights within each class, such as one for all sampled "
-            "negatives"
-        )
-    odds *= weight[positive][0] / weight[~positive][0]
-    return at_all_cuts(hits, false, int(positive.sum()), int((~positive).sum()), confidence, odds)
+def _and_all(above: tuple[Sums, Sums], whole: tuple[Sums, Sums]) -> tuple[Sums, Sums]:
+    # A cut more, which all rows are above.
+    hits, false = (Sums(*map(np.append, some, of)) for some, of in zip(above, whole, strict=True))
+    return hits, false
+
+
+def _classes(positive: np.ndarray, weight: np.ndarray) -> tuple[tuple[Sums, Sums], tuple[float, float]]:
+    # All positives and all negatives, and the heaviest of each.
+    one, other = weight[positive], weight[~positive]
+    return (Sums.of(one), Sums.of(other)), (float(one.max()), float(other.max()))
+
+
+def _alike(positive: np.ndarray, weight: np.ndarray) -> bool:
+    return _equal(weight[positive]) and _equal(weight[~positive])
 
 
 def _anywhere(cut: Cut, scores: np.ndarray, positive: np.ndarray, weight: np.ndarray, factor: float) -> Cut:
     # The cut with intervals that leave no luck out.
-    above = scores > cut.threshold.value
-    hits, false = (np.array([float((above & of).sum())]) for of in (positive, ~positive))
+    thresholds, above = _above(scores, positive, weight)
+    (whole, heaviest), alike = _classes(positive, weight), _alike(positive, weight)
     shifted, odds = _shift(positive, weight, factor)
-    found = _everywhere(hits, false, positive, weight, odds, cut.confidence)
+    place = int(np.searchsorted(-thresholds, -cut.threshold.value))
+    found = at_all_cuts(_and_all(above, whole), whole, heaviest, cut.confidence, odds, place)
     recall, precision, fpr = (
-        Interval(each[0].item(), each[1].item(), each[2].item(), exact=True)
+        Interval(float(each[0]), float(each[1]), float(each[2]), alike)
         for each in (found["recall"], found["precision"], found["fpr"])
     )
     alerts = _sum((shifted, recall), (1 - shifted, fpr))
     if factor == 1 and _equal(weight):
         rows, each = float(len(scores)), 1 - (1 - cut.confidence) / (len(scores) + 1)
-        ends = clopper_pearson(float(above.sum()), max(rows - 1, float(above.sum())), each)
+        number = float((scores > cut.threshold.value).sum())
+        ends = clopper_pearson(number, max(rows - 1, number), each)
         alerts = Interval(cut.alerts.value, *ends, exact=True)
     where = cut.threshold
     if cut.objective.kind in ("recall@precision", "cost"):
@@ -294,7 +319,7 @@ def _anywhere(cut: Cut, scores: np.ndarray, positive: np.ndarray, weight: np.nda
         cut,
         threshold=where,
         recall=recall,
-        precision=replace(precision, exact=factor == 1),
+        precision=replace(precision, exact=alike and factor == 1),
         fpr=fpr,
         alerts=alerts,
         cost=_cost(cut.objective, shifted, recall, fpr),
@@ -305,16 +330,16 @@ def _not_ruled_out(
     objective: Objective, scores: np.ndarray, positive: np.ndarray, weight: np.ndarray, confidence: float
 ) -> tuple[float, float]:
     # Between which scores the population's threshold for a precision or for costs may be, by the intervals at all cuts.
-    thresholds, hits, false = _above(scores, positive)
+    thresholds, above = _above(scores, positive, weight)
+    whole, heaviest = _classes(positive, weight)
     if objective.kind == "recall@precision":
-        _, low, high = _everywhere(hits, false, positive, weight, 1.0, confidence)["precision"]
+        _, low, high = at_all_cuts(above, whole, heaviest, confidence)["precision"]
         # It is the lowest with the precision: none below all that may have it, nor above one that surely has.
         level = objective.level or 0.0
         return float(thresholds[high >= level].min()), float(thresholds[low >= level].min(initial=np.inf))
     # Alarms for all rows catch all, for sure. Each of two metrics takes half of the risk.
     thresholds = np.append(thresholds, -np.inf)
-    hits, false = np.append(hits, positive.sum()), np.append(false, (~positive).sum())
-    found = _everywhere(hits, false, positive, weight, 1.0, (1 + confidence) / 2)
+    found = at_all_cuts(_and_all(above, whole), whole, heaviest, (1 + confidence) / 2)
     rate = float(weight[positive].sum() / weight.sum())
     assert objective.fn is not None
     assert objective.fp is not None
@@ -405,8 +430,8 @@ def _achieved(
 
     def share(name: str, of: np.ndarray) -> Interval:
         if not (equal or _equal(weight[of])):
-            most = float(weight[of].max())
-            return Interval(*_part(weight[above & of], weight[of & ~above], (most, most), confidence), False)
+            row = float(Sums.of(weight[of]).row)
+            return Interval(*_part(weight[above & of], weight[of & ~above], (row, row), confidence), False)
         hits, number = int((above & of).sum()), int(of.sum())
         if sets == name:
             return _of_order_statistic(hits, allowed, number, confidence)
@@ -421,12 +446,14 @@ def _achieved(
         alerts = Interval(k / n, *clopper_pearson(k, n, confidence), exact=False)
         if sets == "rows":
             alerts = _of_order_statistic(k, allowed, n, confidence)
+    elif factor == 1 and not _alike(positive, weight):  # the prevalence is known no better than the rest
+        row = float(Sums.of(weight).row)
+        alerts = Interval(*_part(weight[above], weight[~above], (row, row), confidence), False)
     level = objective.level if objective.kind == "precision@recall" else objective.share
     ends, exact = (threshold, threshold), False
     if level is None:
         few = positive.sum() < _POSITIVES or not np.isfinite(threshold)
-        alike = _equal(weight[positive]) and _equal(weight[~positive])
-        found = _not_ruled_out if few and alike else _resampled
+        found = _not_ruled_out if few else _resampled
         ends = found(objective, scores, positive, weight, confidence)
     elif np.isfinite(threshold):
         counted = _counted(positive, objective)
@@ -467,34 +494,21 @@ def _equal(weight: np.ndarray) -> bool:
 
 
 def _equal_rows(weight: np.ndarray, above: np.ndarray, share: float) -> float:
-    # As many rows of one weight as give the share above the same variance. One more of the heaviest rows counts as
+    # As many rows of one weight as give the share above the same variance. One more row of usual weight counts as
     # above: where none was found there, the light ones would say that there is hardly any variance.
     if _equal(weight):
         return len(weight)
-    squares = float((np.square(weight) * np.square(above - share)).sum() + weight.max() ** 2)
+    squares = float((np.square(weight) * np.square(above - share)).sum() + Sums.of(weight).row ** 2)
     return max(1.0, float(np.floor(share * (1 - share) * weight.sum() ** 2 / squares)))
 
 
 def _part(
-    inside: np.ndarray, outside: np.ndarray, heaviest: tuple[float, float], confidence: float, odds: float = 1.0
+    inside: np.ndarray, outside: np.ndarray, rows: tuple[float, float], confidence: float, odds: float = 1.0
 ) -> tuple[float, float, float]:
-    # The share of weight that is inside, at so many times its odds, with its interval. A sum of weights counts as rows
-    # of one weight with the same mean and variance, and the end that Clopper and Pearson find with one row more takes
-    # one more of the heaviest (Fay and Feuer, "Confidence intervals for directly standardized rates", Statistics in
-    # Medicine 1997). With equal weights it is theirs.
-    tail, values = (1 - confidence) / 2, []
-    for level, more in ((tail, (0.0, heaviest[1])), (1 - tail, (heaviest[0], 0.0))):
-        totals = [float(part.sum()) + one for part, one in zip((inside, outside), more, strict=True)]
-        if not all(totals):
-            values.append(0.0 if level == tail else 1.0)
-            continue
-        squares = [float(part @ part) + one**2 for part, one in zip((inside, outside), more, strict=True)]
-        numbers = [total**2 / square for total, square in zip(totals, squares, strict=True)]
-        share = betaincinv(*numbers, level)
-        times = odds * (squares[0] / totals[0]) / (squares[1] / totals[1])
-        values.append(times * share / (times * share + (1 - share)))
+    # The share of weight that is inside, at so many times its odds, with its interval.
+    low, high = share_of_weight(Sums.of(inside), Sums.of(outside), rows, confidence, odds)
     hits = odds * float(inside.sum())
-    return hits / (hits + float(outside.sum())), float(values[0]), float(values[1])
+    return hits / (hits + float(outside.sum())), float(low), float(high)
 
 
 def _of_order_statistic(above: int, allowed: int, rows: int, confidence: float) -> Interval:
@@ -514,8 +528,8 @@ def _precision(
     # that share, moved to the odds where the cut is used.
     if not above.any():
         return Interval(np.nan, 0.0, 1.0, True)
-    heaviest = [float(np.max(weight, where=of, initial=0.0)) for of in (positive, ~positive)]
-    ends = _part(weight[above & positive], weight[above & ~positive], (heaviest[0], heaviest[1]), confidence, odds)
+    rows = float(Sums.of(weight[positive]).row), float(Sums.of(weight[~positive]).row)
+    ends = _part(weight[above & positive], weight[above & ~positive], rows, confidence, odds)
     return Interval(*ends, exact=exact and _equal(weight))
 
 
