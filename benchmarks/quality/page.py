@@ -179,8 +179,9 @@ def _promised(results: Results, found: Mapping[Pair, Sequence[Effect]]) -> list[
             above = [effect.data for effect in large if effect.interval.low is not None and effect.interval.low > 0]
             name = f"interval above 0 on half of the sets of more than {MANY_POSITIVES} test positives"
             parts.append((name, 2 * len(above) >= len(large), f"{len(above)} of {len(large)}"))
-        worst = f"{one.worst[0]} {signed(one.worst[1])}"
-        parts.append((f"no set below {signed(LEAST_OF_A_SET)}", one.worst[1] >= LEAST_OF_A_SET, worst))
+        met = one.worst[1] >= LEAST_OF_A_SET
+        worst = f"{one.worst[0]} {signed(one.worst[1]) if met else f'{one.worst[1]:+.4f}'}"  # a miss may be a hair's
+        parts.append((f"no set below {signed(LEAST_OF_A_SET)}", met, worst))
         said = "; ".join(f"{name}: {'met' if met else '**missed**'} ({value})" for name, met, value in parts)
         lines.append(f"- {SCORERS[scorer]}, {spoken(objective)}: {said}.")
     return lines or ["Nothing of it can be judged yet."]
