@@ -173,7 +173,11 @@ def test_command_runs_lists_and_refuses(folder: Path, capsys: pytest.CaptureFixt
     assert main([*data, "--list", "--part", "1/50"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "core/small/ap/linear, split 100"
     assert main([*data, "--out", str(folder / "out"), "--minutes", "0"]) == 0
-    assert "140 units are left" in capsys.readouterr().out
+    assert "160 units are left" in capsys.readouterr().out
+    held = {"block": "core", "data": "small", "objective": "ap", "scorer": "linear", "seed": 100}
+    (folder / "held.json").write_text(json.dumps({"units": [held]}), "utf-8")
+    assert main([*data, "--add", "--results", str(folder / "held.json"), "--list"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "core/small/ap/linear, split 101"
     for wrong, said in (
         (["--part", "3/2"], "--part is K/N"),
         (["--sets", "none"], "there is no set 'none'"),
