@@ -3,7 +3,7 @@
     python benchmarks/rare_classifier.py --rows 100000 --features 50 --rounds 3 --bend 4
 
 The rows are normal, and the 2 % that are positive lie beyond a boundary that bends. The more it bends, the further the
-stage moves, and the longer it takes.
+stage moves, and the longer it takes. Between the two stands what the fit takes without its stage: cross-entropy, tuned.
 """
 
 import argparse
@@ -40,6 +40,7 @@ def main() -> None:
     x_test, y_test = drawn(asked.rows, asked.features, asked.bend, 1)
     models = {
         "LogisticRegression()": LogisticRegression(),
+        "without the stage": RareClassifier("ap", loss="cross_entropy", trials=asked.trials, random_state=0),
         'RareClassifier("ap")': RareClassifier("ap", trials=asked.trials, random_state=0),
     }
     seconds: dict[str, list[float]] = {name: [] for name in models}
