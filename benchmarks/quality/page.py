@@ -1,6 +1,6 @@
 """Turn the results into docs/evidence.md; every number on it comes from the results file."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,7 +81,8 @@ def page(results: Results, ceilings: Results | None = None) -> str:
         "An asterisk: still beyond chance at 5 % after Holm's adjustment for all arms and sets of the table. Over "
         "sets: *these* takes the sets as given, and only the splits as chance; *like these* is a random-effects model "
         "(REML, Hartung and Knapp), for a set not seen yet. "
-        "*Cross-entropy continued* is the control: what it gains, further steps gain.",
+        "*Cross-entropy continued* is the control: what it gains, further steps gain. Of *20 (5)* splits, the further "
+        "arms have 5.",
         "",
         "## In short",
         "",
@@ -90,6 +91,7 @@ def page(results: Results, ceilings: Results | None = None) -> str:
         "## What was promised",
         "",
         *_promised(results, found),
+        *_promised_of_peers(results, pairs),
         *(_headroom(results, ceilings) if ceilings else ()),
         "",
         "## Over all sets",
@@ -134,7 +136,7 @@ def _in_short(results: Results, found: Mapping[Pair, Sequence[Effect]]) -> list[
         ours = [one for one in every.values() if kind[one.arm] == "ranking"]
         if not ours:
             continue
-        best = max(ours, key=lambda one: one.these.mean)
+        best = every.get(OWN_STAGE.get(objective, "")) or max(ours, key=lambda one: one.these.mean)
         low, high = best.these.low, best.these.high
         if low is not None and low > 0:
             said = "pays"
@@ -155,7 +157,7 @@ def _in_short(results: Results, found: Mapping[Pair, Sequence[Effect]]) -> list[
             text += f". On sets that took no part in making the defaults: {each}"
         if control := every.get(CONTROL):
             text += f". Cross-entropy continued: {ranged(control.these)}"
-        others = [one for one in every.values() if kind[one.arm] not in ("ranking", "control")]
+        others = [one for one in every.values() if one is not best and kind[one.arm] != "control"]
         if others:
             text += ". Others: " + "; ".join(f"{label[one.arm]} {ranged(one.these)}" for one in others)
         lines.append(text + ".")
@@ -256,29 +258,44 @@ def _over_all(results: Results, found: Mapping[Pair, Sequence[Effect]]) -> list[
     return markdown_table(heads, rows) if rows else ["Nothing has two splits of any set yet."]
 
 
-def _peer_tables(results: Results, pairs: Iterable[Pair]) -> list[str]:
+def _against_peers(results: Results, pairs: Iterable[Pair]) -> Iterator[tuple[Pair, str, list[Effect], Overall]]:
     """Compare our loss of the same name with each peer's, on the same splits."""
-    label, kind, loss = (_of_arms(results, key) for key in ("label", "kind", "loss"))
-    rows = []
+    kind, loss = (_of_arms(results, key) for key in ("kind", "loss"))
     for scorer, objective in pairs:
         for own in (arm for arm in kind if kind[arm] == "ranking" and arm.endswith("_stage")):
             for peer in (arm for arm in kind if kind[arm] == "peer" and loss[arm] == loss[own]):
                 mine = effects(results["runs"], scorer, objective, against=peer, only=own)
-                if not mine:
-                    continue
-                each = ", ".join(
-                    f"{effect.data} {signed(effect.interval.mean)}{'*' if effect.sure else ''}" for effect in mine
-                )
-                mean = overall(mine)
-                rows.append(
-                    (
-                        SCORERS.get(scorer, scorer),
-                        spoken(objective),
-                        label[peer],
-                        ranged(mean[0].these) if mean else "",
-                        each,
-                    )
-                )
+                for one in overall(mine):
+                    yield (scorer, objective), peer, mine, one
+
+
+def _promised_of_peers(results: Results, pairs: Iterable[Pair]) -> list[str]:
+    label = _of_arms(results, "label")
+    found: dict[str, list[tuple[Pair, Overall]]] = {}
+    for pair, peer, _, one in _against_peers(results, pairs):
+        found.setdefault(peer, []).append((pair, one))
+    lines = []
+    for peer, every in found.items():
+        worse = sorted({data for _, one in every for data in one.worse})
+        behind = [
+            f"{SCORERS.get(scorer, scorer).lower()}, {spoken(objective)} {signed(one.these.mean)}"
+            for (scorer, objective), one in every
+            if one.these.mean <= 0
+        ]
+        parts = (("on no set worse beyond chance", worse), ("better on average", behind))
+        said = "; ".join(
+            f"{name}: **missed** ({'; '.join(wrong)})" if wrong else f"{name}: met" for name, wrong in parts
+        )
+        lines.append(f"- Against {label[peer]}, over each scorer and objective that ran ({len(every)}): {said}.")
+    return lines
+
+
+def _peer_tables(results: Results, pairs: Iterable[Pair]) -> list[str]:
+    label = _of_arms(results, "label")
+    rows = []
+    for (scorer, objective), peer, mine, one in _against_peers(results, pairs):
+        each = ", ".join(f"{effect.data} {signed(effect.interval.mean)}{'*' if effect.sure else ''}" for effect in mine)
+        rows.append((SCORERS.get(scorer, scorer), spoken(objective), label[peer], ranged(one.these), each))
     if not rows:
         return []
     heads = ("scorer", "judged by", "against", "ours less theirs, these sets", "by set")
@@ -300,11 +317,13 @@ def _by_set(results: Results, scorer: str, objective: str, mine: Sequence[Effect
     rows = []
     for data in dict.fromkeys(effect.data for effect in mine):
         by_arm = {effect.arm: effect for effect in mine if effect.data == data}
-        first = next(iter(by_arm.values()))
+        most = max(by_arm.values(), key=lambda effect: len(effect.differences))
         cells = [
             f"{ranged(by_arm[arm].interval)}{'*' if by_arm[arm].sure else ''}" if arm in by_arm else "" for arm in arms
         ]
-        rows.append((data, str(len(first.differences)), str(positives[data]), f"{first.base:.3f}", *cells))
+        fewer = min(len(effect.differences) for effect in by_arm.values())
+        splits = f"{len(most.differences)}" + (f" ({fewer})" if fewer < len(most.differences) else "")
+        rows.append((data, splits, str(positives[data]), f"{most.base:.3f}", *cells))
         if trees:
             rows[-1] = (*rows[-1], f"{np.mean(trees[data]):.3f}" if data in trees else "")
     heads = ("set", "splits", "test positives", "tuned CE", *(label[arm] for arm in arms))
