@@ -138,3 +138,15 @@ def test_import_of_the_core_loads_no_library_of_an_extra() -> None:
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in finished.stdout.split()}
     assert loaded <= {"rareloss", "torch"} | sys.stdlib_module_names
+
+
+def test_there_is_one_training_loop() -> None:
+    """Estimators and commands step through ``training.descent``; a stream steps as its batches come."""
+    made = [
+        module
+        for module, source in read_package().items()
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("torch.optim.")
+        if "lr_scheduler" not in ast.unparse(node.func)
+    ]
+    assert sorted(made) == ["integrations.sklearn", "training.descent", "training.descent"]
