@@ -183,6 +183,7 @@ def test_command_runs_lists_and_refuses(folder: Path, capsys: pytest.CaptureFixt
         (["--sets", "none"], "there is no set 'none'"),
         (["--scorer", "none"], "no unit of this grid has the scorer 'none'"),
         (["--sets", "three=7"], "three has no class '7'; there are 0, 1, 2"),
+        (["--add", "--results", str(folder / "none.json")], "there is no results file"),
         ([], "name a folder"),
     ):
         assert main([*data, *wrong]) == 2

@@ -91,6 +91,8 @@ def _run(given: argparse.Namespace) -> int:
         if unknown := set(asked or ()) - {of(unit) for unit in wanted}:
             raise DataError(f"no unit of this grid has the {what} {sorted(unknown)[0]!r}")
         wanted = [unit for unit in wanted if not asked or of(unit) in asked]
+    if given.add and not given.results.is_file():
+        raise DataError(f"there is no results file {given.results} to add to; leave --add out")
     before = json.loads(given.results.read_text("utf-8")) if given.add else None
     if given.page:
         save(collect(given.out, wanted, before), given.results)
