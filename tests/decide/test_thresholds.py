@@ -305,3 +305,30 @@ def test_drift() -> None:
     threshold = float(np.sort(old)[-101])
     assert not check_drift(old, new, threshold).drifted
     assert check_drift(old, new + 0.5, threshold).drifted
+
+
+@pytest.mark.parametrize(
+    "goal", ["recall@precision=1%", "recall@precision=50%", "cost@fn=1e6,fp=1", "cost@fn=1,fp=1e6"]
+)
+@pytest.mark.parametrize("simultaneous", [False, True])
+def test_interval_of_a_threshold_holds_the_threshold_also_where_any_cut_will_do(goal: str, simultaneous: bool) -> None:
+    random = np.random.default_rng(0)
+    labels = random.random(5_000) < 0.02
+    scores = random.normal(size=5_000) + 2 * labels
+    cut = find_threshold(scores, labels, goal, simultaneous=simultaneous)
+    assert cut.threshold.low <= cut.threshold.value <= cut.threshold.high
+    if goal == "recall@precision=1%":  # below the share of positives: nothing rules out that all rows may be alerts
+        assert cut.threshold.low == -np.inf
+
+
+@pytest.mark.parametrize("factor", [2.0**-900, 2.0**900])
+@pytest.mark.parametrize("goal", ["recall@top=1%", "recall@precision=50%"])
+def test_size_of_all_weights_changes_nothing(goal: str, factor: float) -> None:
+    random = np.random.default_rng(0)
+    labels = random.random(3_000) < 0.05
+    scores, weight = random.normal(size=3_000) + 2 * labels, random.uniform(1, 4, 3_000)
+    for simultaneous in (False, True):
+        plain, scaled = (
+            find_threshold(scores, labels, goal, w, simultaneous=simultaneous) for w in (weight, factor * weight)
+        )
+        assert (plain.threshold, plain.recall, plain.precision) == (scaled.threshold, scaled.recall, scaled.precision)

@@ -314,7 +314,7 @@ def _anywhere(cut: Cut, scores: np.ndarray, positive: np.ndarray, weight: np.nda
     where = cut.threshold
     if cut.objective.kind in ("recall@precision", "cost"):
         ends = _not_ruled_out(cut.objective, scores, positive, weight, cut.confidence)
-        where = Interval(where.value, *ends, exact=False)
+        where = _with_value(where.value, ends, False)
     return replace(
         cut,
         threshold=where,
@@ -324,6 +324,11 @@ def _anywhere(cut: Cut, scores: np.ndarray, positive: np.ndarray, weight: np.nda
         alerts=alerts,
         cost=_cost(cut.objective, shifted, recall, fpr),
     )
+
+
+def _with_value(value: float, ends: tuple[float, float], exact: bool) -> Interval:
+    # Of cuts that are as good the highest is taken, which may lie above an interval of the lowest.
+    return Interval(value, min(value, ends[0]), max(value, ends[1]), exact)
 
 
 def _not_ruled_out(
@@ -336,7 +341,8 @@ def _not_ruled_out(
         _, low, high = at_all_cuts(above, whole, heaviest, confidence)["precision"]
         # It is the lowest with the precision: none below all that may have it, nor above one that surely has.
         level = objective.level or 0.0
-        return float(thresholds[high >= level].min()), float(thresholds[low >= level].min(initial=np.inf))
+        lowest = float(thresholds[high >= level].min())
+        return lowest if lowest > thresholds[-1] else -np.inf, float(thresholds[low >= level].min(initial=np.inf))
     # Alarms for all rows catch all, for sure. Each of two metrics takes half of the risk.
     thresholds = np.append(thresholds, -np.inf)
     found = at_all_cuts(_and_all(above, whole), whole, heaviest, (1 + confidence) / 2)
@@ -460,7 +466,7 @@ def _achieved(
         same = equal or _equal(weight[counted])
         ends = quantile_interval(scores[counted], level, None if same else weight[counted], confidence)
         exact = objective.share is not None and same
-    where = Interval(threshold, min(threshold, ends[0]), max(threshold, ends[1]), exact)
+    where = _with_value(threshold, ends, exact)
     rows = _equal_rows(weight, above, min(max(float(weight[above].sum() / weight.sum()), 1e-12), 1 - 1e-12))
     cost, tied = _cost(objective, shifted, recall, fpr), int((scores == threshold).sum()) > 1
     return Cut(objective, where, recall, precision, fpr, alerts, cost, not note, note, confidence, rows, tied)
@@ -486,7 +492,8 @@ def _rows(
         raise ValueError(f"scores must be finite, {int((~np.isfinite(scores)).sum())} are not")
     if not positive.any() or positive.all():
         raise ValueError(f"a threshold needs both classes, got {int(positive.sum())} positives of {len(scores)} rows")
-    return scores, positive, weight
+    # By a power of two, which rounds nothing: weights of any size can be squared.
+    return scores, positive, np.ldexp(weight, -np.frexp(weight.max())[1])
 
 
 def _equal(weight: np.ndarray) -> bool:
