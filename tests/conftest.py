@@ -5,7 +5,7 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
-settings.register_profile("ci", derandomize=True, deadline=None, database=None, max_examples=20)
+settings.register_profile("ci", derandomize=True, deadline=None, database=None, max_examples=30)
 settings.load_profile("ci")
 
 

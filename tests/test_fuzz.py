@@ -346,7 +346,7 @@ class LifeOfALoss(RuleBasedStateMachine):
 
 
 def test_life_of_a_loss() -> None:
-    assert lead_lives(LifeOfALoss, 60, 25) > 350
+    assert lead_lives(LifeOfALoss, 120, 25) > 700
 
 
 @pytest.mark.fuzz
@@ -401,7 +401,7 @@ def rank(data: st.DataObject) -> None:
 
 
 @given(st.data())
-@settings(max_examples=250, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+@settings(max_examples=450, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
 def test_functions(data: st.DataObject) -> None:
     rank(data)
 
@@ -436,7 +436,7 @@ PIECES = (
 
 
 @given(st.one_of(st.text(max_size=30), st.lists(st.sampled_from(PIECES), max_size=7).map("".join)))
-@settings(max_examples=150)
+@settings(max_examples=300)
 def test_objectives(text: str) -> None:
     with suppress(ValueError):
         objective = Objective.parse(text)

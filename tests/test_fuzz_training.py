@@ -255,7 +255,7 @@ class LifeOfAWarmup(RuleBasedStateMachine):
 
 
 def test_life_of_a_warmup() -> None:
-    assert lead_lives(LifeOfAWarmup, 40, 20) > 125
+    assert lead_lives(LifeOfAWarmup, 65, 20) > 250
 
 
 @pytest.mark.fuzz
@@ -266,7 +266,7 @@ def test_long_lives_of_warmups() -> None:
 
 
 @given(st.data())
-@settings(max_examples=150, suppress_health_check=list(HealthCheck), phases=[Phase.generate], deadline=None)
+@settings(max_examples=300, suppress_health_check=list(HealthCheck), phases=[Phase.generate], deadline=None)
 def test_focal_losses(data: st.DataObject) -> None:
     feed_focal(data)
 

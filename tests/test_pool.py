@@ -427,7 +427,7 @@ def test_supported_operating_point_does_not_warn(name: str) -> None:
 
 
 @every_loss
-@pytest.mark.parametrize(("classes", "queue_size"), [(1, 0), (3, 64)])
+@pytest.mark.parametrize(("classes", "queue_size"), [(1, 0), (1, 64), (3, 64)])
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's own
 def test_graph_stays_whole_under_compile(name: str, classes: int, queue_size: int) -> None:
     torch.compiler.reset()
