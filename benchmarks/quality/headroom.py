@@ -15,16 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import joblib
-import torch
 from benchmarks.quality.__main__ import CEILINGS
 from benchmarks.quality.grid import FIRST_SEED, SCORECARDS, TRIALS, describe, objective_of, open_set, sets
 from benchmarks.speed.machine import describe as describe_machine
 from benchmarks.speed.machine import now
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from rareloss.study import DataError
 from rareloss.study.fitting import Fitted, Task, logistic
-from rareloss.study.runs import write_atomically
+from rareloss.study.runs import one_thread, write_atomically
 from rareloss.study.scorers import find_scorer
 from rareloss.study.split import split
 from rareloss.study.ways import draws_for, further
@@ -49,17 +47,12 @@ def ceiling(name: str, folder: Path | None, scorer: str, seed: int) -> dict[str,
     table = open_set(name, folder)
     objective, model = objective_of("ap", table), find_scorer(scorer)
     fold = split(table, seed)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1):
-            task = Task(table, fold, objective, seed)
-            tuned = logistic(task, model, draws_for(model, task, TRIALS))
-            peeking = Task(table, fold._replace(validation=fold.test), objective, seed)
-            losses = ranking_losses(objective, 1, "linear", queue_size=0)
-            found: Fitted = further(peeking, model, tuned, losses, [{}] * len(losses))
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread():
+        task = Task(table, fold, objective, seed)
+        tuned = logistic(task, model, draws_for(model, task, TRIALS))
+        peeking = Task(table, fold._replace(validation=fold.test), objective, seed)
+        losses = ranking_losses(objective, 1, "linear", queue_size=0)
+        found: Fitted = further(peeking, model, tuned, losses, [{}] * len(losses))
     seen = [look["validation"] for look in found.history]
     return {
         "data": name,

@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from rareloss import Objective
 from rareloss.decide.calibration import Calibration, calibrate
@@ -27,7 +26,7 @@ from rareloss.study.arms import BASELINE, RECIPE, Arm, arms_for
 from rareloss.study.comparison import Comparison, versions
 from rareloss.study.data import DataError, Table, load, source_frame, source_text
 from rareloss.study.fitting import Fitted, Task, score_with
-from rareloss.study.runs import Store
+from rareloss.study.runs import Store, one_thread
 from rareloss.study.scorers import find_scorer
 from rareloss.study.split import split
 from rareloss.study.ways import fit_arms
@@ -136,16 +135,11 @@ def fit(
     work = out.with_name(out.name + ".unfinished")
     Store(work, identity)
     task = Task(table, fold, judged, settings["seed"], remember=_Trials(work / "runs", say))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as a comparison does, so that the numbers are the same
-    try:
-        with threadpool_limits(1):
-            (_, found), *_ = fit_arms(task, scorer, [chosen], settings["trials"])
-            if isinstance(found, Exception):
-                raise DataError(f"{chosen.name} of {scorer.name} failed: {type(found).__name__}: {found}") from found
-            model = _model(task, found, {"arm": chosen.name, "scorer": scorer.name}, settings, told)
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread():  # as a comparison does, so that the numbers are the same
+        (_, found), *_ = fit_arms(task, scorer, [chosen], settings["trials"])
+        if isinstance(found, Exception):
+            raise DataError(f"{chosen.name} of {scorer.name} failed: {type(found).__name__}: {found}") from found
+        model = _model(task, found, {"arm": chosen.name, "scorer": scorer.name}, settings, told)
     try:
         if apart is not None:
             _write_rows(data, table, fold.test, apart)

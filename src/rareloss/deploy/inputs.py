@@ -34,21 +34,19 @@ class Category:
 
     def transform(self, values: pd.Series) -> np.ndarray:
         """Compute the columns, ``[n, frequent + rare]``."""
-        place = self._places(values)
-        hot = np.zeros((len(place), len(self.frequent) + 1), dtype=np.float32)
-        hot[np.arange(len(place)), place] = 1
-        return hot if self.rare else hot[:, :-1]
-
-    def unseen(self, values: pd.Series) -> int:
-        """Count the rows whose value has no column at all: none that the model was fitted on had it, or a rare one."""
-        return 0 if self.rare else int((self._places(values) == len(self.frequent)).sum())
-
-    def _places(self, values: pd.Series) -> np.ndarray:
         text = values.astype("object")
         place = pd.Index(self.frequent, dtype="object").get_indexer(
             pd.Index(text.where(text.notna(), None), dtype="object")
         )
-        return np.where(place < 0, len(self.frequent), place)
+        place = np.where(place < 0, len(self.frequent), place)
+        hot = np.zeros((len(place), len(self.frequent) + 1), dtype=np.float32)
+        hot[np.arange(len(place)), place] = 1
+        return hot if self.rare else hot[:, :-1]
+
+    @property
+    def width(self) -> int:
+        """Columns of what :meth:`transform` returns."""
+        return len(self.frequent) + self.rare
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,8 +100,7 @@ class Inputs:
     def width(self) -> int:
         """Columns of what :meth:`transform` returns."""
         curves = len(self.numbers) * (len(KNOTS) + 1 if self.kind == "spline" else 1)
-        hot = sum(len(category.frequent) + category.rare for category in self.categories)
-        return curves + len(self.flags) + len(self.gaps) + hot
+        return curves + len(self.flags) + len(self.gaps) + sum(category.width for category in self.categories)
 
     def transform(self, features: pd.DataFrame) -> np.ndarray:
         """Compute the inputs of a scorer, float32 ``[n, width]``."""
@@ -120,10 +117,16 @@ class Inputs:
         found: np.ndarray = np.clip(np.hstack(parts), -largest, largest).astype(np.float32)
         return found
 
-    def unseen(self, features: pd.DataFrame) -> dict[str, int]:
-        """Count the rows of each category that hold a value without a column, where there are any."""
-        found = {category.name: category.unseen(features[category.name]) for category in self.categories}
-        return {name: rows for name, rows in found.items() if rows}
+    def unseen(self, inputs: np.ndarray) -> dict[str, int]:
+        """Count the rows of :meth:`transform` in which a category's value has no column, by category, where any are."""
+        found: dict[str, int] = {}
+        start = self.width - sum(category.width for category in self.categories)
+        for category in self.categories:
+            rows = int((~inputs[:, start : start + category.width].any(axis=1)).sum())
+            if rows:
+                found[category.name] = rows
+            start += category.width
+        return found
 
     def _numbers(self, part: str, values: np.ndarray) -> np.ndarray:
         own = {name: self.arrays[f"{part}.{name}"] for name in _needed(self.kind, part)}

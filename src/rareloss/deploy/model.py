@@ -107,17 +107,17 @@ class Model:
         Raises:
             DataError: as in :meth:`features`.
         """
-        return self.score_features(self.features(rows))
+        return self.score_inputs(self.inputs.transform(self.features(rows))).set_axis(rows.index)
 
-    def score_features(self, features: pd.DataFrame) -> pd.DataFrame:
-        """Score what :meth:`features` returned, as :meth:`score` does."""
-        scores = self.raw(self.inputs.transform(features))
+    def score_inputs(self, inputs: np.ndarray) -> pd.DataFrame:
+        """Score inputs ``[n, width]``, as :meth:`score` does; rows are numbered from 0."""
+        scores = self.raw(inputs)
         columns = {
             "score": scores,
             "probability": self.calibrator(scores),
             "decision": scores.astype(np.float64) > self.threshold,
         }
-        return pd.DataFrame(columns, index=features.index)
+        return pd.DataFrame(columns)
 
     def raw(self, inputs: np.ndarray) -> np.ndarray:
         """Compute raw scores, float32 ``[n]``, of inputs ``[n, width]``."""

@@ -74,11 +74,11 @@ def score_file(
         batches = stack.enter_context(contextlib.closing(_batches(data, model, keep, rows_at_once)))
         for batch, kept in batches:
             try:
-                features = model.features(batch)
+                inputs = model.inputs.transform(model.features(batch))
             except DataError as error:
                 raise DataError(f"rows {rows + 1:,} to {rows + len(batch):,}: {error}") from error
-            found = model.score_features(features)
-            unseen.update(model.inputs.unseen(features))
+            found = model.score_inputs(inputs)
+            unseen.update(model.inputs.unseen(inputs))
             columns = [pa.array(found[name], kind) for name, kind in WRITTEN]
             copied = tuple(kept.column_names)
             nested = [field.name for field in kept.schema if pa.types.is_nested(field.type)]

@@ -24,10 +24,22 @@ from rareloss.study.split import split
 from rareloss.study.ways import fit_arms, fit_trees
 from rareloss.study.writing import whole_file
 
-__all__ = ["TREES", "Store", "run_unit", "unit_name", "write_atomically"]
+__all__ = ["TREES", "Store", "one_thread", "run_unit", "unit_name", "write_atomically"]
 
 # The trees are no scorer's own: they are fitted once per seed.
 TREES = "trees"
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute in one thread, so that the numbers do not depend on how many workers there are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def run_unit(
@@ -41,9 +53,7 @@ def run_unit(
     in_process: bool = True,
     ticks: str | None = None,
 ) -> dict[str, Any]:
-    """Train a scorer on one split under each arm, and score each one's test fold, once.
-
-    One thread, so that the numbers do not depend on how many workers there are.
+    """Train a scorer on one split under each arm, and score each one's test fold, once, in one thread.
 
     Args:
         table: the data.
@@ -62,29 +72,24 @@ def run_unit(
         with contextlib.suppress(ValueError):  # not the main thread of a worker: nothing would reach it anyway
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to answer
     unit: dict[str, Any] = {"seed": seed, "scorer": scorer, "runs": [], "failed": []}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with threadpool_limits(1), warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            task = Task(table, split(table, seed), objective, seed)
-            _tick(ticks, scorer, seed, "start")
+    with one_thread(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        task = Task(table, split(table, seed), objective, seed)
+        _tick(ticks, scorer, seed, "start")
+        last = time.perf_counter()
+        for arm, fitted in _fitted(task, arms, scorer, trials):
+            found = fitted if isinstance(fitted, Exception) else _run(task, arm, scorer, fitted)
+            if isinstance(found, Exception):
+                error = f"{type(found).__name__}: {found}"
+                unit["failed"].append({"seed": seed, "scorer": scorer, "arm": arm.name, "error": error})
+            else:
+                # Of what is said, a user needs what the losses say of their operating point.
+                said = {str(each.message) for each in caught if "are needed for a stable gradient" in str(each)}
+                seconds = round(time.perf_counter() - last, 2)
+                unit["runs"].append({**found, "seconds": seconds, "warnings": sorted(said)})
+            caught.clear()
             last = time.perf_counter()
-            for arm, fitted in _fitted(task, arms, scorer, trials):
-                found = fitted if isinstance(fitted, Exception) else _run(task, arm, scorer, fitted)
-                if isinstance(found, Exception):
-                    error = f"{type(found).__name__}: {found}"
-                    unit["failed"].append({"seed": seed, "scorer": scorer, "arm": arm.name, "error": error})
-                else:
-                    # Of what is said, a user needs what the losses say of their operating point.
-                    said = {str(each.message) for each in caught if "are needed for a stable gradient" in str(each)}
-                    seconds = round(time.perf_counter() - last, 2)
-                    unit["runs"].append({**found, "seconds": seconds, "warnings": sorted(said)})
-                caught.clear()
-                last = time.perf_counter()
-                _tick(ticks, scorer, seed, arm.name)
-    finally:
-        torch.set_num_threads(threads)
+            _tick(ticks, scorer, seed, arm.name)
     return unit
 
 
