@@ -29,6 +29,24 @@ def test_average_precision_equals_scikit_learn(pool: Pool) -> None:
     )
 
 
+@given(pool=pools(), seed=st.integers(0, 9))
+def test_average_precision_of_one_column_under_many_weights(pool: Pool, seed: int) -> None:
+    scores, positive, weight = pool
+    many = weight[:, None] * torch.empty(len(weight), 4).exponential_(generator=torch.Generator().manual_seed(seed))
+    columns = (scores[:, None].expand(-1, 4), positive[:, None].expand(-1, 4), many)
+    one_by_one = [metrics.average_precision(scores, positive, column).value.item() for column in many.unbind(1)]
+    assert metrics.average_precision(*columns).value.tolist() == pytest.approx(one_by_one, abs=1e-12, nan_ok=True)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_one_column_with_a_score_that_is_not_finite_has_no_average_precision(wrong: float) -> None:
+    scores = torch.tensor([1.0, wrong, 0.0])[:, None].expand(-1, 2)
+    positive = torch.tensor([True, False, False])[:, None].expand(-1, 2)
+    value, defined = metrics.average_precision(scores, positive, torch.rand(3, 2) + 0.1)
+    assert bool(value.isnan().all())
+    assert bool(defined.all())
+
+
 @given(pool=pools(), beta=st.sampled_from([0.01, 0.2, 0.5, 0.99]))
 def test_partial_auc_equals_scikit_learn(pool: Pool, beta: float) -> None:
     scores, positive, weight = pool.arrays()

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from rareloss import Objective, RankStage, SigmoidFocalLoss, SmoothAPLoss, rank_stage
 from rareloss.training.descent import PENALTIES, Batch, descend, follow_path, pools
 from rareloss.training.elsewhere import start_elsewhere
-from rareloss.training.rank_stage import repeat_stage
+from rareloss.training.rank_stage import _judged, _weights_drawn, repeat_stage
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*are needed for a stable gradient:UserWarning")
 Rows = tuple[Tensor, Tensor]
@@ -324,6 +324,29 @@ def test_what_is_kept_is_what_was_judged_better(
     assert len(found.looks) == len(seen) == len(judged)
     assert all(torch.equal(number, seen[kept][name]) for name, number in walker.state_dict().items())
     assert len({tuple(state["weight"].flatten().tolist()) for state in seen}) == len(seen)
+
+
+@pytest.mark.parametrize("point", ["ap", "recall@top=5%", "recall@fpr=5%", "pauc@fpr=5%"])
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("at_once", [None, 500])  # None: as many reweightings as the module takes
+def test_reweighted_judgements_are_the_metric_under_each_weight(
+    point: str, outputs: int, weighted: bool, at_once: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if at_once is not None:
+        monkeypatch.setattr("rareloss.training.rank_stage._DRAWN_AT_ONCE", at_once)
+    generator, objective = torch.Generator().manual_seed(0), Objective.parse(point)
+    scores = torch.randn(200, outputs, generator=generator)
+    targets = torch.randint(max(2, outputs), (200,), generator=generator)
+    weight = torch.rand(200, generator=generator) if weighted else None
+    drawn = _weights_drawn(200)
+    found = _judged(scores, Batch(None, targets, weight), objective, lambda: drawn)
+
+    def value(own: Tensor) -> float:
+        return objective.metric(scores, targets, own if weight is None else own * weight).value.mean().item()
+
+    assert found.value == pytest.approx(value(torch.ones(200)), abs=1e-12)
+    assert found.reweighted.tolist() == pytest.approx([value(one) for one in drawn], abs=1e-7)
 
 
 def turning(rows: int, seed: int) -> Rows:

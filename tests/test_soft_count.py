@@ -1,6 +1,7 @@
 """The one primitive: the soft count of rows above a point."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 import reference
 from pools import Pool, pools
 from rareloss.functional import soft_count
+from rareloss.kernels import grid
+from rareloss.kernels.grid import grid_count
 from rareloss.kernels.ranks import soft_ranks
 
 
@@ -134,7 +137,7 @@ def pools_to_rank(classes: int, rows: int, dtype: torch.dtype, law: str) -> tupl
 
 
 @pytest.mark.parametrize("law", ["normal", "outliers"])
-@pytest.mark.parametrize(("classes", "rows"), [(1, 40), (1, 1500), (3, 600), (40, 60)])
+@pytest.mark.parametrize(("classes", "rows"), [(1, 40), (1, 1500), (2, 3600), (3, 600), (40, 60)])
 @pytest.mark.parametrize("alike", [True, False])
 def test_ranks_of_rows_equal_two_counts(classes: int, rows: int, alike: bool, law: str) -> None:
     for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 2e-6)):
@@ -153,6 +156,19 @@ def test_ranks_of_rows_equal_two_counts(classes: int, rows: int, alike: bool, la
         (slope,) = torch.autograd.grad(found, leaf, [one.to(dtype) for one in arriving])
         (exact_slope,) = torch.autograd.grad(expected, exact, arriving)
         assert (slope.double() - exact_slope).norm() <= 5 * tolerance * exact_slope.norm()
+
+
+def test_both_ranks_come_from_one_grid_where_one_is_faster_than_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def counted(*given: Any) -> Any:
+        calls.append(given[1].shape[1])
+        return grid_count(*given)
+
+    monkeypatch.setattr(grid, "grid_count", counted)
+    scores, weight, ranked, own = pools_to_rank(2, 3600, torch.float32, "normal")
+    soft_ranks(scores.requires_grad_(), weight, ranked, own, 0.05)[1].sum().backward()
+    assert calls == [2, 2]  # sets of weights, forward and backward
 
 
 def test_ranks_have_no_second_derivative() -> None:

@@ -55,6 +55,8 @@ def average_precision(scores: Tensor, positive: Tensor, weight: Tensor | None = 
         tensor(0.8333, dtype=torch.float64)
     """
     pool = make_pool(scores, positive, weight)
+    if len(pool.scores) > 1 and pool.scores.stride(0) == 0 and checks.values_readable(pool.scores):
+        return _average_precision_in_one_order(pool)
     places, hits = pool.positive()
     level = picked(pool.scores, places)
     (rank_among_positives,) = hard_count(level, hits, level, with_ties=(True,))
@@ -63,6 +65,19 @@ def average_precision(scores: Tensor, positive: Tensor, weight: Tensor | None = 
     whole = hits.sum(1, dtype=torch.float64)
     value = safe_ratio((hits * precision).sum(1), whole)
     return per_class(pool, value, whole).like(scores)
+
+
+def _average_precision_in_one_order(pool: Pool) -> PerClass:
+    # One column of scores under many weights, such as a bootstrap's, is sorted once.
+    ordered, order = pool.scores[:1].sort(dim=1, descending=True)
+    ends = pad(ordered[0, :-1] > ordered[0, 1:], (0, 1), value=True).nonzero()[:, 0]
+    hits, taken = (
+        weight.index_select(1, order[0]).cumsum(1, dtype=torch.float64).index_select(1, ends)
+        for weight in (torch.where(pool.is_positive, pool.weight, 0.0), pool.weight)
+    )
+    gained = hits.diff(dim=1, prepend=torch.zeros_like(hits[:, :1]))
+    value = safe_ratio((gained * safe_ratio(hits, taken)).sum(1), hits[:, -1])
+    return per_class(pool, value, hits[:, -1])
 
 
 @torch.no_grad()

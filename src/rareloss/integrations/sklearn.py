@@ -43,7 +43,7 @@ __all__ = ["RareClassifier"]
 # Rows that choose among the draws and walk the path, and rows on which the chosen place is found again.
 POOL, LAST_POOL = 8192, 16_384
 # Of logistic regression's gradient, and of the ranking loss: a change that moves no row in the ranking.
-TOLERANCE, STAGE_TOLERANCE = 1e-4, 1e-5
+TOLERANCE, STAGE_TOLERANCE = 1e-4, 3e-5
 # Of ``partial_fit``: remembered rows, steps of cross-entropy before a ranking, and the constant learning rates.
 QUEUE, WARM_UP, RATES = 16_384, 200, {"linear": 1e-2, "network": 1e-3}
 

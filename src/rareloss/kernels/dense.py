@@ -9,7 +9,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["NANOSECONDS", "NANOSECONDS_PER_RANKED_PAIR", "RankedPairs", "dense_count", "dense_pairs"]
+__all__ = [
+    "NANOSECONDS",
+    "NANOSECONDS_PER_RANKED_PAIR",
+    "RankedPairs",
+    "dense_count",
+    "dense_pairs",
+    "least_nanoseconds",
+]
 
 # Pairs worked on at once: a block of float32 (256 KiB) and what is derived from it stay in a core's cache.
 _BLOCK = 2**16
@@ -121,6 +128,11 @@ def _kernels(
         # sigmoid' from the lower tail, which keeps its digits on either side.
         tail = distance.abs_().neg_().sigmoid_()
         yield slopes, (1 - tail).mul_(tail).mul_(per_temperature)
+
+
+def least_nanoseconds(ranked: int, rows: int) -> float:
+    """Predict what so many ranked rows cost :class:`RankedPairs` at the very least, before their order is known."""
+    return min(NANOSECONDS_PER_RANKED_PAIR, _NANOSECONDS_SHARING) * ranked * rows
 
 
 class RankedPairs:

@@ -15,7 +15,8 @@ from torch import Tensor
 from rareloss.kernels import grid
 from rareloss.kernels.batching import eager_twin, fold_into_batch, is_plain, without_second_derivative
 from rareloss.kernels.count import cheapest, count_now, count_pairs, everywhere, without_autocast
-from rareloss.kernels.dense import NANOSECONDS_PER_RANKED_PAIR, RankedPairs
+from rareloss.kernels.dense import NANOSECONDS as NANOSECONDS_PER_PAIR
+from rareloss.kernels.dense import NANOSECONDS_PER_RANKED_PAIR, RankedPairs, least_nanoseconds
 from rareloss.kernels.exponentials import swapped
 
 __all__ = ["soft_ranks"]
@@ -65,8 +66,14 @@ def _count(
     if _is_small(scores, rows):
         return _count_small(scores, weight, rows, own, temperature)
     at, wanted = scores.gather(1, rows), own > 0
-    if (pairs := _pairs_if_cheapest(scores, weight, rows, own, at, temperature)) is not None:
+    pairs, one_grid = _pairs_or_one_grid(scores, weight, rows, own, at, temperature)
+    if pairs is not None:
         return torch.stack([one.counts() for one in pairs], 1), None, None, None
+    if one_grid is not None:
+        both = torch.stack([torch.zeros_like(weight).scatter_add_(1, rows, own), weight], 1)
+        counts, slopes = grid.grid_count(scores, both, at, temperature, True, with_slopes, *one_grid)
+        assert counts is not None
+        return counts, slopes, None, None
     asked = (wanted, temperature, True, with_slopes)
     # A row's pair with itself is in two sums of slopes, which cancel in float64 where they were summed up in it.
     fine = (None, torch.float64)
@@ -106,14 +113,20 @@ def _pull(
             return found.index_add_(1, rows[0], (first @ slopes.mT).mul_(arriving).sum(0, keepdim=True), alpha=-1)
         at, wanted = scores.gather(1, rows), own > 0
         arriving = arriving.masked_fill(~wanted[:, None], 0.0)
-        if (pairs := _pairs_if_cheapest(scores, weight, rows, own, at, temperature)) is not None:
+        pairs, one_grid = _pairs_or_one_grid(scores, weight, rows, own, at, temperature)
+        if pairs is not None:
             (to_chosen, at_chosen), (to_every, at_every) = (one.pulls(arriving[:, k]) for k, one in enumerate(pairs))
             return to_every.scatter_add_(1, rows, to_chosen + at_chosen + at_every)
-        pulls = []
-        for k, (among, order) in enumerate(((at, first), (scores, second))):
-            back = None if order is None else swapped(order, among.shape[1])
-            asked = (wanted, everywhere(among), temperature, False, True, back, torch.float64)
-            pulls.append(count_now(at, arriving[:, k, None], among, *asked)[1][:, 0])
+        if one_grid is not None:
+            _, both = grid.grid_count(at, arriving, scores, temperature, False, True, *one_grid)
+            assert both is not None
+            pulls = [both[:, 0].gather(1, rows), both[:, 1]]
+        else:
+            pulls = []
+            for k, (among, order) in enumerate(((at, first), (scores, second))):
+                back = None if order is None else swapped(order, among.shape[1])
+                asked = (wanted, everywhere(among), temperature, False, True, back, torch.float64)
+                pulls.append(count_now(at, arriving[:, k, None], among, *asked)[1][:, 0])
         assert slopes is not None
         at_rows = own * pulls[0] - (arriving * slopes).sum(1)
         return (weight * pulls[1]).scatter_add_(1, rows, at_rows.to(pulls[1].dtype)).to(scores.dtype)
@@ -124,17 +137,29 @@ def _is_small(scores: Tensor, rows: Tensor) -> bool:
     return len(scores) == 1 and NANOSECONDS_PER_RANKED_PAIR * scores.numel() * rows.numel() <= grid.NANOSECONDS
 
 
-def _pairs_if_cheapest(
+def _pairs_or_one_grid(
     scores: Tensor, weight: Tensor, rows: Tensor, own: Tensor, at: Tensor, temperature: float
-) -> tuple[RankedPairs, RankedPairs] | None:
-    pools, points = rows.shape
-    if scores.device.type != "cpu" and pools > 1:
-        return None  # which rows are chosen would have to be waited for
-    among_every = RankedPairs(scores, weight, rows, own > 0, temperature)
-    if cheapest(scores, at, temperature, among_every.nanoseconds)[0] != "pairs":
-        return None
-    numbers = torch.arange(points, device=rows.device).expand(pools, points)
-    return RankedPairs(at, own, numbers, own > 0, temperature), among_every
+) -> tuple[tuple[RankedPairs, RankedPairs] | None, tuple[Tensor, int] | None]:
+    # The pairs among the chosen and among all where they are the fastest; a grid that both counts share where one is
+    # faster than one each; else neither. Forward and backward pass decide alike.
+    (pools, points), among = rows.shape, scores.shape[1]
+    on_cpu = scores.device.type == "cpu"
+    if not on_cpu and pools > 1:
+        return None, None  # which rows are chosen would have to be waited for
+    wanted = own > 0
+    least = least_nanoseconds(int(wanted.count_nonzero()) if on_cpu else points, among)
+    engine, low, nodes = cheapest(scores, at, temperature, least)
+    if engine == "pairs":
+        among_every = RankedPairs(scores, weight, rows, wanted, temperature)
+        engine, low, nodes = cheapest(scores, at, temperature, among_every.nanoseconds)
+        if engine == "pairs":
+            numbers = torch.arange(points, device=rows.device).expand(pools, points)
+            return (RankedPairs(at, own, numbers, wanted, temperature), among_every), None
+    # On one grid the chosen cost what all rows do; on one of their own, or by pairs, there are fewer of them.
+    shared = grid.NANOSECONDS_PER_ROW * (among + points) + grid.NANOSECONDS_PER_NODE * nodes
+    apart = grid.NANOSECONDS + pools * (grid.NANOSECONDS_PER_ROW * 2 * points + grid.NANOSECONDS_PER_NODE * nodes)
+    by_pairs = NANOSECONDS_PER_PAIR * pools * points**2
+    return None, (low, nodes) if engine == "grid" and pools * shared < min(apart, by_pairs) else None
 
 
 @torch.library.custom_op("rareloss::soft_ranks", mutates_args=())

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
@@ -44,6 +44,8 @@ TEMPERATURES = {
 _ROWS_AT_ONCE = 65_536
 # Of validation rows, and by how many standard errors over them something has to be better to be kept.
 _RESAMPLES = 25
+# Numbers that are worked on at once there.
+_DRAWN_AT_ONCE = 2**18
 _MARGIN = 0.5
 _LEARNING_RATES = {"linear": 3e-2, "network": 3e-4}
 
@@ -220,7 +222,8 @@ def rank_stage(
     checks.positive_number("learning_rate", rate)
 
     start = _scores(model, held_out.inputs, chunk_size)
-    before = _judged(start, held_out, objective).value
+    drawn = cache(partial(_weights_drawn, len(held_out.targets)))
+    before = _judged(start, held_out, objective, drawn).value
     if not math.isfinite(before):
         raise ValueError(
             f"{objective.name} of the given model on validation is {before}; validation needs positives and negatives, "
@@ -235,7 +238,7 @@ def rank_stage(
     for loss in losses:
         tried = copy.deepcopy(model)
         scores_of = _in_chunks(tried, chunk_size)
-        judge = partial(_on_validation, tried, held_out, objective, chunk_size)
+        judge = partial(_on_validation, tried, held_out, objective, chunk_size, drawn)
         if optimizer != "adamw" and whole is not None:
             found = _solve(
                 tried, loss, whole, judge, scores_of, solver=solver, tolerance=tolerance, objective=objective
@@ -414,26 +417,37 @@ def _margin(model: nn.Module, targets: Tensor) -> float:
     return _MARGIN * math.sqrt(max(1.0, 10 * weights / outputs / max(rarest, 1)))
 
 
-def _on_validation(model: nn.Module, held_out: Batch, objective: Objective, chunk_size: int) -> Judgement:
-    return _judged(_scores(model, held_out.inputs, chunk_size), held_out, objective)
+def _weights_drawn(rows: int) -> Tensor:
+    # From an exponential distribution, [B, n]: the Bayesian bootstrap.
+    seeds = (torch.Generator().manual_seed(seed) for seed in range(1, _RESAMPLES + 1))
+    return torch.stack([torch.ones(rows).exponential_(generator=seed) for seed in seeds])
 
 
-def _judged(scores: Tensor, held_out: Batch, objective: Objective) -> Judgement:
+def _on_validation(
+    model: nn.Module, held_out: Batch, objective: Objective, chunk_size: int, drawn: Callable[[], Tensor]
+) -> Judgement:
+    return _judged(_scores(model, held_out.inputs, chunk_size), held_out, objective, drawn)
+
+
+def _judged(scores: Tensor, held_out: Batch, objective: Objective, drawn: Callable[[], Tensor]) -> Judgement:
     targets = held_out.targets.to(scores.device)
     weight = torch.ones(len(targets)) if held_out.weight is None else held_out.weight
     weight = weight.to(scores.device)
 
-    def value(drawn: Tensor) -> Tensor:
-        of_rows = weight * drawn.to(scores.device).reshape(-1, *[1] * (weight.ndim - 1))
-        per_class, defined = objective.metric(scores, targets, of_rows)
-        return per_class[defined].mean()
+    def values(drawn: Tensor) -> Tensor:
+        # Under each of the weights ``drawn[n, B]``; those of one column of scores at once, which is then sorted once.
+        if scores.ndim == 1 or scores.shape[1] == 1:
+            column, labels = (one.reshape(-1, 1).expand_as(drawn) for one in (scores, targets))
+            return objective.metric(column, labels, weight.reshape(-1, 1) * drawn).value.reshape(-1)
+        shape = (-1, *[1] * (weight.ndim - 1))
+        found = [objective.metric(scores, targets, weight * one.reshape(shape)) for one in drawn.unbind(1)]
+        return torch.stack([per_class[defined].mean() for per_class, defined in found])
 
     def reweighted() -> Tensor:
-        # Rows with weights from an exponential distribution: the Bayesian bootstrap.
-        seeds = (torch.Generator().manual_seed(seed) for seed in range(1, _RESAMPLES + 1))
-        return torch.stack([value(torch.ones(len(targets)).exponential_(generator=seed)) for seed in seeds])
+        together = max(1, _DRAWN_AT_ONCE // len(targets))
+        return torch.cat([values(part.mT.to(scores.device)) for part in drawn().split(together)])
 
-    return Judgement(float(value(torch.ones(len(targets)))), reweighted)
+    return Judgement(float(values(torch.ones(len(targets), 1, device=scores.device))), reweighted)
 
 
 @torch.no_grad()
