@@ -287,6 +287,9 @@ def test_page_says_how_much_there_was_to_gain() -> None:
     assert "+0.030 (linear scorecard), +0.015 (additive scorecard), +0.045 (linear scorecard on" in said
     assert "| one | 0.400 | +0.051 | +0.060 | 0.400 | +0.051 | +0.030 |" in said
     assert "| mean | 0.400 | " in said
+    results["runs"] = [one for one in results["runs"] if one["data"] == "one"]
+    assert "| mean | 0.400 | +0.051 | +0.060 |" in page(results, ceilings)  # over what both have
+    assert "How much there is to gain" not in page(made_up(), ceilings)
 
 
 def test_ceiling_starts_at_what_the_grid_tunes_and_lies_no_lower(folder: Path) -> None:

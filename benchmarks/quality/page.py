@@ -199,6 +199,9 @@ def _headroom(results: Results, ceilings: Results) -> list[str]:
             for run in results["runs"]
             if (run["data"], run["objective"]) == (data, "ap") and run["seed"] in seeds
         }
+        stages = {(scorer, arm, seed) for scorer in SCORECARDS for arm in (BASELINE, OWN_STAGE["ap"]) for seed in seeds}
+        if not stages <= tested.keys() or not any(scorer == TREES for scorer, _, _ in tested):
+            continue  # other results than those that the ceilings stand beside
         row = {"trees": np.mean([test for (scorer, _, _), test in tested.items() if scorer == TREES])}
         for scorer in SCORECARDS:
             mine = [one for one in ceilings["runs"] if (one["data"], one["scorer"]) == (data, scorer)]
@@ -208,6 +211,8 @@ def _headroom(results: Results, ceilings: Results) -> list[str]:
                 [tested[scorer, OWN_STAGE["ap"], seed] - tested[scorer, BASELINE, seed] for seed in seeds]
             )
         table[data] = {name: float(value) for name, value in row.items()}
+    if not table:
+        return []
     mean = {name: float(np.mean([row[name] for row in table.values()])) for name in next(iter(table.values()))}
     most = ", ".join(f"{signed(mean[f'{scorer} at best'])} ({SCORERS[scorer].lower()})" for scorer in SCORECARDS)
     said = (
