@@ -45,8 +45,8 @@ The same file goes to `rareloss compare DIR/reuters.npz --positive ship --networ
 {machine}
 
 Tuned cross-entropy is the best of its 8 draws here. Since then it goes on to larger penalties where the largest one
-drawn is the best, as it was in 26 of the 92 units of a linear head; so its numbers below may be a little low, and what
-the others gain a little high.
+drawn is the best, as it was in some units of a linear head; so its numbers below may be a little low, and what the
+others gain a little high.
 """
 
 _SETS = {
