@@ -23,9 +23,9 @@ from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import QuantileTransformer
 from torch import Tensor, nn
 
-from rareloss import LossWarmupWrapper, Objective, RecallAtQuantileLoss, metrics, rank_stage
+from rareloss import LossWarmupWrapper, Objective, RecallAtQuantileLoss, finetune, metrics
 from rareloss.integrations.logistic import solve_logistic
-from rareloss.ranking.pool import PerClass, Pool
+from rareloss.pool import PerClass, Pool
 
 Parts = dict[str, tuple[Tensor, Tensor]]
 BATCH, EPOCHS, LEARNING_RATE = 512, 20, 1e-2
@@ -97,7 +97,7 @@ def ranking_stage(
     parts: Parts, start: nn.Linear, losses: list[nn.Module] | None, objective: Objective
 ) -> tuple[float, float]:
     """Return the test value before and after a stage, whose loss and place on the path validation chooses."""
-    stage = rank_stage(start, objective, parts["train"], parts["validation"], losses=losses)
+    stage = finetune(start, objective, parts["train"], parts["validation"], losses=losses)
     return value(start, parts["test"], objective), value(stage.model, parts["test"], objective)
 
 

@@ -27,7 +27,7 @@ from rareloss import (
     SmoothAPLoss,
     SoftmaxFocalLoss,
 )
-from rareloss.verify import Certificate, Finding, verify
+from rareloss.testing import Check, Report, verify
 
 __all__ = ["CASES", "Case", "main", "page"]
 
@@ -134,10 +134,10 @@ OF_LIBRARY = {
 }
 
 
-def page(certificates: Sequence[tuple[Case, Certificate]], missing: Sequence[str]) -> Iterator[str]:
+def page(reports: Sequence[tuple[Case, Report]], missing: Sequence[str]) -> Iterator[str]:
     """Write the page line by line."""
-    settings = certificates[0][1].settings
-    found = {case.library: _version(case.library) for case, _ in certificates}
+    settings = reports[0][1].settings
+    found = {case.library: _version(case.library) for case, _ in reports}
     yield "# Verified"
     yield ""
     yield (
@@ -158,10 +158,10 @@ def page(certificates: Sequence[tuple[Case, Certificate]], missing: Sequence[str
     yield (
         "A number is the measured error of the case that is worst by its tolerance, or what was counted: graph breaks; "
         "values, gradients and numbers in the state that are not finite; rows behind the operating point. *raised* "
-        "stands where the loss raised an exception. A dash: it did not apply, the reason is in the certificate."
+        "stands where the loss raised an exception. A dash: it did not apply, the reason is in the report."
     )
     for library in found:
-        several = [(case, certificate) for case, certificate in certificates if case.library == library]
+        several = [(case, report) for case, report in reports if case.library == library]
         yield ""
         yield f"## {library}"
         yield ""
@@ -170,32 +170,29 @@ def page(certificates: Sequence[tuple[Case, Certificate]], missing: Sequence[str
             yield ""
         yield from _table(several)
         yield ""
-        for case, certificate in several:
-            failed = len(certificate.failures)
-            yield f"**`{case.shown}`**: {certificate.verdict}"
+        for case, report in several:
+            failed = len(report.failures)
+            yield f"**`{case.shown}`**: {report.verdict}"
             if failed:
                 yield ""
-                yield from (f"- {remark}" for remark in certificate.remarks()[: _failing_promises(certificate)])
+                yield from (f"- {remark}" for remark in report.remarks()[: _failing_promises(report)])
             yield ""
 
 
-def _failing_promises(certificate: Certificate) -> int:
-    return len({finding.promise for finding in certificate.failures})
+def _failing_promises(report: Report) -> int:
+    return len({finding.promise for finding in report.failures})
 
 
-def _table(several: Sequence[tuple[Case, Certificate]]) -> Iterator[str]:
+def _table(several: Sequence[tuple[Case, Report]]) -> Iterator[str]:
     promises = list(dict.fromkeys(finding.promise for finding in several[0][1].findings))
     yield f"| promise | {' | '.join(f'`{case.shown}`' for case, _ in several)} |"
     yield f"| --- |{' --- |' * len(several)}"
     for promise in promises:
-        cells = [
-            _cell([finding for finding in certificate.findings if finding.promise == promise])
-            for _, certificate in several
-        ]
+        cells = [_cell([finding for finding in report.findings if finding.promise == promise]) for _, report in several]
         yield f"| {promise} | {' | '.join(cells)} |"
 
 
-def _cell(findings: Sequence[Finding]) -> str:
+def _cell(findings: Sequence[Check]) -> str:
     tried = [finding for finding in findings if finding.verdict in ("pass", "fail")]
     if not tried:
         return "–"
@@ -237,14 +234,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     cases = [case for case in asked if _installed(case)]
     missing = dict.fromkeys(case.library for case in asked if case not in cases)
-    certificates = []
+    reports = []
     for case in cases:
         print(f"{case.library}: {case.shown}", file=sys.stderr)
         batch = None if case.batch is None else case.batch()
-        certificates.append((case, verify(case.make, batch=batch, call=case.call)))
-    if certificates:
-        print(*page(certificates, list(missing)), sep="\n")
-    return int(any(case.library == "rareloss" and not certificate.passed for case, certificate in certificates))
+        reports.append((case, verify(case.make, batch=batch, call=case.call)))
+    if reports:
+        print(*page(reports, list(missing)), sep="\n")
+    return int(any(case.library == "rareloss" and not report.passed for case, report in reports))
 
 
 if __name__ == "__main__":

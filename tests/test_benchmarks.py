@@ -20,7 +20,7 @@ from benchmarks.speed.runner import measure as measure_row
 from torch import Tensor
 
 from rareloss import SigmoidFocalLoss, SmoothAPLoss
-from rareloss.verify import verify
+from rareloss.testing import verify
 
 
 @pytest.mark.parametrize("law", LAWS)

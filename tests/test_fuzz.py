@@ -34,7 +34,7 @@ from rareloss import (
     functional,
     metrics,
 )
-from rareloss.ranking.encode import encode
+from rareloss.losses import encode
 
 
 class Row(NamedTuple):
@@ -154,7 +154,7 @@ class LifeOfALoss(RuleBasedStateMachine):
         classes=st.sampled_from([1, 1, 2, 3]),
         queue_size=st.sampled_from([0, 1, 5, 12, 40]),
         temperature=st.sampled_from([1e-3, 0.05, 1.0, 1e3]),
-        unit=st.sampled_from(["spread", "logit"]),
+        unit=st.sampled_from(["std", "logit"]),
         reduction=st.sampled_from(["mean", "sum", "none"]),
         ignore_index=st.sampled_from([-100, -1, 255, 0, 1]),
         in_eval=st.booleans(),
@@ -205,7 +205,7 @@ class LifeOfALoss(RuleBasedStateMachine):
                 # What cancels in each row's gradient has the size of 1 / t, in spreads where that is the unit.
                 scores = torch.tensor([row.scores for row in rows], dtype=torch.float64)
                 spread = max(scores.std(0, correction=0).amin().item(), 1e-300)
-                scale = 1 / self.loss.temperature / (spread if self.loss.temperature_unit == "spread" else 1.0)
+                scale = 1 / self.loss.temperature / (spread if self.loss.temperature_unit == "std" else 1.0)
                 least = torch.finfo(gradient.dtype).tiny  # below which digits are lost
                 assert per_class.sum().abs() <= 1e-4 * per_class.abs().sum() + 1e-5 * scale + least
 

@@ -1,6 +1,7 @@
 """The drawing of the layers is the architecture: nobody imports what stands above them."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -15,20 +16,23 @@ LAYERS = (
     "extras",
     "checks",
     "distributed",
-    "kernels",
-    "ranking",
+    "pool",
+    "ops",
     "metrics",
     "losses",
-    "objective",
+    "objectives",
     "training",
-    "verify",
+    "testing",
     "decide",
     "integrations",
     "study",
     "deploy",
     "cli",
 )
-CORE = LAYERS[: LAYERS.index("verify") + 1]
+CORE = LAYERS[: LAYERS.index("testing") + 1]
+# Folders of the core whose insides are their own business: others import from the folder alone.
+DOORS = ("ops", "losses", "training", "testing")
+FAMILIES = ("average_precision", "focal", "partial_auc", "recall")  # the loss files, which never import each other
 # These show a user the public names, so they import everything of the core, and the core nothing of them.
 FACADES = ("", "functional")
 PACKAGE = Path(rareloss.__file__).parent
@@ -84,9 +88,21 @@ def faults(sources: Mapping[str, str]) -> list[str]:
                     found.append(f"{module or 'rareloss'} imports {name}, above the core")
             elif LAYERS.index(wanted) > LAYERS.index(layer):
                 found.append(f"{module} imports {name}, a layer above it")
-            elif layer == wanted == "losses" and module != "losses":
-                found.append(f"{module} imports {name}, another loss")
+            elif layer == wanted == "losses":
+                family = module.partition(".")[2]
+                if family in FAMILIES and (len(rest) < 3 or rest[1] in FAMILIES):
+                    found.append(f"{module} imports {name}, another loss")
+            if wanted in DOORS and layer != wanted and past_door(rest, sources):
+                found.append(f"{module or 'rareloss'} imports {name}, past the door of {wanted}")
     return found
+
+
+def past_door(path: list[str], sources: Mapping[str, str]) -> bool:
+    """Whether a name below ``rareloss`` reaches into a module of a folder, not into what the folder shows."""
+    if len(path) < 2 or ".".join(path[:2]) not in sources:
+        return False
+    shown = {name.rpartition(".")[2] for name in imports(path[0], sources[path[0]], sources)}
+    return len(path) > 2 or path[1] not in shown
 
 
 def test_no_layer_imports_one_above_it() -> None:
@@ -98,21 +114,24 @@ def test_no_layer_imports_one_above_it() -> None:
     [
         ("metrics", "from rareloss.losses import SmoothAPLoss", "a layer above it"),
         ("checks", "import rareloss.distributed", "a layer above it"),
-        ("kernels.dense", "from ..ranking import threshold", "a layer above it"),
-        ("ranking", "from . import pool\nfrom ..losses import recall", "a layer above it"),
-        ("objective", "def late() -> None:\n    from rareloss import training", "a layer above it"),
-        ("losses.recall", "from rareloss.losses.focal import sigmoid_focal_loss", "another loss"),
+        ("ops.pairs", "from .. import metrics", "a layer above it"),
+        ("ops", "from . import pairs\nfrom ..losses import RankingLoss", "a layer above it"),
+        ("objectives", "def late() -> None:\n    from rareloss import training", "a layer above it"),
+        ("losses.recall", "from rareloss.losses import sigmoid_focal_loss", "another loss"),
         ("losses.recall", "from .focal import sigmoid_focal_loss", "another loss"),
-        ("ranking.pool", "from rareloss import functional", "a facade above it"),
+        ("ops.pairs", "from rareloss import functional", "a facade above it"),
         ("losses.recall", "from rareloss import SmoothAPLoss", "a facade above it"),
         ("training.warmup", "def late() -> None:\n    import numpy", "part of the core"),
         ("", "from rareloss.study import compare", "above the core"),
         ("functional", "import scipy.special", "part of the core"),
         ("helpers", "import torch", "belongs to no layer"),
+        ("objectives", "from rareloss.losses.recall import RecallAtQuantileLoss", "past the door of losses"),
+        ("study.ways", "from rareloss.losses import recall", "past the door of losses"),
+        ("functional", "from rareloss.ops.pairs import dense_pairs", "past the door of ops"),
     ],
 )
 def test_planted_violation_is_found(module: str, line: str, said: str) -> None:
-    sources = {"kernels": "", "ranking": "", "ranking.pool": "", "losses": "", module: line}
+    sources = {"ops": "", "ops.pairs": "", "losses": "", "losses.recall": "", module: line}
     found = faults(sources)
     assert len(found) == 1
     assert said in found[0]
@@ -121,16 +140,32 @@ def test_planted_violation_is_found(module: str, line: str, said: str) -> None:
 @pytest.mark.parametrize(
     ("module", "line"),
     [
-        ("losses", "from rareloss.losses.recall import RecallAtQuantileLoss"),
-        ("losses.recall", "import math\nimport torch\nfrom rareloss import checks\nfrom rareloss.ranking import pool"),
-        ("functional", "from rareloss.losses.recall import soft_recall_at_quantile"),
+        ("losses", "from rareloss.losses import RecallAtQuantileLoss"),
+        (
+            "losses.recall",
+            "import math\nimport torch\nfrom rareloss import checks, pool\nfrom rareloss.losses.ranking import RankingLoss",
+        ),
+        ("functional", "from rareloss.losses import soft_recall_at_quantile"),
         ("", "from rareloss import functional, metrics\nfrom rareloss.training import LossWarmupWrapper"),
         ("study.arms", "import numpy\nfrom rareloss import SmoothAPLoss, functional"),
+        ("losses.ranking", "from rareloss.losses.queue import MemoryQueue"),
+        ("objectives", "from rareloss.losses import recall_of\nfrom rareloss.ops import soft_count"),
         ("cli", "import typer\nfrom rareloss.study import compare"),
     ],
 )
 def test_permitted_import_is_not_reported(module: str, line: str) -> None:
     assert faults({"losses": "", "losses.recall": "", "study": "", module: line}) == []
+
+
+def test_contributing_draws_the_layers_in_their_order() -> None:
+    page = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    drawn = re.findall(r"^\| `(\w+)(?:\.py|/)` \|", page, re.MULTILINE)
+    assert tuple(drawn) == LAYERS
+
+
+def test_import_of_the_package_reads_no_tests_of_losses() -> None:
+    code = "import sys, rareloss; print(any(name.startswith('rareloss.testing') for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 def test_import_of_the_core_loads_no_library_of_an_extra() -> None:

@@ -14,9 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rareloss import SmoothAPLoss
 from rareloss.functional import log_odds, smooth_average_precision, soft_count, soft_partial_auc
-from rareloss.kernels.dense import dense_count
-from rareloss.kernels.exponentials import exponential_count, order_together
-from rareloss.kernels.grid import grid_count, grid_nodes
+from rareloss.ops import dense_count, exponential_count, grid_count, grid_nodes, order_together
 
 LAWS = ("normal", "wide", "heavy", "equal", "clusters", "outliers", "chain")
 TEMPERATURES = (0.005, 0.05, 1.0)
@@ -231,7 +229,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         return watched
 
     for name, engine in (("dense", dense_count), ("grid", grid_count), ("exponential", exponential_count)):
-        monkeypatch.setattr(f"rareloss.kernels.count.{name}_count", spy(name, engine))
+        monkeypatch.setattr(f"rareloss.ops.counting.{name}_count", spy(name, engine))
     return names
 
 

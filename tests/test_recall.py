@@ -8,7 +8,7 @@ import torch
 
 import reference
 from rareloss.functional import soft_recall_at_quantile
-from rareloss.ranking.threshold import margin_over_threshold
+from rareloss.ops import margin_over_threshold
 
 
 def sigmoid(x: float) -> float:

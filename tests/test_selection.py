@@ -6,7 +6,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rareloss.ranking.selection import hard_count, top
+from rareloss.ops import hard_count, top
 
 ROWS = 20_000
 

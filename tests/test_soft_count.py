@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 import reference
 from pools import Pool, pools
 from rareloss.functional import soft_count
-from rareloss.kernels import grid
-from rareloss.kernels.grid import grid_count
-from rareloss.kernels.ranks import soft_ranks
+from rareloss.ops import grid, grid_count, soft_ranks
 
 
 def sigmoid(x: float) -> float:

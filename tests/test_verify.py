@@ -1,4 +1,4 @@
-"""The certificate finds what is broken, by the check that is meant to find it, and lets pass what is not."""
+"""The report finds what is broken, by the check that is meant to find it, and lets pass what is not."""
 
 import copy
 import json
@@ -29,7 +29,7 @@ from rareloss import (
 )
 from rareloss.cli import app
 from rareloss.distributed import world_size
-from rareloss.verify import Certificate, verify
+from rareloss.testing import Report, verify
 
 # ------------------------------------------------------------------------------- losses, each with one thing wrong
 
@@ -148,8 +148,8 @@ OWN: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def failed(certificate: Certificate) -> set[str]:
-    return {finding.promise for finding in certificate.failures}
+def failed(report: Report) -> set[str]:
+    return {finding.promise for finding in report.failures}
 
 
 def batch_of(name: str) -> tuple[Tensor, Tensor] | None:
@@ -165,46 +165,46 @@ def test_what_is_broken_is_found_by_its_check_alone(name: str) -> None:
     # The compiler is slow, and has little to say of the others.
     others = {"oracle", "row order", "precision", "resume", "undiluted queue", "NaN poisoning", "padding", "hygiene"}
     only = [promise] if promise in ("compile", "support") else sorted(others)
-    certificate = verify(make, ranks=(), only=only)
-    assert failed(certificate) == {promise}, str(certificate)
-    assert not certificate.passed
+    report = verify(make, ranks=(), only=only)
+    assert failed(report) == {promise}, str(report)
+    assert not report.passed
 
 
 @pytest.mark.parametrize("name", OWN)
 def test_own_losses_pass(name: str) -> None:
     every = ["oracle", "row order", "precision", "resume", "undiluted queue", "NaN poisoning", "padding", "hygiene"]
-    certificate = verify(OWN[name](), batch=batch_of(name), ranks=(), only=[*every, "support", "syncs", "chunks"])
-    assert certificate.passed, str(certificate)
+    report = verify(OWN[name](), batch=batch_of(name), ranks=(), only=[*every, "support", "syncs", "chunks"])
+    assert report.passed, str(report)
 
 
 def test_own_loss_compiles_in_one_graph() -> None:
-    certificate = verify(SigmoidFocalLoss(), ranks=(), only=["compile"])
-    assert [finding.verdict for finding in certificate.findings] == ["pass", "pass"]
+    report = verify(SigmoidFocalLoss(), ranks=(), only=["compile"])
+    assert [finding.verdict for finding in report.findings] == ["pass", "pass"]
 
 
 @pytest.fixture
 def quick_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start processes without torch's import in each; one test does without, and starts them as users do."""
-    monkeypatch.setattr(sys.modules["rareloss.verify.ranks"], "spawn", start_ranks)
+    monkeypatch.setattr(sys.modules["rareloss.testing.processes"], "spawn", start_ranks)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_ranks")
 def test_gradient_divided_by_ranks_is_found_and_so_is_a_rank_that_dies() -> None:
-    certificate = verify(DividedByRanks(1, queue_size=50), ranks=(1, 2), only=["ranks"])
-    assert [finding.verdict for finding in certificate.findings] == ["pass", "fail", "fail", "fail", "fail"]
-    assert certificate.findings[1].measured == pytest.approx(0.5)
-    assert "0.5 times" in certificate.findings[1].said
-    assert certificate.findings[4].measured is None
-    assert "rank 1: it ended without an answer" in certificate.findings[4].said
+    report = verify(DividedByRanks(1, queue_size=50), ranks=(1, 2), only=["ranks"])
+    assert [finding.verdict for finding in report.findings] == ["pass", "fail", "fail", "fail", "fail"]
+    assert report.findings[1].measured == pytest.approx(0.5)
+    assert "0.5 times" in report.findings[1].said
+    assert report.findings[4].measured is None
+    assert "rank 1: it ended without an answer" in report.findings[4].said
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_ranks")
 def test_rank_that_raises_spoils_no_later_cut() -> None:
-    certificate = verify(RefusingNoRows(), ranks=(2, 3), rows=32, only=["ranks"])
-    raised = {finding.case: finding.said for finding in certificate.findings if finding.measured is None}
-    assert set(raised) == {"2 ranks, an empty rank", "3 ranks, an empty rank"}, str(certificate)
+    report = verify(RefusingNoRows(), ranks=(2, 3), rows=32, only=["ranks"])
+    raised = {finding.case: finding.said for finding in report.findings if finding.measured is None}
+    assert set(raised) == {"2 ranks, an empty rank", "3 ranks, an empty rank"}, str(report)
     assert all("ValueError: no rows" in said for said in raised.values())
 
 
@@ -213,10 +213,10 @@ def test_own_loss_passes_with_a_model_over_ranks_and_leaves_the_model_alone() ->
     model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Tanh(), nn.Linear(8, 1))
     before = copy.deepcopy(model.state_dict())
     batch = (torch.randn(64, 4), (torch.arange(64) % 5 == 0).long())
-    certificate = verify(SmoothAPLoss(1), model, batch, ranks=[2], only=["oracle", "ranks", "chunks"])
-    assert certificate.passed, str(certificate)
-    assert len(certificate.findings) == 8
-    assert all(finding.measured is not None for finding in certificate.findings)
+    report = verify(SmoothAPLoss(1), model, batch, ranks=[2], only=["oracle", "ranks", "chunks"])
+    assert report.passed, str(report)
+    assert len(report.findings) == 8
+    assert all(finding.measured is not None for finding in report.findings)
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -232,11 +232,11 @@ def test_loss_that_was_given_is_left_alone() -> None:
 
 
 def test_same_seed_gives_the_same_certificate_and_another_one_another() -> None:
-    def certificate(seed: int) -> str:
+    def report(seed: int) -> str:
         return verify(CoarseInFloat32, ranks=(), only=["oracle", "resume"], seed=seed).to_json()
 
-    assert certificate(1) == certificate(1)
-    assert certificate(1) != certificate(2)
+    assert report(1) == report(1)
+    assert report(1) != report(2)
 
 
 def test_losses_that_are_called_otherwise_take_a_function_that_calls_them() -> None:
@@ -253,18 +253,18 @@ def test_losses_that_are_called_otherwise_take_a_function_that_calls_them() -> N
 
     with pytest.raises(ValueError, match="say by call how it is called"):
         verify(Remembering(), ranks=())
-    certificate = verify(
+    report = verify(
         Remembering(),
         call=lambda loss, logits, targets, rows: loss(torch.sigmoid(logits), targets.to(logits.dtype), rows),
         ranks=(),
         only=["oracle", "resume", "row order", "undiluted queue"],
     )
-    assert failed(certificate) == {"resume"}, str(certificate)
+    assert failed(report) == {"resume"}, str(report)
 
 
 def test_findings_are_shown_with_reasons_and_written_as_json() -> None:
-    certificate = verify(KeepingNaN, ranks=(), only=["ranks", "NaN poisoning", "padding"])
-    shown = str(certificate)
+    report = verify(KeepingNaN, ranks=(), only=["ranks", "NaN poisoning", "padding"])
+    shown = str(report)
     for expected in (
         "KeepingNaN()",
         "NaN poisoning failed. One overflow",
@@ -272,7 +272,7 @@ def test_findings_are_shown_with_reasons_and_written_as_json() -> None:
         "2 of 2 checks failed",
     ):
         assert expected in shown
-    content = json.loads(certificate.to_json())
+    content = json.loads(report.to_json())
     assert not content["passed"]
     assert content["settings"]["rows"] == 256
     verdicts = {finding["case"]: finding["verdict"] for finding in content["findings"]}
@@ -350,19 +350,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def test_command_that_passes_ends_with_0_and_writes_the_certificate(folder: Path) -> None:
     options = ["--arguments", '{"num_classes": 1, "queue_size": 30}', "--only", "resume,undiluted queue"]
-    result = run("rareloss:SmoothAPLoss", *options, "--ranks", "none", "--out", "certificate.json")
+    result = run("rareloss:SmoothAPLoss", *options, "--ranks", "none", "--out", "report.json")
     assert result.exit_code == 0, result.output
     assert "4 checks passed" in result.stdout
-    content = json.loads((folder / "certificate.json").read_text("utf-8"))
+    content = json.loads((folder / "report.json").read_text("utf-8"))
     assert content["passed"]
     assert content["settings"]["ranks"] == []
 
 
 def test_command_that_finds_a_failure_ends_with_1_and_says_what_it_means(folder: Path) -> None:
-    result = run("torch.nn:CrossEntropyLoss", "--only", "padding", "--out", "certificate.json")
+    result = run("torch.nn:CrossEntropyLoss", "--only", "padding", "--out", "report.json")
     assert result.exit_code == 1, result.output
     assert "padding failed. Rows that should not count" in result.stdout
-    assert not json.loads((folder / "certificate.json").read_text("utf-8"))["passed"]
+    assert not json.loads((folder / "report.json").read_text("utf-8"))["passed"]
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".npz", " pair.pt"])

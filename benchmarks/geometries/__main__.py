@@ -19,7 +19,7 @@ from benchmarks.geometries.draws import Drawn, bent, best_line, contested, with_
 from benchmarks.geometries.page import page
 from torch.utils.data import DataLoader, TensorDataset
 
-from rareloss import Objective, rank_stage
+from rareloss import Objective, finetune
 from rareloss.study.arms import arms_for
 from rareloss.study.data import load
 from rareloss.study.fitting import Task
@@ -126,11 +126,11 @@ def _stepped(task: Task, fitted: Any, cell: Record) -> torch.nn.Module:
     steps: Record = {"optimizer": "adamw", "steps": 200, "seed": cell["seed"]}
     if cell["name"] == "pool":
         pool = cell["pool"] or None
-        return rank_stage(fitted.model, "ap", (x, task.train_target), validation, pool_size=pool, **steps).model
+        return finetune(fitted.model, "ap", (x, task.train_target), validation, pool_size=pool, **steps).model
     generator = torch.Generator().manual_seed(cell["seed"])
     batches = DataLoader(TensorDataset(x, task.train_target), 1024, shuffle=True, generator=generator, drop_last=True)
     loss = Objective("ap").loss(1, queue_size=cell["queue"], temperature=0.03)
-    return rank_stage(fitted.model, "ap", batches, validation, losses=[loss], **steps).model
+    return finetune(fitted.model, "ap", batches, validation, losses=[loss], **steps).model
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -26,7 +26,7 @@ from rareloss.study.runs import one_thread, write_atomically
 from rareloss.study.scorers import find_scorer
 from rareloss.study.split import split
 from rareloss.study.ways import draws_for, further
-from rareloss.training.rank_stage import ranking_losses
+from rareloss.training import ranking_losses
 
 __all__ = ["ceiling", "main"]
 

@@ -17,7 +17,7 @@ from rareloss.study.arms import RECIPE, Arm
 from rareloss.study.fitting import Fitted, Task, cross_entropy, descend, fitted, new_model
 from rareloss.study.scorers import Scorer, logits_of
 from rareloss.study.ways import best_of, draws_for
-from rareloss.training.descent import Look
+from rareloss.training import Look
 
 __all__ = ["imbalanced_losses", "libauc", "missing"]
 

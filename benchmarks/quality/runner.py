@@ -17,7 +17,7 @@ from benchmarks.speed.machine import now
 from rareloss.study.arms import RECIPE
 from rareloss.study.runs import Store, run_unit, write_atomically
 from rareloss.study.split import split
-from rareloss.training.rank_stage import TEMPERATURES
+from rareloss.training import TEMPERATURES
 
 __all__ = ["collect", "lacking", "run", "save"]
 

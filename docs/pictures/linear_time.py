@@ -13,7 +13,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from rareloss.kernels import dense, exponentials, grid
+from rareloss.ops import exponentials, grid
+from rareloss.ops import pairs as dense
 
 BLUE, ORANGE, PURPLE, GREY, GREEN = "#1b6ca8", "#c2571a", "#7b2d8b", "#5f6b76", "#2e8b57"
 CELLS_PER_TEMPERATURE = 16

@@ -236,10 +236,10 @@ def verify(
     rows: Annotated[int, typer.Option(min=16, help="Rows of a batch that is drawn.")] = 256,
     seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
     only: Annotated[list[str] | None, typer.Option(help="Promises to try, by commas or repeated.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write the certificate as JSON.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write the report as JSON.")] = None,
 ) -> None:
     """Try on any loss what its users rely on: the same gradient however the work is cut. Exit code 1: it failed."""
-    from rareloss.verify import verify as verified
+    from rareloss.testing import verify as verified
 
     say = Console(soft_wrap=True, highlight=False)
     with _refusing():
@@ -256,7 +256,7 @@ def verify(
         if out is not None and not out.parent.is_dir():
             raise ValueError(f"there is no folder {out.parent} to write {out.name} into")
         with say.status("") as status:
-            certificate = verified(
+            report = verified(
                 made,
                 scorer,
                 None if batch is None else _read_batch(batch),
@@ -269,19 +269,19 @@ def verify(
                 progress=lambda name: status.update(name),
             )
         if out is not None:
-            out.write_text(certificate.to_json() + "\n", encoding="utf-8")
-    table = Table("promise", "case", title=escape(certificate.loss), title_justify="left")
+            out.write_text(report.to_json() + "\n", encoding="utf-8")
+    table = Table("promise", "case", title=escape(report.loss), title_justify="left")
     for heading in ("measured", "tolerance", "verdict"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for finding in certificate.findings:
+    for finding in report.findings:
         table.add_row(*finding.cells(), style=_STYLES.get(finding.verdict))
     say.print(table)
-    for remark in certificate.remarks():
+    for remark in report.remarks():
         say.print(f"- {remark}", markup=False)
-    say.print(certificate.verdict, markup=False)
+    say.print(report.verdict, markup=False)
     if out is not None:
         say.print(f"Written: {out}", markup=False)
-    if not certificate.passed:
+    if not report.passed:
         raise typer.Exit(FAILED)
 
 

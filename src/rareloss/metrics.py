@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rareloss import checks
-from rareloss.ranking.pool import PerClass, Pool, make_pool, per_class, picked, safe_ratio
-from rareloss.ranking.selection import hard_count, top
+from rareloss.ops import hard_count, top
+from rareloss.pool import PerClass, Pool, make_pool, per_class, picked, safe_ratio
 
 __all__ = [
     "Cuts",

@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from rareloss import checks
-from rareloss.objective import Objective
+from rareloss.objectives import Objective
 
 __all__ = ["METHODS", "Calibration", "Calibrator", "Estimate", "Quality", "calibrate", "quality"]
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rareloss.decide.intervals import Sums, at_all_cuts, share_of_weight
 from rareloss.decide.stream import Budget, Counts, count
-from rareloss.objective import Objective
+from rareloss.objectives import Objective
 
 __all__ = ["report"]
 

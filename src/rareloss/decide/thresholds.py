@@ -11,7 +11,7 @@ from scipy.stats import betabinom
 
 from rareloss import checks
 from rareloss.decide.intervals import Sums, at_all_cuts, clopper_pearson, share_of_weight
-from rareloss.objective import Objective
+from rareloss.objectives import Objective
 
 __all__ = ["Band", "Cut", "Interval", "band", "find_threshold", "quantile_interval"]
 

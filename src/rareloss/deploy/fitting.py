@@ -31,7 +31,7 @@ from rareloss.study.scorers import find_scorer
 from rareloss.study.split import split
 from rareloss.study.ways import fit_arms
 from rareloss.study.writing import whole_file, writable
-from rareloss.training.rank_stage import TEMPERATURES
+from rareloss.training import TEMPERATURES
 
 __all__ = ["fit"]
 

@@ -35,10 +35,9 @@ from sklearn.utils import assert_all_finite, check_consistent_length, check_rand
 from sklearn.utils.validation import _check_monotonic_cst, _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from rareloss import Objective, checks, rank_stage
+from rareloss import Objective, checks, finetune
 from rareloss.integrations.logistic import logistic_draws, search, solve_logistic
-from rareloss.training.descent import Batch
-from rareloss.training.uncorrelated import Uncorrelated, carry_back
+from rareloss.training import Batch, Uncorrelated, carry_back
 
 __all__ = ["SMOOTHNESS", "AdditiveRareClassifier", "Points", "solve_monotone"]
 
@@ -111,7 +110,7 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
         importance_: standard deviation over the rows of what each input adds, ``[d]``.
         threshold_: the log-odds above which :meth:`predict` says the second class: the objective's on validation, 0 for
             average precision.
-        stage_: what the ranking stage found, see :class:`rareloss.RankStage`; its model takes coordinates, not inputs.
+        stage_: what the ranking stage found, see :class:`rareloss.FineTuned`; its model takes coordinates, not inputs.
         chosen_: the hyper-parameters of cross-entropy that validation chose.
         n_features_in_: d.
         feature_names_in_: of a frame.
@@ -422,14 +421,14 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
 
     def _rank(self, start: Any, objective: Objective, parts: list[Batch], losses: Any) -> Any:
         if not self._monotone:
-            return rank_stage(start, objective, *parts, losses=losses, seed=self._seed)
+            return finetune(start, objective, *parts, losses=losses, seed=self._seed)
         # The same path, in the same uncorrelated coordinates; the search is one that knows bounds.
         bounded, steps = self._steps(self.chosen_["smoothness"])
         factor = Uncorrelated(parts[0].inputs, parts[0].weight).factor
         turned = _Turned(start, factor)
         inverse = torch.linalg.inv(factor).numpy()
         solver = partial(_Bounded, steps=steps @ inverse.T, bounded=bounded)
-        return rank_stage(turned, objective, *parts, losses=losses, optimizer=solver, seed=self._seed)
+        return finetune(turned, objective, *parts, losses=losses, optimizer=solver, seed=self._seed)
 
     def _coordinates(self, columns: Sequence[np.ndarray]) -> Array:
         # Every input's basis in coordinates in which its penalty is a ridge, at smoothness 1.

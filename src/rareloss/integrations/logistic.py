@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from rareloss.integrations.search import between, cube
-from rareloss.training.descent import Batch, part_of
+from rareloss.training import Batch, part_of
 
 __all__ = ["in_log_odds", "logistic_draws", "platt", "sample", "search", "solve_logistic"]
 

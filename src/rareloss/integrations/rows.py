@@ -16,7 +16,7 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from torch import Tensor, nn
 
 from rareloss.integrations.logistic import in_log_odds
-from rareloss.training.descent import Batch
+from rareloss.training import Batch
 
 __all__ = ["as_batch", "as_inputs", "as_numbers", "check_labels", "log_odds_of", "scores_of", "two_classes"]
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rareloss.objective import Objective
+from rareloss.objectives import Objective
 
 __all__ = ["ObjectiveScorer"]
 

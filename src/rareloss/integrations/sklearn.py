@@ -31,12 +31,11 @@ from sklearn.utils.multiclass import _check_partial_fit_first_call
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from rareloss import LossWarmupWrapper, Objective, RankStage, SigmoidFocalLoss, checks, rank_stage
+from rareloss import FineTuned, LossWarmupWrapper, Objective, SigmoidFocalLoss, checks, finetune
 from rareloss.integrations.logistic import logistic_draws, platt, sample, search, solve_logistic
 from rareloss.integrations.network import NETWORK, batches, perceptron
 from rareloss.integrations.search import network_draws
-from rareloss.training.descent import Batch, descend, part_of
-from rareloss.training.rank_stage import ranking_losses, repeat_stage
+from rareloss.training import Batch, descend, part_of, ranking_losses, repeat_finetune
 
 __all__ = ["RareClassifier"]
 
@@ -56,7 +55,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
     1. Rows are split into train and validation, which makes every choice below by the objective itself.
     2. Cross-entropy: logistic regression on standardised inputs, solved to convergence for each of ``trials`` draws of
        penalty and class weight, and for larger penalties while they are better.
-    3. :func:`rareloss.rank_stage` from there. Validation keeps it only as far as it helps.
+    3. :func:`rareloss.finetune` from there. Validation keeps it only as far as it helps.
     4. A linear model is solved again on all rows, train and validation, with what was chosen: penalty, class weight and
        place on the path. A network is not: nothing would tell it where to stop.
     5. A ranking has no scale, so scores are mapped to log-odds by Platt's method on the validation rows, with the model
@@ -86,7 +85,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         intercept_: ``[1]``.
         threshold_: the log-odds above which :meth:`predict` says the second class: the objective's on validation, 0 for
             average precision, which has none.
-        stage_: what the ranking stage found, see :class:`rareloss.RankStage`; None where there was none.
+        stage_: what the ranking stage found, see :class:`rareloss.FineTuned`; None where there was none.
         chosen_: the hyper-parameters of cross-entropy that validation chose.
         n_features_in_: d.
         feature_names_in_: of a table whose columns have names.
@@ -217,15 +216,15 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         held: Batch,
         seed: int,
     ) -> nn.Module:
-        self.stage_: RankStage | None = None
+        self.stage_: FineTuned | None = None
         if losses == []:
             return start
-        self.stage_ = rank_stage(start, objective, train, held, losses=losses, tolerance=STAGE_TOLERANCE, seed=seed)
+        self.stage_ = finetune(start, objective, train, held, losses=losses, tolerance=STAGE_TOLERANCE, seed=seed)
         return self.stage_.model
 
     def _again(self, model: nn.Module, rows: Batch) -> nn.Module:
         # The place that the stage has chosen, on other rows.
-        return model if self.stage_ is None else repeat_stage(self.stage_, model, rows, tolerance=STAGE_TOLERANCE)
+        return model if self.stage_ is None else repeat_finetune(self.stage_, model, rows, tolerance=STAGE_TOLERANCE)
 
     def _solve(self, rows: Batch, draw: Mapping[str, float], start: nn.Module | None = None) -> tuple[nn.Linear, bool]:
         return solve_logistic(

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rareloss.objective import Objective
+from rareloss.objectives import Objective
 
 try:
     from torchmetrics import Metric

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from rareloss import checks, metrics
-from rareloss.kernels.ranks import soft_ranks
-from rareloss.ranking.pool import PerClass, Pool, make_pool, per_class, safe_ratio
-from rareloss.ranking.ranking_loss import RankingLoss
+from rareloss.losses.ranking import RankingLoss
+from rareloss.ops import soft_ranks
+from rareloss.pool import PerClass, Pool, make_pool, per_class, safe_ratio
 
 __all__ = ["SmoothAPLoss", "smooth_average_precision"]
 
@@ -63,7 +63,7 @@ class SmoothAPLoss(RankingLoss):
     r"""One minus the smooth average precision of the pool: :math:`1 - \mathrm{AP}_t`.
 
     See :func:`rareloss.functional.smooth_average_precision` for the equation and
-    :class:`~rareloss.ranking.ranking_loss.RankingLoss` for the arguments, the queue and the shapes.
+    :class:`~rareloss.losses.ranking.RankingLoss` for the arguments, the queue and the shapes.
 
     Example:
         >>> loss = SmoothAPLoss(num_classes=1, queue_size=0)
@@ -81,7 +81,7 @@ class SmoothAPLoss(RankingLoss):
         return metrics.average_precision(*pool.by_row())
 
     def forward(self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
-        """Compute the loss; shapes as in :class:`~rareloss.ranking.ranking_loss.RankingLoss`."""
+        """Compute the loss; shapes as in :class:`~rareloss.losses.ranking.RankingLoss`."""
         return self.pooled(logits, targets, sample_weight)
 
     def diagnose(self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> dict[str, Tensor]:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from rareloss import checks, distributed
-from rareloss.kernels.focal import Terms, fused, sigmoid_pass, sigmoid_slope, softmax_pass, softmax_slope
-from rareloss.ranking.buffers import keeping_numbers
+from rareloss.losses.buffers import keeping_numbers
+from rareloss.ops import Terms, fused, sigmoid_pass, sigmoid_slope, softmax_pass, softmax_slope
 
 __all__ = ["SigmoidFocalLoss", "SoftmaxFocalLoss", "sigmoid_focal_loss", "softmax_focal_loss"]
 

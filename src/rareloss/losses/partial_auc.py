@@ -11,10 +11,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rareloss import checks, metrics
-from rareloss.ranking.pool import PerClass, Pool, chosen, make_pool, per_class, picked, safe_ratio
-from rareloss.ranking.ranking_loss import PoolOptions, RankingLoss, Support
-from rareloss.ranking.selection import top
-from rareloss.ranking.soft_count import count_above
+from rareloss.losses.ranking import PoolOptions, RankingLoss, Support
+from rareloss.ops import count_above, top
+from rareloss.pool import PerClass, Pool, chosen, make_pool, per_class, picked, safe_ratio
 
 __all__ = ["PAUCAtBudgetLoss", "soft_partial_auc"]
 
@@ -92,14 +91,14 @@ class PAUCAtBudgetLoss(RankingLoss):
     r"""One minus the soft partial AUC of the pool over the band ``[alpha, beta]`` of false-positive rates.
 
     See :func:`rareloss.functional.soft_partial_auc` for the equation and
-    :class:`~rareloss.ranking.ranking_loss.RankingLoss` for the other arguments, the queue and the shapes.
+    :class:`~rareloss.losses.ranking.RankingLoss` for the other arguments, the queue and the shapes.
 
     Args:
         num_classes: 1 for binary, else the number of classes or labels.
         alpha: lower edge of the band, false-positive rate.
         beta: upper edge, the budget; the pool's negatives times the smallest edge above 0 should be 10 at least.
         temperature: in the unit of ``temperature_unit``, above 0.
-        options: as in :class:`~rareloss.ranking.ranking_loss.RankingLoss`.
+        options: as in :class:`~rareloss.losses.ranking.RankingLoss`.
 
     Example:
         >>> loss = PAUCAtBudgetLoss(num_classes=1, beta=0.5, queue_size=0, temperature=0.01)
@@ -144,7 +143,7 @@ class PAUCAtBudgetLoss(RankingLoss):
     def forward(
         self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None, iid_mask: Tensor | None = None
     ) -> Tensor:
-        """Compute the loss; shapes as in :class:`~rareloss.ranking.ranking_loss.RankingLoss`."""
+        """Compute the loss; shapes as in :class:`~rareloss.losses.ranking.RankingLoss`."""
         return self.pooled(logits, targets, sample_weight, iid_mask)
 
     def diagnose(

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from rareloss import checks, metrics
-from rareloss.ranking.pool import PerClass, Pool, make_pool, per_class, safe_ratio
-from rareloss.ranking.ranking_loss import PoolOptions, RankingLoss, Support
-from rareloss.ranking.threshold import margin_over_threshold
+from rareloss.losses.ranking import PoolOptions, RankingLoss, Support
+from rareloss.ops import margin_over_threshold
+from rareloss.pool import PerClass, Pool, make_pool, per_class, safe_ratio
 
 __all__ = ["RecallAtQuantileLoss", "soft_recall_at_quantile"]
 
@@ -73,7 +73,7 @@ class RecallAtQuantileLoss(RankingLoss):
     r"""One minus the soft recall in the top ``quantile`` of the pool.
 
     See :func:`rareloss.functional.soft_recall_at_quantile` for the equation and
-    :class:`~rareloss.ranking.ranking_loss.RankingLoss` for the other arguments, the queue and the shapes. A capacity
+    :class:`~rareloss.losses.ranking.RankingLoss` for the other arguments, the queue and the shapes. A capacity
     below the base rate caps the recall at ``quantile`` over the rate.
 
     Args:
@@ -81,7 +81,7 @@ class RecallAtQuantileLoss(RankingLoss):
         quantile: q in (0, 1). The pool should hold at least 10 / q rows.
         among: ``"all"`` (review capacity) or ``"negatives"`` (false-positive rate).
         temperature: in the unit of ``temperature_unit``, above 0.
-        options: as in :class:`~rareloss.ranking.ranking_loss.RankingLoss`.
+        options: as in :class:`~rareloss.losses.ranking.RankingLoss`.
 
     Example:
         >>> loss = RecallAtQuantileLoss(num_classes=1, quantile=0.25, queue_size=0, temperature=0.01)
@@ -139,7 +139,7 @@ class RecallAtQuantileLoss(RankingLoss):
     def forward(
         self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None, iid_mask: Tensor | None = None
     ) -> Tensor:
-        """Compute the loss; shapes as in :class:`~rareloss.ranking.ranking_loss.RankingLoss`."""
+        """Compute the loss; shapes as in :class:`~rareloss.losses.ranking.RankingLoss`."""
         return self.pooled(logits, targets, sample_weight, iid_mask)
 
     def diagnose(

@@ -31,7 +31,7 @@ from rareloss.study.runs import TREES, Store, run_unit, unit_name, write_atomica
 from rareloss.study.scorers import SCORERS, find_scorer
 from rareloss.study.split import Fold, split
 from rareloss.study.statistics import LEVEL, judge
-from rareloss.training.rank_stage import TEMPERATURES
+from rareloss.training import TEMPERATURES
 
 __all__ = ["Comparison", "Interrupted", "compare", "versions"]
 

@@ -19,8 +19,8 @@ from rareloss.study.data import Table
 from rareloss.study.inputs import Kind, pipeline, tree_categories
 from rareloss.study.scorers import Scorer, logits_of, start_at_base_rate
 from rareloss.study.split import Fold
-from rareloss.training.descent import Batch, Look
-from rareloss.training.descent import descend as core_descend
+from rareloss.training import Batch, Look
+from rareloss.training import descend as core_descend
 
 __all__ = [
     "Fitted",

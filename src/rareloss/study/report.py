@@ -15,7 +15,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from numpy.typing import NDArray
 from plotly.offline import get_plotlyjs
 
-from rareloss.objective import Objective
+from rareloss.objectives import Objective
 from rareloss.study.runs import write_atomically
 
 __all__ = ["html_summary", "write_report"]

@@ -12,7 +12,7 @@ from torch import nn
 from rareloss import LossWarmupWrapper
 from rareloss.integrations.network import batches
 from rareloss.integrations.search import between, cube, network_draws
-from rareloss.ranking.ranking_loss import RankingLoss
+from rareloss.losses import RankingLoss
 from rareloss.study.arms import BASELINE, RECIPE, Arm, ranking_objective
 from rareloss.study.data import DataError
 from rareloss.study.fitting import (
@@ -27,8 +27,7 @@ from rareloss.study.fitting import (
     trees,
 )
 from rareloss.study.scorers import Scorer
-from rareloss.training.descent import pools
-from rareloss.training.rank_stage import rank_stage, ranking_losses
+from rareloss.training import finetune, pools, ranking_losses
 
 __all__ = ["best_of", "draws_for", "fit_arms", "fit_trees", "further", "network"]
 
@@ -210,7 +209,7 @@ def further(
     size = _size(scorer)
     rate = factor * RECIPE["stage_learning_rate"][size]
     assert tuned.model is not None
-    stage = rank_stage(
+    stage = finetune(
         tuned.model,
         task.objective,
         (x, task.train_target),

@@ -72,7 +72,7 @@ def large_batch(
         Gao, Zhang, Han, Callan: Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup, 2021.
 
     Example:
-        >>> from rareloss.losses.average_precision import SmoothAPLoss
+        >>> from rareloss.losses import SmoothAPLoss
         >>> model, loss = nn.Linear(3, 1), SmoothAPLoss(num_classes=1, queue_size=0)
         >>> features, target = torch.randn(1_000, 3), torch.arange(1_000) % 50 == 0
         >>> loss(large_batch(model, chunk_size=64)(features), target).backward()
@@ -224,8 +224,8 @@ class _Passes:
             )
         of_inputs = [torch.zeros_like(tensor) if want else None for tensor, want in zip(tensors, wanted, strict=True)]
         expected = zip(*map(_split, outputs, self.sizes), strict=True)
-        arriving = zip(*map(_split, gradients, self.sizes), strict=True)
-        steps = zip(self.cuts, self.random, expected, arriving, strict=True)
+        grad_output = zip(*map(_split, gradients, self.sizes), strict=True)
+        steps = zip(self.cuts, self.random, expected, grad_output, strict=True)
         with _random_state_kept(self.accelerators), self.buffers.kept():
             for chunk, ((start, stop), random, scores, of_scores) in enumerate(steps):
                 self.buffers.rewind()

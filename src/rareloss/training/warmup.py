@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rareloss import checks, distributed
-from rareloss.ranking.ranking_loss import RankingLoss
+from rareloss.losses import RankingLoss
 
 __all__ = ["LossWarmupWrapper"]
 
@@ -48,7 +48,7 @@ class LossWarmupWrapper(nn.Module):
         ValueError: an argument out of range; in ``forward``, whatever the losses refuse.
 
     Example:
-        >>> from rareloss.losses.average_precision import SmoothAPLoss
+        >>> from rareloss.losses import SmoothAPLoss
         >>> main = SmoothAPLoss(1, queue_size=0)
         >>> loss = LossWarmupWrapper(nn.BCEWithLogitsLoss(), main, warmup_steps=1, blend_steps=1)
         >>> logits, targets = torch.tensor([[1.0], [-1.0]]), torch.tensor([1, 0])

@@ -1,4 +1,4 @@
-"""What was found: one finding for each thing that was tried, and the certificate that holds them."""
+"""What was found: one finding for each thing that was tried, and the report that holds them."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-__all__ = ["Certificate", "Finding", "Verdict"]
+__all__ = ["Check", "Report", "Verdict"]
 
 Verdict = Literal["pass", "fail", "not applicable", "skipped"]
 
@@ -15,7 +15,7 @@ _HEADINGS = ("promise", "case", "measured", "tolerance", "verdict")
 
 
 @dataclass(frozen=True)
-class Finding:
+class Check:
     """One promise in one case.
 
     Args:
@@ -42,7 +42,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Certificate:
+class Report:
     """All findings on one loss.
 
     Args:
@@ -53,7 +53,7 @@ class Certificate:
 
     loss: str
     settings: Mapping[str, Any]
-    findings: tuple[Finding, ...]
+    findings: tuple[Check, ...]
 
     @property
     def passed(self) -> bool:
@@ -61,7 +61,7 @@ class Certificate:
         return not self.failures
 
     @property
-    def failures(self) -> tuple[Finding, ...]:
+    def failures(self) -> tuple[Check, ...]:
         """The findings that failed."""
         return tuple(finding for finding in self.findings if finding.verdict == "fail")
 
@@ -109,8 +109,8 @@ class Certificate:
         return "\n".join([self.loss, "", *lines, "", *remarks, self.verdict])
 
 
-def _grouped(findings: Iterable[Finding], by: Callable[[Finding], str]) -> dict[str, list[Finding]]:
-    groups: dict[str, list[Finding]] = {}
+def _grouped(findings: Iterable[Check], by: Callable[[Check], str]) -> dict[str, list[Check]]:
+    groups: dict[str, list[Check]] = {}
     for finding in findings:
         groups.setdefault(by(finding), []).append(finding)
     return groups

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from rareloss import checks
-from rareloss.ranking.log_odds import log_odds
-from rareloss.ranking.pool import constant_weight, where_absent
+from rareloss.ops import log_odds
+from rareloss.pool import constant_weight, where_absent
 
 __all__ = ["Rows", "encode"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rareloss.objective import Objective
+from rareloss.objectives import Objective
 from rareloss.training.descent import Batch, lbfgs, part_of, pools, value_of
 
 __all__ = ["start_elsewhere"]

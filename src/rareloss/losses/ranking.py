@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from rareloss import checks, distributed
-from rareloss.ranking.encode import Rows, encode
-from rareloss.ranking.pool import PerClass, Pool, lay_out, one_or_nan, safe_ratio, standardise
-from rareloss.ranking.queue import MemoryQueue
+from rareloss.losses.encode import Rows, encode
+from rareloss.losses.queue import MemoryQueue
+from rareloss.ops import standardize
+from rareloss.pool import PerClass, Pool, lay_out, one_or_nan, safe_ratio
 
 __all__ = ["PoolOptions", "RankingLoss", "Support"]
 
@@ -52,7 +53,7 @@ class RankingLoss(nn.Module):
         num_classes: 1 for binary, else the number of classes or labels.
         queue_size: rows remembered from earlier steps, 0 for none.
         temperature: in spreads of the pool's scores, or in logits.
-        temperature_unit: ``"spread"`` or ``"logit"``.
+        temperature_unit: ``"std"`` or ``"logit"``.
         reduction: ``"mean"`` or ``"sum"`` over the defined classes, or ``"none"`` (NaN where undefined). If no class is
             defined, mean and sum are 0 with gradient 0 in training, NaN in eval.
         ignore_index: the target that means absent.
@@ -74,7 +75,7 @@ class RankingLoss(nn.Module):
         num_classes: int,
         queue_size: int = 16384,
         temperature: float = 0.05,
-        temperature_unit: str = "spread",
+        temperature_unit: str = "std",
         reduction: str = "mean",
         ignore_index: int = -100,
         queue_in_eval: bool = False,
@@ -85,7 +86,7 @@ class RankingLoss(nn.Module):
         super().__init__()
         self.num_classes = checks.integer("num_classes", num_classes, least=1)
         self.temperature: float | Tensor = checks.positive_number("temperature", temperature)
-        self.temperature_unit = checks.choice("temperature_unit", temperature_unit, ("spread", "logit"))
+        self.temperature_unit = checks.choice("temperature_unit", temperature_unit, ("std", "logit"))
         self.reduction = checks.choice("reduction", reduction, ("mean", "sum", "none"))
         self.ignore_index = checks.whole("ignore_index", ignore_index)
         self.queue_in_eval = queue_in_eval
@@ -228,8 +229,8 @@ class RankingLoss(nn.Module):
         # the temperature.
         all_iid = checks.values_readable(rows.iid) and bool(rows.iid.all())
         pool = lay_out(rows.scores, rows.positive, rows.weight, None if all_iid else rows.iid[:, None])
-        if self.temperature_unit == "spread":
-            pool, mean, spread = standardise(pool)
+        if self.temperature_unit == "std":
+            pool, mean, spread = standardize(pool)
         else:
             mean, spread = pool.scores.new_zeros(self.num_classes), pool.scores.new_ones(self.num_classes)
         if not isinstance(self.temperature, Tensor):

@@ -12,10 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from rareloss import Objective, RankStage, SigmoidFocalLoss, SmoothAPLoss, rank_stage
-from rareloss.training.descent import PENALTIES, Batch, descend, follow_path, pools
-from rareloss.training.elsewhere import start_elsewhere
-from rareloss.training.rank_stage import _judged, _weights_drawn, repeat_stage
+from rareloss import FineTuned, Objective, SigmoidFocalLoss, SmoothAPLoss, finetune
+from rareloss.training import (
+    PENALTIES,
+    Batch,
+    descend,
+    follow_path,
+    pools,
+    repeat_finetune,
+    start_elsewhere,
+)
+from rareloss.training.finetuning import _judged, _weights_drawn
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*are needed for a stable gradient:UserWarning")
 Rows = tuple[Tensor, Tensor]
@@ -62,7 +69,7 @@ def test_stage_improves_validation_and_leaves_the_given_model(
 ) -> None:
     model, train, validation = parts
     given = model.weight.clone()
-    stage = rank_stage(model, objective, train, validation, optimizer=optimizer, steps=60)
+    stage = finetune(model, objective, train, validation, optimizer=optimizer, steps=60)
     assert torch.equal(model.weight, given)
     assert stage.before == pytest.approx(value(objective, model, validation))
     assert stage.after == pytest.approx(value(objective, stage.model, validation))
@@ -77,13 +84,13 @@ def test_stage_improves_validation_and_leaves_the_given_model(
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adamw"])
 def test_stage_that_finds_nothing_says_so(optimizer: str, parts: tuple[nn.Linear, Rows, Rows]) -> None:
     model, train, _ = parts
-    model = rank_stage(model, "ap", train, train).model  # so that every way from here leads down
+    model = finetune(model, "ap", train, train).model  # so that every way from here leads down
 
     class Reversed(SmoothAPLoss):
         def forward(self, logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
             return super().forward(-logits, targets, **options)
 
-    stage = rank_stage(
+    stage = finetune(
         model, "ap", train, train, losses=[Reversed(1, queue_size=0)], optimizer=optimizer, learning_rate=1.0
     )
     assert not stage.changed
@@ -106,12 +113,12 @@ def test_loss_that_is_not_finite_ends_its_steps(parts: tuple[nn.Linear, Rows, Ro
             return super().forward(logits, targets, **options) * (math.nan if self.calls > 15 else 1.0)
 
     broken = Broken(1, queue_size=0, temperature=0.03)
-    stage = rank_stage(model, "ap", train, validation, losses=[broken], optimizer="adamw", steps=60, every=5)
+    stage = finetune(model, "ap", train, validation, losses=[broken], optimizer="adamw", steps=60, every=5)
     assert broken.calls == 16
     assert stage.step <= 15
     assert torch.isfinite(stage.model.weight).all()
     broken.calls = 0
-    stage = rank_stage(model, "ap", train, validation, losses=[broken])
+    stage = finetune(model, "ap", train, validation, losses=[broken])
     assert 15 < broken.calls < 80
     assert all(look.step <= 15 for look in stage.looks[0])
     assert torch.isfinite(stage.model.weight).all()
@@ -121,9 +128,9 @@ def test_chunks_and_a_loader_of_everything_rank_the_same(parts: tuple[nn.Linear,
     model, train, validation = parts
     losses = [SmoothAPLoss(1, queue_size=0, temperature=0.1)]
     options: dict[str, Any] = {"losses": losses, "optimizer": "adamw", "steps": 20, "learning_rate": 1e-2}
-    whole = rank_stage(model, "ap", train, validation, **options)
-    chunked = rank_stage(model, "ap", train, validation, chunk_size=700, **options)
-    loaded = rank_stage(
+    whole = finetune(model, "ap", train, validation, **options)
+    chunked = finetune(model, "ap", train, validation, chunk_size=700, **options)
+    loaded = finetune(
         model,
         "ap",
         DataLoader(TensorDataset(*train), batch_size=len(train[0])),
@@ -139,7 +146,7 @@ def test_small_batches_are_ranked_with_the_queue(parts: tuple[nn.Linear, Rows, R
     model, train, validation = parts
     generator = torch.Generator().manual_seed(0)
     loader = DataLoader(TensorDataset(*train), batch_size=128, shuffle=True, generator=generator)
-    stage = rank_stage(model, "ap", loader, validation, steps=60, learning_rate=3e-2)
+    stage = finetune(model, "ap", loader, validation, steps=60, learning_rate=3e-2)
     assert stage.loss is not None
     assert stage.loss.queue.size > 0
     assert stage.after > stage.before + 0.02
@@ -159,8 +166,8 @@ def test_weights_are_seen_by_loss_and_by_judge(parts: tuple[nn.Linear, Rows, Row
         torch.cat([y_held, torch.zeros(50).long()]),
         torch.cat([torch.ones(len(x_held)), torch.zeros(50)]),
     )
-    expected = rank_stage(model, "ap", (x, y), (x_held, y_held), steps=20)
-    found = rank_stage(model, "ap", longer, held, steps=20)
+    expected = finetune(model, "ap", (x, y), (x_held, y_held), steps=20)
+    found = finetune(model, "ap", longer, held, steps=20)
     assert found.before == pytest.approx(expected.before)
     assert found.after == pytest.approx(expected.after, abs=1e-4)
 
@@ -182,20 +189,20 @@ def test_network_of_two_inputs_and_three_classes() -> None:
     model = Two().eval()
     model.dropout.train()
     rows = ((number, flag), target)
-    stage = rank_stage(model, "ap", rows, rows, steps=40, learning_rate=1e-2, pool_size=300, chunk_size=100)
+    stage = finetune(model, "ap", rows, rows, steps=40, learning_rate=1e-2, pool_size=300, chunk_size=100)
     assert stage.after > stage.before
     assert torch.equal(stage.model.norm.running_mean, model.norm.running_mean)
     # Modes of the parts are as they were given.
     assert [part.training for part in stage.model.modules()] == [part.training for part in model.modules()]
-    again = rank_stage(model, "ap", rows, rows, steps=40, learning_rate=1e-2, pool_size=300, losses=[SmoothAPLoss(3)])
+    again = finetune(model, "ap", rows, rows, steps=40, learning_rate=1e-2, pool_size=300, losses=[SmoothAPLoss(3)])
     assert len(again.looks) == 1
 
 
 def test_any_loss_can_be_continued(parts: tuple[nn.Linear, Rows, Rows]) -> None:
     model, train, validation = parts
     focal = SigmoidFocalLoss(alpha=None, gamma=2.0)
-    stage = rank_stage(model, Objective.parse("recall@top=5%"), train, validation, losses=[focal], steps=20)
-    assert isinstance(stage, RankStage)
+    stage = finetune(model, Objective.parse("recall@top=5%"), train, validation, losses=[focal], steps=20)
+    assert isinstance(stage, FineTuned)
     assert stage.after >= stage.before
 
 
@@ -230,7 +237,7 @@ def test_any_loss_can_be_continued(parts: tuple[nn.Linear, Rows, Rows]) -> None:
 def test_stage_refuses(change: dict[str, Any], error: type[Exception], said: str) -> None:
     given = {"model": nn.Linear(2, 1), "objective": "ap", "train": bent(50, 0), "validation": bent(50, 1)}
     with pytest.raises(error, match=said):
-        rank_stage(**{**given, **change})
+        finetune(**{**given, **change})
 
 
 @pytest.mark.parametrize("factor", [1e-20, 1e15, 1e30])
@@ -238,7 +245,7 @@ def test_inputs_of_any_size_and_no_change_is_none_to_the_last_bit(
     factor: float, parts: tuple[nn.Linear, Rows, Rows]
 ) -> None:
     model, (x, y), held_out = parts
-    stage = rank_stage(model, "ap", (x * factor, y), held_out)
+    stage = finetune(model, "ap", (x * factor, y), held_out)
     assert stage.after >= stage.before == pytest.approx(value("ap", model, held_out))
     assert stage.changed or torch.equal(stage.model.weight, model.weight)
     assert stage.changed == (stage.after > stage.before)
@@ -247,7 +254,7 @@ def test_inputs_of_any_size_and_no_change_is_none_to_the_last_bit(
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_models_of_other_precisions(dtype: torch.dtype, parts: tuple[nn.Linear, Rows, Rows]) -> None:
     model, (x, y), (x_held, y_held) = parts
-    stage = rank_stage(copy.deepcopy(model).to(dtype), "ap", (x.to(dtype), y), (x_held.to(dtype), y_held))
+    stage = finetune(copy.deepcopy(model).to(dtype), "ap", (x.to(dtype), y), (x_held.to(dtype), y_held))
     assert stage.model.weight.dtype == dtype
     assert stage.after > stage.before + 0.02
 
@@ -256,12 +263,12 @@ def test_weights_of_zero_are_a_start_too(parts: tuple[nn.Linear, Rows, Rows]) ->
     _, train, validation = parts
     model = nn.Linear(2, 1)
     nn.init.zeros_(model.weight)
-    assert rank_stage(model, "ap", train, validation).after > 0.2
+    assert finetune(model, "ap", train, validation).after > 0.2
 
 
 def test_frozen_model_is_refused() -> None:
     with pytest.raises(ValueError, match="requires a gradient"):
-        rank_stage(nn.Linear(2, 1).requires_grad_(False), "ap", bent(50, 0), bent(50, 1))
+        finetune(nn.Linear(2, 1).requires_grad_(False), "ap", bent(50, 0), bent(50, 1))
 
 
 def test_path_leads_from_the_start_to_the_minimum(parts: tuple[nn.Linear, Rows, Rows]) -> None:
@@ -334,7 +341,7 @@ def test_reweighted_judgements_are_the_metric_under_each_weight(
     point: str, outputs: int, weighted: bool, at_once: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if at_once is not None:
-        monkeypatch.setattr("rareloss.training.rank_stage._DRAWN_AT_ONCE", at_once)
+        monkeypatch.setattr("rareloss.training.finetuning._DRAWN_AT_ONCE", at_once)
     generator, objective = torch.Generator().manual_seed(0), Objective.parse(point)
     scores = torch.randn(200, outputs, generator=generator)
     targets = torch.randint(max(2, outputs), (200,), generator=generator)
@@ -366,7 +373,7 @@ def test_another_minimum_is_found_where_the_path_ends_in_a_local_one(seed: int) 
     walker = copy.deepcopy(model)
     held = partial(value, "ap", walker, validation)
     alone = follow_path(walker, loss, Batch(*train), lambda: torch.tensor([held()]))
-    stage = rank_stage(model, "ap", train, validation)
+    stage = finetune(model, "ap", train, validation)
     assert walker.weight[0, 1] < stage.model.weight[0, 1]
     assert stage.after > 1.3 * alone.kept.validation
     # It was reached from the free end of the path, and a refit goes to the same place.
@@ -375,7 +382,7 @@ def test_another_minimum_is_found_where_the_path_ends_in_a_local_one(seed: int) 
     back = walked[len(walked) - 1 - walked[::-1].index(PENALTIES[-1]) :]
     assert back == list(PENALTIES[::-1][: len(back)])
     assert stage.step > looks[len(looks) - len(back) - 1].step
-    again = repeat_stage(stage, solved(x, y), (x, y))
+    again = repeat_finetune(stage, solved(x, y), (x, y))
     assert again.weight[0, 1] > 0
 
 
@@ -430,7 +437,7 @@ def test_few_positives_for_many_weights_have_to_convince_validation() -> None:
         with torch.no_grad():
             model.weight.copy_(0.02 * torch.randn(1, 60, generator=generator))
             model.weight[0, 0] = 1.0
-        stage = rank_stage(model, "ap", (x[:600], y[:600]), (x[600:], y[600:]))
+        stage = finetune(model, "ap", (x[:600], y[:600]), (x[600:], y[600:]))
         assert len(stage.looks[0]) > 1
         changed += stage.changed
     assert changed <= 1
@@ -487,10 +494,10 @@ def test_optimiser_of_ones_own_searches_each_place_of_the_path(parts: tuple[nn.L
 
     model, train, validation = parts
     model = nn.Sequential(model)  # solved in its own coordinates
-    stage = rank_stage(model, "ap", train, validation, optimizer=lambda trained: NotNegative(trained, max_iter=10))
+    stage = finetune(model, "ap", train, validation, optimizer=lambda trained: NotNegative(trained, max_iter=10))
     assert len(made) == len(stage.looks[0]) - 1 > 0
     assert not stage.changed or bool((stage.model[0].weight >= 0).all())
     with pytest.raises(ValueError, match="all rows"):
-        rank_stage(model, "ap", train, validation, optimizer=NotNegative, pool_size=50)
+        finetune(model, "ap", train, validation, optimizer=NotNegative, pool_size=50)
     with pytest.raises((TypeError, ValueError), match="optimizer"):
-        rank_stage(model, "ap", train, validation, optimizer=3)
+        finetune(model, "ap", train, validation, optimizer=3)

@@ -23,8 +23,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid
 
 from rareloss import checks
-from rareloss.kernels.batching import fold_into_batch
-from rareloss.ranking.pool import picked
+from rareloss.ops.functions import fold_into_batch
+from rareloss.pool import picked
 
 __all__ = ["margin_over_threshold"]
 
@@ -113,19 +113,19 @@ class _Margin(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, arriving: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        arriving = arriving * (1 / ctx.temperature)
+    def backward(ctx: Any, grad_output: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        grad_output = grad_output * (1 / ctx.temperature)
         places, *saved = ctx.saved_tensors
         gradient = torch.zeros(ctx.shape, dtype=ctx.dtype)
-        for row, one, rows, pull in zip(gradient, arriving.sum(1).tolist(), saved[::2], saved[1::2], strict=True):
+        for row, one, rows, pull in zip(gradient, grad_output.sum(1).tolist(), saved[::2], saved[1::2], strict=True):
             if rows is None:
                 torch.mul(pull, -one, out=row)
             else:
                 row.index_copy_(0, rows, pull * -one)
             if not math.isfinite(one):
                 row.fill_(one)
-        arriving = arriving.to(ctx.dtype)
-        gradient = gradient.add_(arriving) if places is None else gradient.scatter_add_(1, places, arriving)
+        grad_output = grad_output.to(ctx.dtype)
+        gradient = gradient.add_(grad_output) if places is None else gradient.scatter_add_(1, places, grad_output)
         return gradient, None, None, None, None
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from rareloss import checks
-from rareloss.verify.certificate import Certificate, Finding
-from rareloss.verify.promises import PROMISES
-from rareloss.verify.ranks import refuse_what_cannot_travel
-from rareloss.verify.subject import Call, Subject, call_plainly, describe_error, draw_batch, make_subject
+from rareloss.testing.case import Call, Subject, call_plainly, describe_error, draw_batch, make_subject
+from rareloss.testing.checks import PROMISES
+from rareloss.testing.processes import refuse_what_cannot_travel
+from rareloss.testing.report import Check, Report
 
 __all__ = ["verify"]
 
@@ -33,7 +33,7 @@ def verify(
     seed: int = 0,
     only: Sequence[str] | None = None,
     progress: Callable[[str], None] | None = None,
-) -> Certificate:
+) -> Report:
     """Try on a loss, of this library or of any other, what its users rely on, and certify what was found.
 
     Copies of the loss and of the model are called; those given are left as they are. The model is tried in eval mode,
@@ -57,7 +57,7 @@ def verify(
         progress: told the name of each promise before it is tried.
 
     Returns:
-        all findings; :attr:`~rareloss.verify.Certificate.passed` says whether nothing failed.
+        all findings; :attr:`~rareloss.testing.Report.passed` says whether nothing failed.
 
     Raises:
         TypeError: the loss or the model is no module, the batch no pair of tensors, or what processes must be sent
@@ -66,9 +66,9 @@ def verify(
             be called on the batch.
 
     Example:
-        >>> from rareloss.losses.average_precision import SmoothAPLoss
-        >>> certificate = verify(SmoothAPLoss(num_classes=1), ranks=(), only=["resume", "undiluted queue"])
-        >>> certificate.passed
+        >>> from rareloss.losses import SmoothAPLoss
+        >>> report = verify(SmoothAPLoss(num_classes=1), ranks=(), only=["resume", "undiluted queue"])
+        >>> report.passed
         True
     """
     make = None if isinstance(loss, nn.Module) else loss
@@ -91,16 +91,16 @@ def verify(
         subject = _first_that_fits(build, offers, model, place)
         if any(promise.name == "ranks" for promise in chosen) and numbers:
             refuse_what_cannot_travel(subject)
-        findings: list[Finding] = []
+        findings: list[Check] = []
         for promise in chosen:
             if progress is not None:
                 progress(promise.name)
             try:
                 found = list(promise.find(subject))
             except Exception as error:
-                found = [Finding("", "all", "fail", said=f"It raised {describe_error(error)}.")]
+                found = [Check("", "all", "fail", said=f"It raised {describe_error(error)}.")]
             findings += [replace(finding, promise=promise.name, meaning=promise.meaning) for finding in found]
-    return Certificate(" ".join(repr(loss).split()), _settings(subject, place, batch is None), tuple(findings))
+    return Report(" ".join(repr(loss).split()), _settings(subject, place, batch is None), tuple(findings))
 
 
 def _place(device: str | torch.device) -> torch.device:

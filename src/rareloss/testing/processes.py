@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from rareloss.verify.subject import Run, Subject, describe_error, of_dtype, relative_error
+from rareloss.testing.case import Run, Subject, describe_error, of_dtype, relative_error
 
 __all__ = ["CUTS", "Outcome", "cut_batch", "over_ranks", "refuse_what_cannot_travel"]
 

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rareloss.kernels import exponentials, grid
-from rareloss.kernels.batching import eager_twin, fold_into_batch, is_plain, without_second_derivative
-from rareloss.kernels.dense import NANOSECONDS as NANOSECONDS_PER_PAIR
-from rareloss.kernels.dense import dense_count, dense_pairs
-from rareloss.kernels.exponentials import exponential_count, order_together, swapped
-from rareloss.kernels.grid import grid_count, grid_nodes
+from rareloss.ops import exponentials, grid
+from rareloss.ops.exponentials import exponential_count, order_together, swapped
+from rareloss.ops.functions import eager_twin, fold_into_batch, is_eager, without_second_derivative
+from rareloss.ops.grid import grid_count, grid_nodes
+from rareloss.ops.pairs import NANOSECONDS as NANOSECONDS_PER_PAIR
+from rareloss.ops.pairs import dense_count, dense_pairs
 
 __all__ = ["cheapest", "count_now", "count_pairs", "everywhere", "soft_count_at", "without_autocast"]
 
@@ -144,7 +144,7 @@ class _SoftCount(torch.autograd.Function):
         scores: Tensor, weights: Tensor, at: Tensor, wanted: Tensor, temperature: float, with_slope: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         asked = (scores, weights, at, everywhere(scores), wanted, temperature, True, with_slope)
-        if is_plain(scores, weights, at, wanted):
+        if is_eager(scores, weights, at, wanted):
             return count_now(*asked)
         return (*_count(*asked), None)
 
@@ -166,7 +166,7 @@ class _SoftCount(torch.autograd.Function):
 
 
 def _pull(
-    arriving: Tensor,
+    grad_output: Tensor,
     scores: Tensor,
     weights: Tensor,
     at: Tensor,
@@ -178,17 +178,17 @@ def _pull(
     to_weights: bool,
     to_at: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    # The gradient arriving at the counts, carried back to scores, weights and points.
-    arriving = arriving.masked_fill(~wanted[:, None], 0.0)
-    asked = (at, arriving, scores, wanted, everywhere(scores), temperature, to_weights, to_scores)
-    if is_plain(at, arriving, scores, wanted):
+    # The gradient grad_output at the counts, carried back to scores, weights and points.
+    grad_output = grad_output.masked_fill(~wanted[:, None], 0.0)
+    asked = (at, grad_output, scores, wanted, everywhere(scores), temperature, to_weights, to_scores)
+    if is_eager(at, grad_output, scores, wanted):
         counts, pulls, _ = count_now(*asked, None if order is None else swapped(order, scores.shape[1]))
     else:
         counts, pulls = _count(*asked)
     scores_gradient = (pulls * weights).sum(1) if to_scores else torch.zeros_like(scores)
     # sigmoid((s - a) / t) is one minus the sigmoid that counts the points above the score.
-    weights_gradient = arriving.sum(2, keepdim=True) - counts if to_weights else torch.zeros_like(weights)
-    at_gradient = -(arriving * slopes).sum(1) if to_at else torch.zeros_like(at)
+    weights_gradient = grad_output.sum(2, keepdim=True) - counts if to_weights else torch.zeros_like(weights)
+    at_gradient = -(grad_output * slopes).sum(1) if to_at else torch.zeros_like(at)
     return scores_gradient, weights_gradient, at_gradient
 
 
@@ -234,7 +234,7 @@ def soft_count_at(scores: Tensor, weights: Tensor, at: Tensor, wanted: Tensor, t
         ``[B, K, A]``, with gradient to scores, weights and points.
     """
     counts: Tensor
-    if is_plain(scores, weights, at, wanted):
+    if is_eager(scores, weights, at, wanted):
         with_slope = at.requires_grad and torch.is_grad_enabled()
         counts, _, _ = _EagerSoftCount.apply(scores, weights, at, wanted, temperature, with_slope)
     else:

@@ -13,11 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rareloss.losses.average_precision import SmoothAPLoss
-from rareloss.losses.focal import SigmoidFocalLoss, SoftmaxFocalLoss
-from rareloss.losses.partial_auc import PAUCAtBudgetLoss
-from rareloss.losses.recall import RecallAtQuantileLoss
-from rareloss.ranking.ranking_loss import RankingLoss
+from rareloss.losses import (
+    PAUCAtBudgetLoss,
+    RankingLoss,
+    RecallAtQuantileLoss,
+    SigmoidFocalLoss,
+    SmoothAPLoss,
+    SoftmaxFocalLoss,
+)
 
 __all__ = ["has_equation", "value_and_gradient"]
 
@@ -126,7 +129,7 @@ def _log_odds(logits: list[complex]) -> list[complex]:
 
 
 def _metric(loss: RankingLoss, scores: list[complex], positive: list[bool]) -> complex:
-    if loss.temperature_unit == "spread":
+    if loss.temperature_unit == "std":
         mean = sum(scores) / len(scores)
         spread = cmath.sqrt(sum((score - mean) ** 2 for score in scores) / len(scores)) or 1.0
         scores = [(score - mean) / spread for score in scores]

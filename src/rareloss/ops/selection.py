@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rareloss import checks
-from rareloss.ranking.pool import chosen, picked, safe_ratio
+from rareloss.pool import chosen, picked, safe_ratio
 
 __all__ = ["Top", "hard_count", "top"]
 

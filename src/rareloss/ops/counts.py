@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from rareloss import checks
-from rareloss.kernels.count import soft_count_at
+from rareloss.ops.counting import soft_count_at
 
 __all__ = ["count_above", "soft_count"]
 

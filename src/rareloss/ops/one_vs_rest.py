@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rareloss import checks
-from rareloss.kernels.batching import eager_twin, is_plain
+from rareloss.ops.functions import eager_twin, is_eager
 
 __all__ = ["log_odds"]
 
@@ -41,7 +41,7 @@ def log_odds(logits: Tensor) -> Tensor:
     if logits.ndim < 1 or logits.shape[-1] < 2:
         raise ValueError(f"logits must have shape [..., C] with C of at least 2, got {tuple(logits.shape)}")
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    odds: Tensor = (_EagerLogOdds if is_plain(logits) else _LogOdds).apply(logits)[0]
+    odds: Tensor = (_EagerLogOdds if is_eager(logits) else _LogOdds).apply(logits)[0]
     return odds
 
 
@@ -57,14 +57,14 @@ def _forward(logits: Tensor) -> tuple[Tensor, Tensor]:
     return (logits - top).sub_(rest).scatter(-1, place, lead - total.log()), place
 
 
-def _backward(log_odds: Tensor, place: Tensor, arriving: Tensor) -> Tensor:
+def _backward(log_odds: Tensor, place: Tensor, grad_output: Tensor) -> Tensor:
     # d o_c / d z_c = 1 and d o_c / d z_k = -p_k / (1 - p_c), with p / (1 - p) the odds x. So with r_c = g_c (1 + x_c)
     # class k gets r_k - p_k sum(r); and of the top class, whose odds may overflow, g_top p_k / (1 - p_top): a share.
-    top, of_top = log_odds.gather(-1, place), arriving.gather(-1, place)
+    top, of_top = log_odds.gather(-1, place), grad_output.gather(-1, place)
     rest = torch.sigmoid(-top)
     share = (log_odds - F.logsigmoid(-top)).clamp(max=1.0).exp().scatter(-1, place, 0.0)
     plus_one = share * rest + 1
-    r = (arriving * plus_one).scatter(-1, place, 0.0)
+    r = (grad_output * plus_one).scatter(-1, place, 0.0)
     total = r.sum(-1, keepdim=True)
     found = r - share * (rest * total + of_top) / plus_one
     return found.scatter(-1, place, of_top - torch.sigmoid(top) * total)
@@ -78,11 +78,11 @@ def _forward_in_cache(logits: Tensor) -> tuple[Tensor, Tensor]:
     return found, place
 
 
-def _backward_in_cache(log_odds: Tensor, place: Tensor, arriving: Tensor) -> Tensor:
+def _backward_in_cache(log_odds: Tensor, place: Tensor, grad_output: Tensor) -> Tensor:
     found = torch.empty_like(log_odds)
-    arriving = arriving.contiguous()  # laid out by class it is read against the grain, row by row
+    grad_output = grad_output.contiguous()  # laid out by class it is read against the grain, row by row
     for chunk in _chunks(log_odds):
-        found[chunk] = _backward(log_odds[chunk], place[chunk], arriving[chunk])
+        found[chunk] = _backward(log_odds[chunk], place[chunk], grad_output[chunk])
     return found
 
 
@@ -96,7 +96,7 @@ class _LogOdds(torch.autograd.Function):
 
     @staticmethod
     def forward(logits: Tensor) -> tuple[Tensor, Tensor]:
-        in_cache = is_plain(logits) and logits.ndim > 1
+        in_cache = is_eager(logits) and logits.ndim > 1
         return _forward_in_cache(logits) if in_cache else _forward(logits)
 
     @staticmethod
@@ -107,7 +107,7 @@ class _LogOdds(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         log_odds, place = ctx.saved_tensors
-        in_cache = is_plain(log_odds, gradients[0]) and log_odds.ndim > 1 and not torch.is_grad_enabled()
+        in_cache = is_eager(log_odds, gradients[0]) and log_odds.ndim > 1 and not torch.is_grad_enabled()
         return (_backward_in_cache if in_cache else _backward)(log_odds, place, gradients[0])
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from rareloss import checks, distributed
-from rareloss.objective import Objective
-from rareloss.ranking.ranking_loss import RankingLoss
+from rareloss.losses import RankingLoss
+from rareloss.objectives import Objective
 from rareloss.training.descent import (
     Batch,
     Descent,
@@ -28,11 +28,11 @@ from rareloss.training.descent import (
     part_of,
     pools,
 )
-from rareloss.training.elsewhere import start_elsewhere
 from rareloss.training.large_batch import large_batch
-from rareloss.training.uncorrelated import Uncorrelated
+from rareloss.training.restarts import start_elsewhere
+from rareloss.training.whitening import Uncorrelated
 
-__all__ = ["TEMPERATURES", "RankStage", "rank_stage", "ranking_losses", "repeat_stage"]
+__all__ = ["TEMPERATURES", "FineTuned", "finetune", "ranking_losses", "repeat_finetune"]
 
 # In spreads of the scores. A network ranks finely already, and follows a wider one.
 TEMPERATURES = {
@@ -51,7 +51,7 @@ _LEARNING_RATES = {"linear": 3e-2, "network": 3e-4}
 
 
 @dataclass(frozen=True)
-class RankStage:
+class FineTuned:
     """What a stage found.
 
     Args:
@@ -94,7 +94,7 @@ class RankStage:
         return f"{name} on validation from {self.before:.4f} to {self.after:.4f} ({led}, step {self.step})"
 
 
-def rank_stage(
+def finetune(
     model: nn.Module,
     objective: Objective | str,
     train: Any,
@@ -110,7 +110,7 @@ def rank_stage(
     every: int = 10,
     tolerance: float = 1e-6,
     seed: int = 0,
-) -> RankStage:
+) -> FineTuned:
     r"""Rank from where cross-entropy has led to, and return what is best on validation, the start included.
 
     From the given parameters on, nothing but the ranking loss is minimised: a blend with cross-entropy gives the gain
@@ -121,7 +121,7 @@ def rank_stage(
     * A linear model over all rows is solved by L-BFGS along a path of penalties on how far its scores move from where
       they were, see :func:`~rareloss.training.descent.follow_path`; validation chooses one of six places on it. A
       ranking loss is not convex: for one output the path is walked back from another minimum too, where
-      :func:`~rareloss.training.elsewhere.start_elsewhere` finds a lower one.
+      :func:`~rareloss.training.restarts.start_elsewhere` finds a lower one.
     * Everything else takes ``steps`` AdamW steps with cosine decay, and validation looks every ``every`` steps.
 
     What is chosen has to be better than what was kept before by half a standard error of their difference (of a linear
@@ -180,7 +180,7 @@ def rank_stage(
         ...     value.backward()
         ...     return value
         >>> _ = fit.step(cross_entropy)
-        >>> stage = rank_stage(model, "ap", (x[:2_000], y[:2_000]), (x[2_000:], y[2_000:]), steps=50)
+        >>> stage = finetune(model, "ap", (x[:2_000], y[:2_000]), (x[2_000:], y[2_000:]), steps=50)
         >>> stage.after >= stage.before
         True
     """
@@ -188,7 +188,7 @@ def rank_stage(
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}; wrap a function in a module")
     objective = Objective.of(objective)
     if distributed.world_size(None) > 1:
-        raise ValueError("rank_stage runs in one process, got several ranks; train with objective.loss(...) there")
+        raise ValueError("finetune runs in one process, got several ranks; train with objective.loss(...) there")
     checks.integer("steps", steps, least=1)
     checks.integer("every", every, least=1)
     if chunk_size is not None:
@@ -234,7 +234,7 @@ def rank_stage(
     if losses is None:
         outputs = 1 if start.ndim == 1 else start.shape[1]
         losses = ranking_losses(objective, outputs, kind, queue_size=16_384 if whole is None else 0)
-    best = RankStage(copy.deepcopy(model), objective, before, Look(0, math.nan, before), None, [])
+    best = FineTuned(copy.deepcopy(model), objective, before, Look(0, math.nan, before), None, [])
     for loss in losses:
         tried = copy.deepcopy(model)
         scores_of = _in_chunks(tried, chunk_size)
@@ -258,7 +258,7 @@ def rank_stage(
             )
         best.looks.append(found.looks)
         if found.kept.validation > best.after:
-            best = RankStage(tried, objective, before, found.kept, loss, best.looks)
+            best = FineTuned(tried, objective, before, found.kept, loss, best.looks)
     return best
 
 
@@ -269,14 +269,14 @@ def ranking_losses(objective: Objective, num_classes: int, kind: str, **options:
         objective: what is to be optimised.
         num_classes: 1 for binary, else the number of classes or labels.
         kind: ``"linear"`` for a model of one weight matrix, or ``"network"``.
-        options: as in :class:`~rareloss.ranking.ranking_loss.RankingLoss`.
+        options: as in :class:`~rareloss.losses.ranking.RankingLoss`.
     """
     trained, _ = objective.trains
     temperatures = TEMPERATURES[trained.kind][kind]
     return [trained.loss(num_classes, temperature=temperature, **options) for temperature in temperatures]
 
 
-def repeat_stage(stage: RankStage, model: nn.Module, train: Any, *, tolerance: float = 1e-6) -> nn.Module:
+def repeat_finetune(stage: FineTuned, model: nn.Module, train: Any, *, tolerance: float = 1e-6) -> nn.Module:
     """Go where a stage of L-BFGS went, on other rows: to the same place on the path, from another start.
 
     For a refit on all rows after validation has chosen, and for a bootstrap. There is no validation.
@@ -285,7 +285,7 @@ def repeat_stage(stage: RankStage, model: nn.Module, train: Any, *, tolerance: f
         stage: what was chosen.
         model: where the path starts, of the same kind as ``stage.model``; it is not changed.
         train: ``(inputs, targets)`` or ``(inputs, targets, weight)``.
-        tolerance: as in :func:`rank_stage`.
+        tolerance: as in :func:`finetune`.
 
     Returns:
         the model at that place; a copy of ``model`` where the stage changed nothing or no finite place was found.

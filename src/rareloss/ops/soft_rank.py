@@ -3,7 +3,7 @@ r"""Soft ranks of chosen rows, among themselves and among all rows of their pool
 .. math:: Q_i = \frac{w_i}{2} + \sum_{j \text{ chosen}} w_j \, \sigma\big((s_j - s_i) / t\big), \qquad
           R_i = \frac{w_i}{2} + \sum_j w_j \, \sigma\big((s_j - s_i) / t\big)
 
-These are two counts of :mod:`rareloss.kernels.count`, at points that are rows themselves. So both ends of a pair are in
+These are two counts of :mod:`rareloss.ops.counting`, at points that are rows themselves. So both ends of a pair are in
 one gradient, and one pass over the pairs makes it.
 """
 
@@ -12,12 +12,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from rareloss.kernels import grid
-from rareloss.kernels.batching import eager_twin, fold_into_batch, is_plain, without_second_derivative
-from rareloss.kernels.count import cheapest, count_now, count_pairs, everywhere, without_autocast
-from rareloss.kernels.dense import NANOSECONDS as NANOSECONDS_PER_PAIR
-from rareloss.kernels.dense import NANOSECONDS_PER_RANKED_PAIR, RankedPairs, least_nanoseconds
-from rareloss.kernels.exponentials import swapped
+from rareloss.ops import grid
+from rareloss.ops.counting import cheapest, count_now, count_pairs, everywhere, without_autocast
+from rareloss.ops.exponentials import swapped
+from rareloss.ops.functions import eager_twin, fold_into_batch, is_eager, without_second_derivative
+from rareloss.ops.pairs import NANOSECONDS as NANOSECONDS_PER_PAIR
+from rareloss.ops.pairs import NANOSECONDS_PER_RANKED_PAIR, RankedPairs, least_nanoseconds
 
 __all__ = ["soft_ranks"]
 
@@ -43,7 +43,7 @@ def soft_ranks(
     """
     if rows is None:
         rows = torch.arange(scores.shape[1], device=scores.device).expand(scores.shape)
-    plain = is_plain(scores, weight, rows, own)
+    plain = is_eager(scores, weight, rows, own)
     function: Any = _EagerSoftRanks if plain else _SoftRanks
     with_slopes = not plain or (scores.requires_grad and torch.is_grad_enabled())
     among_chosen, among_all, *_ = function.apply(scores, weight, rows, own, temperature, with_slopes)
@@ -93,7 +93,7 @@ def _count_small(
 
 
 def _pull(
-    arriving: Tensor,
+    grad_output: Tensor,
     scores: Tensor,
     weight: Tensor,
     rows: Tensor,
@@ -103,22 +103,22 @@ def _pull(
     second: Tensor | None,
     temperature: float,
 ) -> Tensor:
-    # The gradient arriving at the ranks, carried back to the scores. A chosen row is pulled as row and as point.
+    # The gradient grad_output at the ranks, carried back to the scores. A chosen row is pulled as row and as point.
     with without_autocast(scores):
         if _is_small(scores, rows):
             assert slopes is not None
             assert first is not None
-            arriving = arriving[0] * min(1 / temperature, torch.finfo(scores.dtype).max)
-            found = (arriving @ slopes).mul_(first).sum(0, keepdim=True)
-            return found.index_add_(1, rows[0], (first @ slopes.mT).mul_(arriving).sum(0, keepdim=True), alpha=-1)
+            grad_output = grad_output[0] * min(1 / temperature, torch.finfo(scores.dtype).max)
+            found = (grad_output @ slopes).mul_(first).sum(0, keepdim=True)
+            return found.index_add_(1, rows[0], (first @ slopes.mT).mul_(grad_output).sum(0, keepdim=True), alpha=-1)
         at, wanted = scores.gather(1, rows), own > 0
-        arriving = arriving.masked_fill(~wanted[:, None], 0.0)
+        grad_output = grad_output.masked_fill(~wanted[:, None], 0.0)
         pairs, one_grid = _pairs_or_one_grid(scores, weight, rows, own, at, temperature)
         if pairs is not None:
-            (to_chosen, at_chosen), (to_every, at_every) = (one.pulls(arriving[:, k]) for k, one in enumerate(pairs))
+            (to_chosen, at_chosen), (to_every, at_every) = (one.pulls(grad_output[:, k]) for k, one in enumerate(pairs))
             return to_every.scatter_add_(1, rows, to_chosen + at_chosen + at_every)
         if one_grid is not None:
-            _, both = grid.grid_count(at, arriving, scores, temperature, False, True, *one_grid)
+            _, both = grid.grid_count(at, grad_output, scores, temperature, False, True, *one_grid)
             assert both is not None
             pulls = [both[:, 0].gather(1, rows), both[:, 1]]
         else:
@@ -126,9 +126,9 @@ def _pull(
             for k, (among, order) in enumerate(((at, first), (scores, second))):
                 back = None if order is None else swapped(order, among.shape[1])
                 asked = (wanted, everywhere(among), temperature, False, True, back, torch.float64)
-                pulls.append(count_now(at, arriving[:, k, None], among, *asked)[1][:, 0])
+                pulls.append(count_now(at, grad_output[:, k, None], among, *asked)[1][:, 0])
         assert slopes is not None
-        at_rows = own * pulls[0] - (arriving * slopes).sum(1)
+        at_rows = own * pulls[0] - (grad_output * slopes).sum(1)
         return (weight * pulls[1]).scatter_add_(1, rows, at_rows.to(pulls[1].dtype)).to(scores.dtype)
 
 
@@ -173,14 +173,16 @@ def _(scores: Tensor, weight: Tensor, rows: Tensor, own: Tensor, temperature: fl
 
 
 @torch.library.custom_op("rareloss::soft_ranks_pull", mutates_args=())
-def _pull_op(arriving: Tensor, scores: Tensor, weight: Tensor, rows: Tensor, own: Tensor, temperature: float) -> Tensor:
+def _pull_op(
+    grad_output: Tensor, scores: Tensor, weight: Tensor, rows: Tensor, own: Tensor, temperature: float
+) -> Tensor:
     # What the forward pass may leave has a shape that depends on the engine, which a graph cannot hold.
     left = _rank(scores, weight, rows, own, temperature, True)[1:]
-    return _pull(arriving, scores, weight, rows, own, *left, temperature)
+    return _pull(grad_output, scores, weight, rows, own, *left, temperature)
 
 
 @_pull_op.register_fake
-def _(arriving: Tensor, scores: Tensor, weight: Tensor, rows: Tensor, own: Tensor, temperature: float) -> Tensor:
+def _(grad_output: Tensor, scores: Tensor, weight: Tensor, rows: Tensor, own: Tensor, temperature: float) -> Tensor:
     return torch.empty_like(scores)
 
 
@@ -196,7 +198,7 @@ class _SoftRanks(torch.autograd.Function):
     def forward(
         scores: Tensor, weight: Tensor, rows: Tensor, own: Tensor, temperature: float, with_slopes: bool
     ) -> tuple[Tensor | None, ...]:
-        if is_plain(scores, weight, rows, own):
+        if is_eager(scores, weight, rows, own):
             ranks, *left = _rank(scores, weight, rows, own, temperature, with_slopes)
         else:
             ranks, left = _rank_op(scores, weight, rows, own, temperature), [None, None, None]
@@ -216,16 +218,16 @@ class _SoftRanks(torch.autograd.Function):
         given = [gradient for gradient in gradients[:2] if gradient is not None]
         if not given:
             return (None,) * 6
-        arriving = torch.stack([torch.zeros_like(given[0]) if one is None else one for one in gradients[:2]], 1)
-        return (_carry_back_once(arriving, *ctx.saved_tensors, ctx.temperature), None, None, None, None, None)
+        grad_output = torch.stack([torch.zeros_like(given[0]) if one is None else one for one in gradients[:2]], 1)
+        return (_carry_back_once(grad_output, *ctx.saved_tensors, ctx.temperature), None, None, None, None, None)
 
 
 def _carry_back(
-    arriving: Tensor, scores: Tensor, weight: Tensor, rows: Tensor, own: Tensor, *left_and_temperature: Any
+    grad_output: Tensor, scores: Tensor, weight: Tensor, rows: Tensor, own: Tensor, *left_and_temperature: Any
 ) -> Tensor:
-    if is_plain(arriving, scores, weight, rows, own):
-        return _pull(arriving, scores, weight, rows, own, *left_and_temperature)
-    pulled: Tensor = _pull_op(arriving, scores, weight, rows, own, left_and_temperature[-1])
+    if is_eager(grad_output, scores, weight, rows, own):
+        return _pull(grad_output, scores, weight, rows, own, *left_and_temperature)
+    pulled: Tensor = _pull_op(grad_output, scores, weight, rows, own, left_and_temperature[-1])
     return pulled
 
 

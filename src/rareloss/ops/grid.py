@@ -66,7 +66,7 @@ def grid_count(
     low: Tensor,
     length: int,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Count as :mod:`rareloss.kernels.count` says; ``low`` and ``length`` come from :func:`grid_nodes`."""
+    """Count as :mod:`rareloss.ops.counting` says; ``low`` and ``length`` come from :func:`grid_nodes`."""
     pools, sets, rows = weights.shape
     scale = _CELLS_PER_TEMPERATURE / temperature
     moments = torch.zeros(sets, 4, pools * length, dtype=torch.float64, device=scores.device)

@@ -14,13 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rareloss.ranking.ranking_loss import RankingLoss
-from rareloss.training.large_batch import large_batch
-from rareloss.training.warmup import LossWarmupWrapper
-from rareloss.verify.certificate import Finding
-from rareloss.verify.oracle import has_equation, value_and_gradient
-from rareloss.verify.ranks import over_ranks
-from rareloss.verify.subject import Run, Subject, call_plainly, describe_error, of_dtype, relative_error
+from rareloss.losses import RankingLoss
+from rareloss.testing.case import Run, Subject, call_plainly, describe_error, of_dtype, relative_error
+from rareloss.testing.oracle import has_equation, value_and_gradient
+from rareloss.testing.processes import over_ranks
+from rareloss.testing.report import Check
+from rareloss.training import LossWarmupWrapper, large_batch
 
 __all__ = ["PROMISES", "Promise"]
 
@@ -39,25 +38,25 @@ class Promise(NamedTuple):
 
     name: str
     meaning: str
-    find: Callable[[Subject], Iterator[Finding]]
+    find: Callable[[Subject], Iterator[Check]]
 
 
-def _judged(case: str, measured: float, tolerance: float, said: str = "") -> Finding:
+def _judged(case: str, measured: float, tolerance: float, said: str = "") -> Check:
     passed = measured <= tolerance
     if not passed and not math.isfinite(measured):
         said = f"{said} The value or its gradient is not finite, or not 0 where it should be.".strip()
-    return Finding("", case, "pass" if passed else "fail", measured, tolerance, said)
+    return Check("", case, "pass" if passed else "fail", measured, tolerance, said)
 
 
-def _raised(case: str, error: BaseException) -> Finding:
-    return Finding("", case, "fail", said=f"It raised {describe_error(error)}.")
+def _raised(case: str, error: BaseException) -> Check:
+    return Check("", case, "fail", said=f"It raised {describe_error(error)}.")
 
 
-def _left_out(case: str, reason: str) -> Finding:
-    return Finding("", case, "not applicable", said=reason)
+def _left_out(case: str, reason: str) -> Check:
+    return Check("", case, "not applicable", said=reason)
 
 
-def _compared(case: str, found: Run, expected: Run, tolerance: float) -> Finding:
+def _compared(case: str, found: Run, expected: Run, tolerance: float) -> Check:
     value, gradient = _errors(found, expected)
     return _judged(case, max(value, gradient), tolerance, f"Value off by {value:.2g}, gradient by {gradient:.2g}.")
 
@@ -69,7 +68,7 @@ def _errors(found: Run, expected: Run) -> tuple[float, float]:
     return relative_error(found.values, expected.values, least=least), gradient
 
 
-def _tried(case: str, find: Callable[[], Finding]) -> Finding:
+def _tried(case: str, find: Callable[[], Check]) -> Check:
     try:
         return find()
     except Exception as error:
@@ -79,7 +78,7 @@ def _tried(case: str, find: Callable[[], Finding]) -> Finding:
 # ----------------------------------------------------------------------------------------------- value and gradient
 
 
-def oracle(subject: Subject) -> Iterator[Finding]:
+def oracle(subject: Subject) -> Iterator[Check]:
     """Compare float32 with the same loss in float64, and rareloss's own losses with their equation."""
     batches = subject.batches()
     if subject.exact == torch.float64:
@@ -93,7 +92,7 @@ def oracle(subject: Subject) -> Iterator[Finding]:
     yield _equation(subject)
 
 
-def _scores(subject: Subject, batches: list[Tensor]) -> Finding:
+def _scores(subject: Subject, batches: list[Tensor]) -> Check:
     expected = subject.reference(batches)
     found = subject.run(subject.fresh(), batches, dtype=torch.float32)
     return _compared("scores in float32", found, expected, max(IN_FLOAT32, 4 * _conditioning(subject, batches)))
@@ -109,7 +108,7 @@ def _conditioning(subject: Subject, batches: list[Tensor]) -> float:
     return relative_error(moved.gradients, subject.reference(batches).gradients)
 
 
-def _parameters(subject: Subject, model: nn.Module | None, batches: list[Tensor]) -> Finding:
+def _parameters(subject: Subject, model: nn.Module | None, batches: list[Tensor]) -> Check:
     # In float64 the loss sees the scores of the float32 model, whose rounding is no fault of the loss.
     assert model is not None
     found, expected = Run([], []), Run([], [])
@@ -124,9 +123,9 @@ def _parameters(subject: Subject, model: nn.Module | None, batches: list[Tensor]
         found.gradients.append(_gradient(coarse, value.sum()))
         leaf = scores.detach().double().requires_grad_()
         value = subject.call(fine_loss, leaf, of_dtype(targets, leaf.dtype), rows)
-        (arriving,) = torch.autograd.grad(value.sum(), leaf)
+        (grad_output,) = torch.autograd.grad(value.sum(), leaf)
         expected.values.append(value.detach())
-        expected.gradients.append(_gradient(fine, (fine(of_dtype(inputs, leaf.dtype)) * arriving).sum()))
+        expected.gradients.append(_gradient(fine, (fine(of_dtype(inputs, leaf.dtype)) * grad_output).sum()))
     return _compared("parameters in float32", found, expected, max(IN_FLOAT32, 4 * _conditioning(subject, batches)))
 
 
@@ -136,7 +135,7 @@ def _gradient(model: nn.Module, value: Tensor) -> Tensor:
     return torch.cat([gradient.flatten() for gradient in gradients])
 
 
-def _equation(subject: Subject) -> Finding:
+def _equation(subject: Subject) -> Check:
     case = "the equation, row by row"
     if not has_equation(subject.loss) or subject.call is not call_plainly:
         return _left_out(case, "Equations are written out for rareloss's own losses, reduced to one number.")
@@ -147,7 +146,7 @@ def _equation(subject: Subject) -> Finding:
     few = torch.cat([rare[: EQUATION_ROWS // 3], plain])[:EQUATION_ROWS]
     batches = [few[::2], few[1::2], few] if len(few) > 3 else [few]
 
-    def compare() -> Finding:
+    def compare() -> Check:
         found = subject.run(loss, batches, dtype=torch.float64)
         steps = [(subject.scores[rows], subject.targets[rows]) for rows in batches]
         values, gradients = value_and_gradient(subject.fresh(torch.float64), steps)
@@ -160,21 +159,21 @@ def _equation(subject: Subject) -> Finding:
     return _tried(case, compare)
 
 
-def ranks(subject: Subject) -> Iterator[Finding]:
+def ranks(subject: Subject) -> Iterator[Check]:
     """Compare DDP's gradient over real processes with that of one process on the whole batch."""
     if not subject.ranks:
-        yield Finding("", "gloo processes", "skipped", said="No number of ranks was asked for.")
+        yield Check("", "gloo processes", "skipped", said="No number of ranks was asked for.")
         return
     for outcome in over_ranks(subject):
         case = f"{outcome.ranks} rank{'s' if outcome.ranks > 1 else ''}, {outcome.cut}"
         if outcome.error is None or outcome.scale is None:
-            yield Finding("", case, "fail", said=f"It raised on {outcome.said}")
+            yield Check("", case, "fail", said=f"It raised on {outcome.said}")
         else:
             said = f"The gradient is {outcome.scale:.4g} times that of one process." if outcome.error > 1e-3 else ""
             yield _judged(case, outcome.error, subject.rounding, said)
 
 
-def chunks(subject: Subject) -> Iterator[Finding]:
+def chunks(subject: Subject) -> Iterator[Check]:
     """Compare the model's gradient through ``large_batch``, in three chunks, with that of the batch at once."""
     case = "large_batch in 3 chunks"
     if subject.model is None:
@@ -191,19 +190,19 @@ def chunks(subject: Subject) -> Iterator[Finding]:
         gradients = [p.grad.flatten().clone() for p in model.parameters() if p.grad is not None]
         return Run([value.detach()], [torch.cat(gradients)])
 
-    def compare() -> Finding:
+    def compare() -> Check:
         in_chunks = large_batch(model, chunk_size=-(-len(rows) // 3))
         return _compared(case, gradient(in_chunks), gradient(model), subject.rounding)
 
     yield _tried(case, compare)
 
 
-def row_order(subject: Subject) -> Iterator[Finding]:
+def row_order(subject: Subject) -> Iterator[Check]:
     """Compare steps from a fresh loss with the same rows in another order; what is remembered may depend on it."""
     generator = torch.Generator().manual_seed(subject.seed + 1)
     case = "rows of a step shuffled"
 
-    def shuffled() -> Finding:
+    def shuffled() -> Check:
         found, expected = Run([], []), Run([], [])
         for rows in subject.batches(3):
             order = torch.randperm(len(rows), generator=generator).to(rows.device)
@@ -214,7 +213,7 @@ def row_order(subject: Subject) -> Iterator[Finding]:
     yield _tried(case, shuffled)
 
 
-def precision(subject: Subject) -> Iterator[Finding]:
+def precision(subject: Subject) -> Iterator[Check]:
     """Compare half logits, and autocast, with float32 on the same logits."""
     batches = subject.batches(3)
     kind = subject.scores.device.type
@@ -222,7 +221,7 @@ def precision(subject: Subject) -> Iterator[Finding]:
         name = str(dtype).removeprefix("torch.")
         tolerance = 4 * torch.finfo(dtype).eps
 
-        def in_half(dtype: torch.dtype = dtype, case: str = f"{name} logits", tolerance: float = tolerance) -> Finding:
+        def in_half(dtype: torch.dtype = dtype, case: str = f"{name} logits", tolerance: float = tolerance) -> Check:
             rounded = subject.scores.to(dtype).to(torch.float32)
             expected = subject.run(subject.fresh(), batches, dtype=torch.float32, scores=rounded)
             found = subject.run(subject.fresh(), batches, dtype=dtype, scores=rounded, scale=_scale(expected))
@@ -230,7 +229,7 @@ def precision(subject: Subject) -> Iterator[Finding]:
 
         def under_autocast(
             dtype: torch.dtype = dtype, case: str = f"autocast {name}", tolerance: float = tolerance
-        ) -> Finding:
+        ) -> Check:
             expected = subject.run(subject.fresh(), batches, dtype=torch.float32)
             with torch.autocast(kind, dtype):
                 found = subject.run(subject.fresh(), batches, dtype=torch.float32)
@@ -246,7 +245,7 @@ def _scale(run: Run) -> float:
     return 2.0 ** max(0, min(15, math.floor(math.log2(64 / largest)))) if 0 < largest < math.inf else 1.0
 
 
-def compiled(subject: Subject) -> Iterator[Finding]:
+def compiled(subject: Subject) -> Iterator[Check]:
     """Count graph breaks, and compare the compiled loss with the eager one."""
     batches = subject.batches(2)
     loss = subject.fresh(subject.exact)
@@ -262,7 +261,7 @@ def compiled(subject: Subject) -> Iterator[Finding]:
         found = subject.run(loss, batches, call=call)
     except Exception as error:
         yield _graph_breaks(subject, batches[0], error)
-        yield Finding("", "compiled value and gradient", "skipped", said="It does not compile in one graph.")
+        yield Check("", "compiled value and gradient", "skipped", said="It does not compile in one graph.")
     else:
         yield _judged("graph breaks", 0, 0)
         yield _compared("compiled value and gradient", found, subject.reference(batches), subject.rounding)
@@ -271,7 +270,7 @@ def compiled(subject: Subject) -> Iterator[Finding]:
         logging.disable(level)
 
 
-def _graph_breaks(subject: Subject, rows: Tensor, error: Exception) -> Finding:
+def _graph_breaks(subject: Subject, rows: Tensor, error: Exception) -> Check:
     said = f"With fullgraph=True it raised {describe_error(error)}."
     torch.compiler.reset()
     try:
@@ -280,21 +279,21 @@ def _graph_breaks(subject: Subject, rows: Tensor, error: Exception) -> Finding:
         targets = of_dtype(subject.targets[rows], leaf.dtype)
         explained = torch._dynamo.explain(subject.call)(loss, leaf, targets, rows)
     except Exception as other:
-        return Finding("", "graph breaks", "fail", said=f"{said} Explaining it raised {describe_error(other)}.")
-    return Finding("", "graph breaks", "fail", float(explained.graph_break_count), 0.0, said)
+        return Check("", "graph breaks", "fail", said=f"{said} Explaining it raised {describe_error(other)}.")
+    return Check("", "graph breaks", "fail", float(explained.graph_break_count), 0.0, said)
 
 
 # ----------------------------------------------------------------------------------------------- what is remembered
 
 
-def resume(subject: Subject) -> Iterator[Finding]:
+def resume(subject: Subject) -> Iterator[Check]:
     """Save the state after some steps, load it into a fresh loss, go on, and compare bit by bit."""
     batches = subject.batches(8)
     whole = subject.run(subject.fresh(), batches, dtype=torch.float32)
     for stop in (1, 3, 6):
         case = f"saved after {stop} step{'s' if stop > 1 else ''}"
 
-        def resumed(stop: int = stop, case: str = case) -> Finding:
+        def resumed(stop: int = stop, case: str = case) -> Check:
             first, second = subject.fresh(), subject.fresh()
             subject.run(first, batches[:stop], dtype=torch.float32)
             file = io.BytesIO()
@@ -307,14 +306,14 @@ def resume(subject: Subject) -> Iterator[Finding]:
         yield _tried(case, resumed)
 
 
-def _same(case: str, found: Run, expected: Run) -> Finding:
+def _same(case: str, found: Run, expected: Run) -> Check:
     if found.equals(expected):
         return _judged(case, 0.0, 0.0)
     error = max(*_errors(found, expected))
-    return Finding("", case, "fail", error, 0.0, "The two runs should be equal bit for bit.")
+    return Check("", case, "fail", error, 0.0, "The two runs should be equal bit for bit.")
 
 
-def undiluted_queue(subject: Subject) -> Iterator[Finding]:
+def undiluted_queue(subject: Subject) -> Iterator[Check]:
     """Deal a pool into four batches, remember three, rank the fourth, each in turn; compare with all of it live.
 
     Each row is live once, so the sum of the four gradients over four is the gradient of the pool, exactly.
@@ -348,7 +347,7 @@ def undiluted_queue(subject: Subject) -> Iterator[Finding]:
             return
         size //= 2
     if isinstance(remembering.loss, RankingLoss):
-        yield Finding("", case, "fail", said="Live and remembered rows together do not give the value of their pool.")
+        yield Check("", case, "fail", said="Live and remembered rows together do not give the value of their pool.")
     else:
         yield _left_out(case, "What it remembers is no queue of rows: they do not give the value of their pool.")
 
@@ -376,13 +375,13 @@ def _parts(subject: Subject, size: int) -> list[Tensor]:
     return [chosen[part::4].to(subject.scores.device) for part in range(4)]
 
 
-def nan_poisoning(subject: Subject) -> Iterator[Finding]:
+def nan_poisoning(subject: Subject) -> Iterator[Check]:
     """Give a batch with a logit that is not finite, and then clean ones."""
     batches = subject.batches(4)
     for name, bad in (("a NaN", math.nan), ("an infinite", math.inf)):
         case = f"clean batches after {name} logit"
 
-        def poisoned(bad: float = bad, case: str = case) -> Finding:
+        def poisoned(bad: float = bad, case: str = case) -> Check:
             loss = subject.fresh()
             subject.run(loss, batches[:1], dtype=torch.float32)
             before = _nans(loss)
@@ -411,7 +410,7 @@ def _nans(loss: nn.Module) -> int:
     return sum(int(torch.isnan(tensor).sum()) for tensor in tensors)
 
 
-def padding(subject: Subject) -> Iterator[Finding]:
+def padding(subject: Subject) -> Iterator[Check]:
     """Add rows that are absent, by ``ignore_index`` or by weight 0, and compare with the rows that are not."""
     yield from _ignored_rows(subject)
     case = "rows of weight 0"
@@ -440,7 +439,7 @@ def _padding_rows(subject: Subject) -> int:
     return max(1, len(subject.targets) // 8)
 
 
-def _ignored_rows(subject: Subject) -> Iterator[Finding]:
+def _ignored_rows(subject: Subject) -> Iterator[Check]:
     ignored = getattr(
         subject.loss, "ignore_index", getattr(getattr(subject.loss, "main_loss", None), "ignore_index", None)
     )
@@ -462,7 +461,7 @@ def _padded(
     *,
     score: float | None = None,
     call: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor] | None = None,
-) -> Finding:
+) -> Check:
     batches = subject.batches(3)
     expected = subject.reference(batches)
     extra = subject.scores[: len(absent)] if score is None else torch.full_like(subject.scores[: len(absent)], score)
@@ -480,12 +479,12 @@ def _padded(
     return _compared(case, found, padded, subject.rounding)
 
 
-def hygiene(subject: Subject) -> Iterator[Finding]:
+def hygiene(subject: Subject) -> Iterator[Check]:
     """Copy, pickle and evaluate in the middle of a run, and compare what follows bit by bit."""
     batches = subject.batches(4)
     expected = subject.run(subject.fresh(), batches, dtype=torch.float32).after(2)
 
-    def going_on(case: str, between: Callable[[nn.Module], nn.Module]) -> Finding:
+    def going_on(case: str, between: Callable[[nn.Module], nn.Module]) -> Check:
         loss = subject.fresh()
         subject.run(loss, batches[:2], dtype=torch.float32)
         return _same(case, subject.run(between(loss), batches[2:], dtype=torch.float32), expected)
@@ -512,11 +511,11 @@ def hygiene(subject: Subject) -> Iterator[Finding]:
 # ---------------------------------------------------------------------------------- speed, and the operating point
 
 
-def syncs(subject: Subject) -> Iterator[Finding]:
+def syncs(subject: Subject) -> Iterator[Check]:
     """Count how often a training step on a GPU makes the host wait."""
     case = "waits of the host in a step"
     if subject.scores.device.type != "cuda":
-        yield Finding("", case, "skipped", said=f"The device is {subject.scores.device}, no GPU.")
+        yield Check("", case, "skipped", said=f"The device is {subject.scores.device}, no GPU.")
         return
     batches = [rows.to(subject.scores.device) for rows in subject.batches(2)]
     loss = subject.fresh()
@@ -536,7 +535,7 @@ def syncs(subject: Subject) -> Iterator[Finding]:
     yield _judged(case, sum("synchron" in str(warning.message).lower() for warning in caught), 0)
 
 
-def support(subject: Subject) -> Iterator[Finding]:
+def support(subject: Subject) -> Iterator[Check]:
     """Ask ``diagnose`` whether the pool, with the queue filled, supports the operating point."""
     case = "rows behind the operating point"
     main = _main(subject)
@@ -558,7 +557,7 @@ def support(subject: Subject) -> Iterator[Finding]:
         f"{needed:.4g} are needed: use a larger batch or queue_size, or a wider point."
     )
     passed = bool(seen["supported"][present].all())
-    yield Finding("", case, "pass" if passed else "fail", rows, needed, "" if passed else said)
+    yield Check("", case, "pass" if passed else "fail", rows, needed, "" if passed else said)
 
 
 PROMISES = (

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._library.custom_ops import CustomOpDef
 
-__all__ = ["eager_twin", "fold_into_batch", "is_plain", "without_second_derivative"]
+__all__ = ["eager_twin", "fold_into_batch", "is_eager", "without_second_derivative"]
 
 
 def fold_into_batch(op: CustomOpDef) -> None:
@@ -29,7 +29,7 @@ def fold_into_batch(op: CustomOpDef) -> None:
     torch.library.register_vmap(op, rule)
 
 
-def is_plain(*tensors: Tensor) -> bool:
+def is_eager(*tensors: Tensor) -> bool:
     """Say whether all of ``tensors`` are numbers that are there now: no graph is traced, no transform wraps them."""
     return not torch.compiler.is_compiling() and all(
         type(tensor) in (Tensor, torch.nn.Parameter)

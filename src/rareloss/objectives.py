@@ -8,13 +8,9 @@ import torch
 from torch import Tensor
 
 from rareloss import checks, metrics
-from rareloss.losses.average_precision import SmoothAPLoss
-from rareloss.losses.partial_auc import PAUCAtBudgetLoss
-from rareloss.losses.recall import RecallAtQuantileLoss
-from rareloss.ranking.encode import encode
-from rareloss.ranking.pool import PerClass, make_pool
-from rareloss.ranking.ranking_loss import RankingLoss
-from rareloss.ranking.selection import top
+from rareloss.losses import PAUCAtBudgetLoss, RankingLoss, RecallAtQuantileLoss, SmoothAPLoss, encode
+from rareloss.ops import top
+from rareloss.pool import PerClass, make_pool
 
 __all__ = ["Objective"]
 
@@ -59,7 +55,7 @@ class Objective:
         (Objective(kind='recall@top', level=0.005, low=0.0), 'recall@top=0.5%')
         >>> objective.loss(num_classes=1)
         RecallAtQuantileLoss(
-          num_classes=1, quantile=0.005, among='all', temperature=0.05, temperature_unit='spread', reduction='mean'
+          num_classes=1, quantile=0.005, among='all', temperature=0.05, temperature_unit='std', reduction='mean'
           (queue): MemoryQueue()
         )
     """
@@ -212,7 +208,7 @@ class Objective:
 
         Args:
             num_classes: 1 for binary, else the number of classes or labels.
-            options: as in :class:`~rareloss.ranking.ranking_loss.RankingLoss`.
+            options: as in :class:`~rareloss.losses.ranking.RankingLoss`.
         """
         if self.share is None:
             return SmoothAPLoss(num_classes, **options)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from rareloss import checks
-from rareloss.ranking.buffers import keeping_numbers
-from rareloss.ranking.encode import Rows
+from rareloss.losses.buffers import keeping_numbers
+from rareloss.losses.encode import Rows
 
 __all__ = ["MemoryQueue"]
 

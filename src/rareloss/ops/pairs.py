@@ -53,7 +53,7 @@ def dense_count(
     slope: bool,
     pair_slopes: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Count as :mod:`rareloss.kernels.count` says, pair by pair.
+    """Count as :mod:`rareloss.ops.counting` says, pair by pair.
 
     Given ``pair_slopes[A, M]`` of one pool, leave there what each pair adds to the slopes, for a weight and temperature
     of 1.
@@ -192,22 +192,22 @@ class RankedPairs:
             found[block] = self._weigh(odds.add_(1).reciprocal_(), block, spare)
         return self._laid_out(found)
 
-    def pulls(self, arriving: Tensor) -> tuple[Tensor, Tensor]:
+    def pulls(self, grad_output: Tensor) -> tuple[Tensor, Tensor]:
         """Carry gradients ``[B, A]`` of the counts to the rows, ``[B, M]``, and to the ranked ones, ``[B, A]``.
 
         A row's pair with itself pulls it both ways alike, and is left out.
         """
         to_rows, to_ranked = torch.zeros_like(self.scores), torch.empty_like(self.at)
-        arriving = arriving[self.pool, self.place] * self.per_temperature
+        grad_output = grad_output[self.pool, self.place] * self.per_temperature
         for block, odds, spare in self._blocks():
             torch.add(odds.clamp_(*_NEAR), 1, out=spare)
             slope = odds.div_(spare.square_()).scatter_(1, self.row[block, None], 0.0)
             to_ranked[block] = self._weigh(slope, block, spare)
             if len(to_rows) == 1:
-                to_rows[0].addmv_(slope.mT, arriving[block])
+                to_rows[0].addmv_(slope.mT, grad_output[block])
             else:
-                to_rows.index_add_(0, self.pool[block], slope.mul_(arriving[block, None]))
-        return to_rows.mul_(self.weight), self._laid_out(-arriving * to_ranked)
+                to_rows.index_add_(0, self.pool[block], slope.mul_(grad_output[block, None]))
+        return to_rows.mul_(self.weight), self._laid_out(-grad_output * to_ranked)
 
     def _laid_out(self, found: Tensor) -> Tensor:
         return found.new_zeros(self.shape).index_put_((self.pool, self.place), found)

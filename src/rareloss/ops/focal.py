@@ -110,9 +110,9 @@ class _WithSlope(torch.autograd.Function):
         return loss, weight, positive
 
     @staticmethod
-    def backward(ctx: Any, *arriving: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grad_output: Tensor) -> tuple[Tensor, None]:
         (slope,) = ctx.saved_tensors
-        each = arriving[0]
+        each = grad_output[0]
         if each.ndim < slope.ndim:  # one for a row, its classes on dimension 1, or alone on 0
             each = each.unsqueeze(min(1, each.ndim))
         return (each * slope).to(ctx.dtype), None
@@ -143,21 +143,21 @@ class _Fused(torch.autograd.Function):
         return (total if each is None else each, divisors[0], divisors[1])
 
     @staticmethod
-    def backward(ctx: Any, *arriving: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_output: Tensor) -> tuple[Tensor | None, ...]:
         logits, targets, weight = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: somebody may differentiate this gradient
-            (gradient,) = torch.autograd.grad(ctx.plain(logits), logits, arriving[0], create_graph=True)
+            (gradient,) = torch.autograd.grad(ctx.plain(logits), logits, grad_output[0], create_graph=True)
         elif not ctx.summed:
             gradient = torch.empty(logits.shape, dtype=logits.dtype)
-            ctx.run(logits, targets, weight, arriving[0], gradient, None)
+            ctx.run(logits, targets, weight, grad_output[0], gradient, None)
         else:
             # The gradient of the forward pass is given away, and so may be scaled in place; a second backward pass
             # through a retained graph works it out again.
             gradient, ctx.gradient = ctx.gradient, None
             if gradient is None:
-                gradient = torch.empty(logits.shape, dtype=arriving[0].dtype)
+                gradient = torch.empty(logits.shape, dtype=grad_output[0].dtype)
                 ctx.run(logits, targets, weight, None, gradient, None)
-            gradient = gradient.mul_(arriving[0]).to(logits.dtype)
+            gradient = gradient.mul_(grad_output[0]).to(logits.dtype)
         return gradient, None, None, None, None, None, None
 
 

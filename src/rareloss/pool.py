@@ -1,14 +1,13 @@
 """The pool that rows are ranked in: its checks, its weights, its spread, and the value it gives per class."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import threshold
 
 from rareloss import checks
-from rareloss.kernels.batching import eager_twin, is_plain
 
 __all__ = [
     "PerClass",
@@ -18,16 +17,12 @@ __all__ = [
     "lay_out",
     "make_pool",
     "one_or_nan",
+    "or_one",
     "per_class",
     "picked",
     "safe_ratio",
-    "standardise",
     "where_absent",
 ]
-
-
-# Numbers worked on at once where there are many classes.
-_IN_CACHE = 2**17
 
 
 class PerClass(NamedTuple):
@@ -193,7 +188,7 @@ def picked(scores: Tensor, places: Tensor | None) -> Tensor:
 def safe_ratio(part: Tensor, whole: Tensor) -> Tensor:
     """Divide, with 0 (and gradient 0) where ``whole`` is 0."""
     empty = whole == 0
-    return (part / _or_one(whole)).masked_fill(empty, 0.0)
+    return (part / or_one(whole)).masked_fill(empty, 0.0)
 
 
 def per_class(pool: Pool, value: Tensor, positive: Tensor) -> PerClass:
@@ -219,80 +214,6 @@ def one_or_nan(scores: Tensor) -> Tensor:
     return torch.addcmul(scores.amin(1) * 0.0 + 1.0, scores.amax(1), scores.new_zeros(()))
 
 
-def standardise(pool: Pool) -> tuple[Pool, Tensor, Tensor]:
-    r"""Put scores in units of their spread: :math:`(s - \bar s) / \mathrm{spread}`, with all of its gradient.
-
-    Returns:
-        the pool with standardised scores (0 where absent), the mean and the spread, both ``[C]`` and without gradient.
-        The spread is the weighted standard deviation, 1 where that is 0.
-    """
-    function = _EagerStandardise if is_plain(pool.scores, pool.weight) else _Standardise
-    scores, mean, spread = function.apply(pool.scores, pool.weight)
-    return pool._replace(scores=scores), mean, spread
-
-
-class _Standardise(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(scores: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        standard, mean, spread = _some_classes_at_once(_standardised, scores, weight)
-        return standard, mean, spread
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        standard, mean, spread = output
-        ctx.mark_non_differentiable(mean, spread)
-        ctx.save_for_backward(inputs[1], standard, spread)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _some_classes_at_once(_standardised_backwards, gradients[0], *ctx.saved_tensors)[0], None
-
-
-_EagerStandardise = eager_twin(_Standardise)
-
-
-def _standardised(scores: Tensor, weight: Tensor, *, out: Tensor | None) -> tuple[Tensor, ...]:
-    # The largest comes out first, so that nothing overflows; then a present row, so that equal scores are all 0.
-    largest = scores.abs().amax(1, keepdim=True)
-    largest = largest.masked_fill(largest < torch.finfo(largest.dtype).tiny, 1.0)
-    scaled, absent = scores / largest, where_absent(weight)
-    anchor = scaled[:, :1] if absent is None else scaled.gather(1, weight.argmax(1, keepdim=True))
-    share = weight / _or_one(weight.sum(1, keepdim=True))
-    from_anchor = scaled - anchor
-    mean = (share * from_anchor).sum(1, keepdim=True)
-    centred = from_anchor - mean
-    variance = (share * centred * centred).sum(1, keepdim=True)
-    spread = torch.where(variance == 0, 1.0 / largest, variance.sqrt())
-    standard = torch.div(centred, spread, out=out)
-    standard = standard if absent is None else standard.masked_fill_(absent, 0.0)
-    # A spread too small for its dtype would leave a division by 0 to the gradient.
-    spread = (spread * largest).clamp(min=torch.finfo(spread.dtype).tiny)
-    return standard, ((mean + anchor) * largest)[:, 0], spread[:, 0]
-
-
-def _standardised_backwards(
-    arriving: Tensor, weight: Tensor, standard: Tensor, spread: Tensor, *, out: Tensor | None
-) -> tuple[Tensor, ...]:
-    # With z the standardised scores, w their shares of the weight and g what arrives, the gradient of s is
-    # (g - w (sum(g) + z sum(g z))) / spread: the mean and the spread move with the scores.
-    share = weight / _or_one(weight.sum(1, keepdim=True))
-    moved = arriving.sum(1, keepdim=True) + standard * (arriving * standard).sum(1, keepdim=True)
-    return (torch.div(arriving - share * moved, spread[:, None], out=out),)
-
-
-def _some_classes_at_once(function: Callable[..., tuple[Tensor, ...]], *by_class: Tensor) -> tuple[Tensor, ...]:
-    # So many classes that what is derived from them stays in a core's cache; the first result goes where it belongs.
-    classes, rows = by_class[0].shape
-    together = max(1, _IN_CACHE // rows)
-    if classes <= together or not is_plain(*by_class):
-        return function(*by_class, out=None)
-    whole = torch.empty_like(by_class[0], memory_format=torch.contiguous_format)
-    parts = zip(*(tensor.split(together) for tensor in (*by_class, whole)), strict=True)
-    found = [function(*part, out=out) for *part, out in parts]
-    return whole, *(torch.cat(rest) for rest in list(zip(*found, strict=True))[1:])
-
-
-def _or_one(total: Tensor) -> Tensor:
+def or_one(total: Tensor) -> Tensor:
+    """Return ``total``, 1 where it is 0."""
     return total.masked_fill(total == 0, 1.0)

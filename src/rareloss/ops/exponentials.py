@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rareloss.kernels.grid import chunks
+from rareloss.ops.grid import chunks
 
 __all__ = ["NANOSECONDS", "NANOSECONDS_PER_ROW", "exponential_count", "order_together", "swapped"]
 
@@ -97,7 +97,7 @@ def exponential_count(
     order: Tensor,
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Count as :mod:`rareloss.kernels.count` says, into ``dtype``, the weights' by default.
+    """Count as :mod:`rareloss.ops.counting` says, into ``dtype``, the weights' by default.
 
     ``order`` comes from :func:`order_together`.
     """

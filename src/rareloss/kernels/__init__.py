@@ -1,1 +1,0 @@
-"""Fused passes and the engines of the soft count; no idea of losses."""
