@@ -5,14 +5,20 @@ from rareloss.ops.exponentials import exponential_count, order_together
 from rareloss.ops.focal import Terms, fused, sigmoid_pass, sigmoid_slope, softmax_pass, softmax_slope
 from rareloss.ops.functions import eager_twin, fold_into_batch, is_eager, without_second_derivative
 from rareloss.ops.grid import grid_count, grid_nodes
-from rareloss.ops.one_vs_rest import log_odds
+from rareloss.ops.metric import SoftMetric, average_precision_in_one_call, evaluate
+from rareloss.ops.one_vs_rest import log_odds, log_odds_by_class
 from rareloss.ops.pairs import dense_pairs
-from rareloss.ops.selection import Top, hard_count, top
+from rareloss.ops.selection import Top, band_fraction, hard_count, top
 from rareloss.ops.soft_rank import soft_ranks
 from rareloss.ops.standardization import standardize
 from rareloss.ops.threshold import margin_over_threshold
 
 __all__ = [
+    "SoftMetric",
+    "average_precision_in_one_call",
+    "band_fraction",
+    "evaluate",
+    "log_odds_by_class",
     "Terms",
     "Top",
     "count_above",

@@ -8,9 +8,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rareloss import checks
-from rareloss.ops.functions import eager_twin, is_eager
+from rareloss.eager import is_eager as values_known
+from rareloss.ops import native
+from rareloss.ops.functions import eager_twin, is_eager, without_second_derivative
 
-__all__ = ["log_odds"]
+__all__ = ["log_odds", "log_odds_by_class"]
 
 # Numbers worked on at once: a chunk of float32 (512 KiB) and what is derived from it stay near the core.
 _CHUNK = 2**17
@@ -112,3 +114,29 @@ class _LogOdds(torch.autograd.Function):
 
 
 _EagerLogOdds = eager_twin(_LogOdds)
+
+
+_NATIVE = native.available()
+
+
+def log_odds_by_class(logits: Tensor) -> Tensor:
+    """Turn logits ``[M, C]`` into log-odds ``[C, M]``, as a pool is laid out; float32 or float64."""
+    if _NATIVE and values_known(logits):
+        odds: Tensor = _NativeLogOdds.apply(logits)  # type: ignore[no-untyped-call]
+        return odds
+    return log_odds(logits).mT.contiguous()
+
+
+class _NativeLogOdds(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor) -> Tensor:
+        ctx.save_for_backward(logits)
+        return native.log_odds(logits)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient: Tensor = _native_backward(*ctx.saved_tensors, gradients[0])
+        return gradient
+
+
+_native_backward = without_second_derivative(native.log_odds_backward, "the log-odds have")

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rareloss import checks
-from rareloss.pool import chosen, picked, safe_ratio
+from rareloss.eager import is_eager
+from rareloss.pool import gather_indices, safe_ratio, select
 
-__all__ = ["Top", "hard_count", "top"]
+__all__ = ["Top", "band_fraction", "hard_count", "top"]
 
 # Rows of a class that are sorted faster than they are searched.
 _SORTED_ROWS = 4096
@@ -65,20 +65,26 @@ def top(scores: Tensor, weight: Tensor, share: float) -> Top:
     total = _sum(weight)
     target = share * total
     fixed = scores.detach()
-    if scores.shape[1] > _SORTED_ROWS and checks.values_readable(scores) and checks.values_readable(weight):
+    if scores.shape[1] > _SORTED_ROWS and is_eager(scores, weight):
         low, high = _bracket(fixed, weight, share)
-        places, heavy = chosen(weight, fixed >= low)
-        rows = picked(scores, places)
+        places, heavy = gather_indices(weight, fixed >= low, True)
+        rows = select(scores, places)
         inside, already = (rows.detach(), heavy), torch.zeros_like(total)
         if rows.shape[1] > _SORTED_ROWS:
             beyond = rows.detach() > high
             already = _sum(torch.where(beyond, heavy, 0.0))
-            places, rest = chosen(heavy, ~beyond)
-            inside = picked(rows.detach(), places), rest
+            places, rest = gather_indices(heavy, ~beyond, True)
+            inside = select(rows.detach(), places), rest
         sure = (already < target) & ((_sum(heavy) >= target) | (low == -torch.inf)) | (total == 0)
         if bool(sure.all()):
             return Top(rows, heavy, *_edge(*inside, target, already), target)
     return Top(scores, weight, *_edge(fixed, weight, target, torch.zeros_like(total)), target)
+
+
+def band_fraction(scores: Tensor, weight: Tensor, low: float, high: float) -> Tensor:
+    """Compute how much of a row at each of ``scores[C, M]`` lies between two fractions of the weight, from the top."""
+    inside = top(scores, weight, high).part(scores)
+    return inside - top(scores, weight, low).part(scores) if low > 0 else inside
 
 
 def _sum(weight: Tensor) -> Tensor:

@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid
 
-from rareloss import checks
+from rareloss.eager import is_eager
 from rareloss.ops.functions import fold_into_batch
-from rareloss.pool import picked
+from rareloss.pool import select
 
 __all__ = ["margin_over_threshold"]
 
@@ -71,14 +71,14 @@ def margin_over_threshold(
     Returns:
         the margins, ``[C, A]``, and :math:`\theta` without gradient, ``[C]`` (0 where nothing is counted), in float64.
     """
-    if at is None and _one_by_one(scores) and checks.values_readable(scores) and checks.values_readable(counted):
+    if at is None and _one_by_one(scores) and is_eager(scores, counted):
         margin: Tensor
         theta: Tensor
         margin, theta = _Margin.apply(scores, counted, places, share, temperature)  # type: ignore[no-untyped-call]
         return margin, theta
     start, offset = _traced_threshold(scores, counted, share, temperature)
     # Measured from a score near the root: what is left is small, and float64 keeps it exactly.
-    from_start = (picked(scores, places) if at is None else at).double() - start[:, None]
+    from_start = (select(scores, places) if at is None else at).double() - start[:, None]
     return (from_start - offset[:, None]) / temperature, start + offset.detach()
 
 
@@ -108,7 +108,7 @@ class _Margin(torch.autograd.Function):
         start, offset = _stacked(found)
         theta = start + offset
         ctx.mark_non_differentiable(theta)
-        margin = picked(scores, places).double().sub(start[:, None]).sub_(offset[:, None]).mul_(1 / temperature)
+        margin = select(scores, places).double().sub(start[:, None]).sub_(offset[:, None]).mul_(1 / temperature)
         return margin, theta
 
     @staticmethod
