@@ -1,0 +1,1 @@
+"""What losses are computed with; no idea of modules, queues or ranks."""
