@@ -14,6 +14,7 @@ import rareloss
 # From the bottom to the top; a layer imports itself and what stands to its left.
 LAYERS = (
     "extras",
+    "eager",
     "checks",
     "distributed",
     "pool",
@@ -143,7 +144,7 @@ def test_planted_violation_is_found(module: str, line: str, said: str) -> None:
         ("losses", "from rareloss.losses import RecallAtQuantileLoss"),
         (
             "losses.recall",
-            "import math\nimport torch\nfrom rareloss import checks, pool\nfrom rareloss.losses.ranking import RankingLoss",
+            "import math\nfrom rareloss import checks, pool\nfrom rareloss.losses.ranking import RankingLoss",
         ),
         ("functional", "from rareloss.losses import soft_recall_at_quantile"),
         ("", "from rareloss import functional, metrics\nfrom rareloss.training import LossWarmupWrapper"),

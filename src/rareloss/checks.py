@@ -4,13 +4,13 @@ Structure (shape, dtype, range of an argument) is checked always. Values inside 
 free: on the CPU, outside of ``torch.compile`` and of ``torch.func`` transforms.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
 import math
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor
 

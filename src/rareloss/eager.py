@@ -1,4 +1,4 @@
-"""What kind of call this is: eager, so that values may be looked at, or not; training, so that it leaves a trace, or not."""
+"""What kind of call this is: eager, whose values may be looked at, or traced; training, or not."""
 
 import torch
 from torch import Tensor, nn

@@ -283,8 +283,7 @@ def cuts(pool: Pool) -> Cuts:
     ordered, order = present.sort(dim=1, descending=True)
     below = pad(ordered[:, 1:], (0, 1), value=-torch.inf)
     hits, taken = (
-        weight.gather(1, order).cumsum(1, dtype=torch.float64)
-        for weight in (pool.positive_weight, pool.weight)
+        weight.gather(1, order).cumsum(1, dtype=torch.float64) for weight in (pool.positive_weight, pool.weight)
     )
     return Cuts(below, ordered > below, hits, taken)
 

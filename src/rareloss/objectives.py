@@ -277,7 +277,7 @@ class Objective:
         if self.share is None:
             cut = self._best(metrics.cuts(pool))
             return cut[0] if ranked.ndim == 1 else cut
-        counted = pool.weight if self.kind == "recall@top" else pool.negative
+        counted = pool.weight if self.kind == "recall@top" else pool.negative_weight
         # The first group that overflows, and by more than rounding.
         cut = top(pool.scores, counted, self.share * (1 + 1e-12)).score[:, 0]
         return cut[0] if ranked.ndim == 1 else cut
@@ -319,7 +319,7 @@ def _columns(scores: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Ten
         )
     classes = 1 if scores.ndim == 1 else scores.shape[1]
     rows = encode(scores.detach(), labels, weight, None, num_classes=classes, ignore_index=-100)
-    columns = (rows.scores, rows.positive, rows.weight)
+    columns = (rows.scores.mT, rows.is_positive.mT, rows.weight.mT)
     return columns if classes > 1 else (columns[0][:, 0], columns[1][:, 0], columns[2][:, 0])
 
 

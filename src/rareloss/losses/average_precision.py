@@ -4,7 +4,6 @@ Reference: Brown, Xie, Kalogeiton and Zisserman, "Smooth-AP: Smoothing the Path 
 ECCV 2020, equations 4 to 8.
 """
 
-import torch
 from torch import Tensor
 
 from rareloss import checks, metrics
@@ -53,7 +52,8 @@ def smooth_average_precision(
 
 def _average_precision(pool: Pool, temperature: float) -> Tensor:
     indices, weight = pool.positives()
-    among_positives, among_negatives = soft_ranks(pool.scores, pool.weight, indices, weight, temperature)
+    among_positives, among_all = soft_ranks(pool.scores, pool.weight, indices, weight, temperature)
+    among_negatives = among_all - among_positives
     # Q / (Q + N), written so that the gradient keeps its digits where the precision is nearly 1.
     precision = 1 / (1 + among_negatives / among_positives)
     return safe_ratio((weight * precision).sum(1), weight.sum(1))

@@ -82,7 +82,11 @@ def encode(
 
 
 def _weight(
-    target: Tensor, sample_weight: Tensor | None, scores: Tensor, rows_shape: tuple[int, ...], ignore_index: float | None
+    target: Tensor,
+    sample_weight: Tensor | None,
+    scores: Tensor,
+    rows_shape: tuple[int, ...],
+    ignore_index: float | None,
 ) -> Tensor | None:
     # [C, M] or [1, M]; None where every row weighs 1.
     kept = None if ignore_index is None else (~checks.ignored(target, ignore_index)).to(scores.dtype)

@@ -114,16 +114,17 @@ class MemoryQueue(nn.Module):
         # Up to the end of the buffers, and on from their start. Ctrl-C may come between any two writes.
         start = int(self.pointer)
         first = min(count, self.size - start)
-        before = [(slots[:, start : start + first].clone(), slots[:, : count - first].clone()) for slots in self._slots()]
+        at_end, at_start = slice(start, start + first), slice(0, count - first)
+        before = [(slots[:, at_end].clone(), slots[:, at_start].clone()) for slots in self._slots()]
         try:
             for slots, values in zip(self._slots(), rows, strict=True):
-                slots[:, start : start + first] = values[:, :first]
-                slots[:, : count - first] = values[:, first:]
+                slots[:, at_end] = values[:, :first]
+                slots[:, at_start] = values[:, first:]
             self.pointer.fill_((start + count) % max(self.size, 1))
         except BaseException:
             for slots, (later, earlier) in zip(self._slots(), before, strict=True):
-                slots[:, start : start + first] = later
-                slots[:, : count - first] = earlier
+                slots[:, at_end] = later
+                slots[:, at_start] = earlier
             self.pointer.fill_(start)
             raise
 
@@ -143,7 +144,7 @@ class MemoryQueue(nn.Module):
         # Of one shape whether rows have come or not, since a distributed checkpoint is read into what is there.
         if self.persistent:
             self.allocate()
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: list[str], *said: list[str]

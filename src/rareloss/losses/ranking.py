@@ -142,7 +142,7 @@ class RankingLoss(nn.Module):
         if training and self.queue.size and not self._frozen and not is_recomputation():
             self.queue.remember(live)
         loss = self._reduced(loss, defined, pool, training)
-        if training:
+        if training and logits.numel():
             self._warn(live)
         return loss
 
@@ -278,7 +278,10 @@ class RankingLoss(nn.Module):
 
     def _with_remembered(self, live: Pool, training: bool) -> Pool:
         reads = self.queue.size > 0 and (training or self._frozen or self.queue_in_eval)
-        return self.queue.extend(live) if reads and self.queue.is_allocated else live
+        if not reads:
+            return live
+        self.queue.allocate()
+        return self.queue.extend(live)
 
     def _evaluate(self, pool: Pool) -> PerClass:
         in_std = self.temperature_unit == "std"

@@ -138,7 +138,8 @@ class _Fused(torch.autograd.Function):
         with_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         rows = (scores, is_positive, weight, iid, live.shape[1])
-        return _op(*rows, name, settings, temperature, in_std, with_gradient)
+        output: tuple[Tensor, Tensor] = _op(*rows, name, settings, temperature, in_std, with_gradient)
+        return output
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

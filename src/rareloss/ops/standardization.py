@@ -19,7 +19,9 @@ def standardize(pool: Pool) -> tuple[Pool, Tensor, Tensor]:
         the pool with standardized scores (0 where absent), the mean and the standard deviation, both ``[C]`` and
         without gradient. A standard deviation of 0 counts as 1.
     """
-    scores, mean, std = _Standardize.apply(pool.scores, pool.weight, pool.threshold_weight)  # type: ignore[no-untyped-call]
+    # Another view, since both weights may be one tensor: a graph refuses one tensor in two places.
+    iid_weight = pool.threshold_weight.view_as(pool.weight)
+    scores, mean, std = _Standardize.apply(pool.scores, pool.weight, iid_weight)  # type: ignore[no-untyped-call]
     return pool.with_scores(scores), mean, std
 
 

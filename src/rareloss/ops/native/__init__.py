@@ -14,9 +14,7 @@ from rareloss.ops.native.library import (
     partial_auc,
     recall,
     sigmoid_focal,
-    soft_count,
     softmax_focal,
-    sort,
     why,
 )
 
@@ -30,8 +28,6 @@ __all__ = [
     "partial_auc",
     "recall",
     "sigmoid_focal",
-    "soft_count",
     "softmax_focal",
-    "sort",
     "why",
 ]

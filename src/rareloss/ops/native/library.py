@@ -25,9 +25,7 @@ __all__ = [
     "partial_auc",
     "recall",
     "sigmoid_focal",
-    "soft_count",
     "softmax_focal",
-    "sort",
     "why",
 ]
 
@@ -47,7 +45,7 @@ _pointer, _int64, _int, _double = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int,
 
 class _Pool(ctypes.Structure):
     # As in common.h.
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *((name, _pointer) for name in ("scores", "positive", "weight", "iid")),
         *((name, _int64) for name in ("classes", "rows", "live")),
         *((f"{name}_stride", _int64) for name in ("score", "positive", "weight", "iid")),
