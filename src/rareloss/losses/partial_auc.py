@@ -106,7 +106,7 @@ class PAUCAtBudgetLoss(RankingLoss):
         0.0
     """
 
-    threshold_from_iid_rows = True
+    has_threshold = True
 
     def __init__(
         self,

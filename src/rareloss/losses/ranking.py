@@ -68,7 +68,7 @@ class RankingLoss(nn.Module):
             negative or not finite. The queue is as it was.
     """
 
-    threshold_from_iid_rows = False
+    has_threshold = False
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ class RankingLoss(nn.Module):
         threshold = self.threshold(pool, temperature)
         present = pool.weight > 0
         positive, negative = pool.is_positive & present, present & ~pool.is_positive
-        counted = pool.counted > 0 if self.threshold_from_iid_rows else present
+        counted = pool.counted > 0 if self.has_threshold else present
         support = self.support(counted.sum(1), (negative & counted).sum(1))
         has_threshold = ~torch.isnan(threshold)
         return {
@@ -260,7 +260,7 @@ class RankingLoss(nn.Module):
         # The queue is judged as full: it is about to be.
         growth = 1 + self.queue.size * safe_ratio((rows > 0).double(), rows.double())
         support = self.support(rows * growth, (present & ~live.positive).sum(0) * growth)
-        if not self.threshold_from_iid_rows or bool((support.rows >= support.needed)[rows > 0].all()):
+        if not self.has_threshold or bool((support.rows >= support.needed)[rows > 0].all()):
             return
         least = float(support.rows[rows > 0].min())
         self._warned = True

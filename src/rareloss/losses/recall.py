@@ -89,7 +89,7 @@ class RecallAtQuantileLoss(RankingLoss):
         0.0
     """
 
-    threshold_from_iid_rows = True
+    has_threshold = True
 
     def __init__(
         self,
