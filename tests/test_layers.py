@@ -177,7 +177,7 @@ def test_import_of_the_core_loads_no_library_of_an_extra() -> None:
 
 
 def test_there_is_one_training_loop() -> None:
-    """Estimators and commands step through ``training.descent``; a stream steps as its batches come."""
+    """Estimators and commands step through ``training``; a stream steps as its batches come."""
     made = [
         module
         for module, source in read_package().items()
@@ -185,4 +185,4 @@ def test_there_is_one_training_loop() -> None:
         if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("torch.optim.")
         if "lr_scheduler" not in ast.unparse(node.func)
     ]
-    assert sorted(made) == ["integrations.sklearn", "training.descent", "training.descent"]
+    assert sorted(made) == ["integrations.sklearn", "training.early_stopping", "training.regularization_path"]

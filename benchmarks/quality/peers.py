@@ -17,7 +17,7 @@ from rareloss.study.arms import RECIPE, Arm
 from rareloss.study.fitting import Fitted, Task, cross_entropy, descend, fitted, new_model
 from rareloss.study.scorers import Scorer, logits_of
 from rareloss.study.ways import best_of, draws_for
-from rareloss.training import Look
+from rareloss.training import Evaluation
 
 __all__ = ["imbalanced_losses", "libauc", "missing"]
 
@@ -73,8 +73,8 @@ def _imbalanced_losses(task: Task, scorer: Scorer, tuned: Fitted, trials: int) -
                 _Told(_their_loss(task, warm_up, steps)),
                 batches(task.train_target, size, task.seed),
                 steps=steps,
-                warm_up=RECIPE["network_warm_up_steps"],
-                every=RECIPE["network_look_every"],
+                warmup_steps=RECIPE["network_warm_up_steps"],
+                eval_every=RECIPE["network_look_every"],
                 chosen={"kind": tuned.kind, **draw},
                 **draw,
             )
@@ -178,7 +178,7 @@ def _libauc(task: Task, scorer: Scorer, tuned: Fitted, trials: int) -> Fitted:
             kept, best, looks = (
                 copy.deepcopy(model.state_dict()),
                 tuned.validation,
-                [Look(0, math.nan, tuned.validation)],
+                [Evaluation(0, math.nan, tuned.validation)],
             )
             batch = _dual_batches(target, RECIPE["network_batch"], task.seed)
             for step in range(1, RECIPE["network_steps"] + 1):
@@ -190,7 +190,7 @@ def _libauc(task: Task, scorer: Scorer, tuned: Fitted, trials: int) -> Fitted:
                 steps.step()
                 if step % RECIPE["network_look_every"] == 0:
                     with torch.no_grad():
-                        looks.append(Look(step, value.item(), task.judge(logits_of(model, x_validation, 1))))
+                        looks.append(Evaluation(step, value.item(), task.judge(logits_of(model, x_validation, 1))))
                     if looks[-1].validation > best:
                         kept, best = copy.deepcopy(model.state_dict()), looks[-1].validation
             model.load_state_dict(kept)
