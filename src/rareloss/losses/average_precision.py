@@ -20,9 +20,9 @@ def smooth_average_precision(
 ) -> PerClass:
     r"""Compute average precision with soft ranks.
 
-    .. math:: \frac{1}{P} \sum_{i \in \text{positives}} w_i
-              \frac{w_i / 2 + C_{\text{positives}}(s_i)}{w_i / 2 + C_{\text{all}}(s_i)},
-              \qquad C(a) = \sum_j w_j \, \sigma\big((s_j - a) / t\big)
+    .. math:: \frac{1}{P} \sum_{i \in \text{positives}} w_i \frac{Q_i}{Q_i + N_i}, \qquad
+              Q_i = \frac{w_i}{2} + C_{\text{positives}}(s_i), \quad N_i = C_{\text{negatives}}(s_i), \quad
+              C(a) = \sum_j w_j \, \sigma\big((s_j - a) / t\big)
 
     The soft count has half a row at its own place; the other half is added, so that a row counts itself whole.
 
@@ -53,10 +53,11 @@ def smooth_average_precision(
 
 def _average_precision(pool: Pool, temperature: float) -> PerClass:
     places, own = pool.positive()
-    rank_among_positives, rank_among_all = soft_ranks(pool.scores, pool.weight, places, own, temperature)
+    among_positives, among_negatives = soft_ranks(pool.scores, pool.weight, places, own, temperature)
     whole = torch.sum(own, 1)
-    share = safe_ratio(own, whole[:, None])
-    return per_class(pool, (share * rank_among_positives / rank_among_all).sum(1), whole)
+    # Not as a share of all: near 1 its gradient would be a difference of two nearly equal numbers.
+    precision = 1 / (1 + among_negatives / among_positives)
+    return per_class(pool, (safe_ratio(own, whole[:, None]) * precision).sum(1), whole)
 
 
 class SmoothAPLoss(RankingLoss):

@@ -72,7 +72,7 @@ def _partial_auc(pool: Pool, alpha: float, beta: float, temperature: float) -> P
     places, hits = pool.positive()
     positives, whole = picked(pool.scores, places), hits.sum(1)
     share, part = safe_ratio(hits, whole[:, None]), safe_ratio(band, band.sum(1, keepdim=True))
-    above = count_above(positives, share[:, None], negatives, temperature=temperature, where=part > 0)[:, 0]
+    above = count_above(positives, share[:, None], negatives, temperature=temperature)[:, 0]
     return per_class(pool, (part * above).sum(1), whole)
 
 
