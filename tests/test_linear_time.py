@@ -22,7 +22,6 @@ from rareloss.ops import (
     Counts,
     count_by_exponentials,
     count_by_pairs,
-    few_pairs,
     locate,
 )
 

@@ -128,7 +128,7 @@ def _count(
     request = CountRequest(scores, weights, at, temperature, values, slopes)
     no_order = torch.empty(len(scores), 0, dtype=torch.int32, device=scores.device)
     with _without_autocast(scores):
-        if few_pairs(*scores.shape, request.points.shape[1]):
+        if few_pairs(len(scores), scores.shape[1], request.points.shape[1]):
             return *count_by_pairs(request), no_order
         if order is not None and order.numel():
             return *count_by_exponentials(request, order), no_order
