@@ -52,8 +52,7 @@ def smooth_average_precision(
 
 def _average_precision(pool: Pool, temperature: float) -> Tensor:
     indices, weight = pool.positives()
-    among_positives, among_all = soft_ranks(pool.scores, pool.weight, indices, weight, temperature)
-    among_negatives = among_all - among_positives
+    among_positives, among_negatives = soft_ranks(pool.scores, pool.weight, indices, weight, temperature)
     # Q / (Q + N), written so that the gradient keeps its digits where the precision is nearly 1.
     precision = 1 / (1 + among_negatives / among_positives)
     return safe_ratio((weight * precision).sum(1), weight.sum(1))

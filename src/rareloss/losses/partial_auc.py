@@ -73,7 +73,7 @@ def _partial_auc(pool: Pool, temperature: float, alpha: float, beta: float) -> T
     of_positives = safe_ratio(weight, weight.sum(1, keepdim=True))
     of_band = safe_ratio(band, band.sum(1, keepdim=True))
     positives = select(pool.scores, indices)
-    above = count_above(positives, of_positives[:, None], negatives, temperature=temperature, where=of_band > 0)[:, 0]
+    above = count_above(positives, of_positives[:, None], negatives, temperature=temperature)[:, 0]
     return (of_band * above).sum(1)
 
 

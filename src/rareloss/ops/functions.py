@@ -1,13 +1,29 @@
-"""What custom ops and autograd functions need for transforms, and how eager code goes without."""
+"""Autograd functions and custom ops: rules for ``vmap``, the eager short cut, second derivatives refused, precision."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._library.custom_ops import CustomOpDef
 
-__all__ = ["eager_twin", "fold_into_batch", "is_eager", "without_second_derivative"]
+__all__ = ["accumulator", "chunks", "eager_twin", "fold_into_batch", "is_eager", "without_second_derivative"]
+
+# Types of device that have no float64.
+WITHOUT_FLOAT64 = {"mps"}
+
+
+def accumulator(tensor: Tensor) -> torch.dtype:
+    """Return the dtype to sum up in where ``tensor`` is: float64, or float32 on a device that has no other."""
+    return torch.float32 if tensor.device.type in WITHOUT_FLOAT64 else torch.float64
+
+
+def chunks(pools: int, rows: int, size: int) -> Iterator[tuple[slice, slice]]:
+    """Cut ``[pools, rows]`` into blocks of ``size`` entries at most, of whole pools or of some rows of one pool."""
+    together = max(1, size // max(rows, 1))
+    for first in range(0, pools, together):
+        for start in range(0, rows, size):
+            yield slice(first, min(first + together, pools)), slice(start, min(start + size, rows))
 
 
 def fold_into_batch(op: CustomOpDef) -> None:
