@@ -10,7 +10,7 @@ template <class T> struct Counted : Rows<T> {
 
     double weight_of(int64_t j) const { return this->weight ? double(this->weight[j]) : 1.0; }
     bool counts(int64_t j) const {
-        return (!this->iid || this->iid[j]) && !(negatives_only && this->positive[j]) && weight_of(j) > 0;
+        return (this->iid ? this->iid[j] : 1) & !(negatives_only & this->positive[j]) & (weight_of(j) > 0);
     }
     // Whether each of n rows counts, as bytes of 0 or 1; loops that a compiler turns into vectors.
     void counts(int64_t begin, int64_t n, uint8_t *out) const {
@@ -49,19 +49,25 @@ int64_t gather_part(const Counted<T> &of, int64_t begin, int64_t end, T low, T h
         for (int64_t i = 0; i < n; i += 8) {
             uint64_t bits;
             std::memcpy(&bits, mark + i, 8);
-            for (; bits; bits &= bits - 1) {  // bit 0 of a byte: gathered; bit 1: above
-                const int at = __builtin_ctzll(bits);
-                const int64_t row = begin + i + (at >> 3);
-                if (at & 1) *above += of.weight_of(row);
-                else index[found++] = int32_t(row);
-            }
+            if (!every_positive && !bits) continue;  // a bracket holds few
+            uint64_t inside = bits & 0x0101010101010101, beyond = bits ^ inside;
+            auto take = [&](int64_t to) {
+                index[to] = int32_t(begin + i + (__builtin_ctzll(inside | uint64_t(1) << 63) >> 3));
+                inside &= inside - 1;
+            };
+            const int64_t next = found + __builtin_popcountll(inside);
+            take(found);  // two at once, there or not: nobody could predict a branch
+            take(found + 1);
+            for (found += 2; inside;) take(found++);
+            found = next;
+            for (; beyond; beyond &= beyond - 1) *above += of.weight_of(begin + i + (__builtin_ctzll(beyond) >> 3));
         }
     }
     return found;
 }
 
 // Lists the counted rows of scores in [low, high], in order, and where asked every positive of some weight too;
-// `above` becomes the weight of the other counted rows above. `index` has room for all rows.
+// `above` becomes the weight of the other counted rows above. `index` has room for eight more than all rows.
 template <class T>
 int64_t gather(const Counted<T> &of, T low, T high, bool every_positive, int threads, int32_t *index,
                double *above) {
@@ -115,7 +121,7 @@ inline int64_t select_from_top(Weighted *rows, int64_t n, double target) {
 
 // Memory that the classes of a call use one after the other.
 struct SelectRoom {
-    explicit SelectRoom(int64_t rows) : index(rows) {}
+    explicit SelectRoom(int64_t rows) : index(rows + 8) {}
     Weighted *need(int64_t n) {
         if (n > size) { kept = Buffer<Weighted>(n + n / 8); size = n + n / 8; }
         return kept.get();
