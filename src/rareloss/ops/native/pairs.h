@@ -1,7 +1,162 @@
-// Sums over all pairs of two lists.
+// Sums over all pairs of two lists: each pair, where they are few; else by cells or a walk.
 #pragma once
 
 #include "cells.h"
+
+// One call of `pass_over` takes about so many nanoseconds a pair; a cell, a row in cells, a row in a walk.
+constexpr double kPairCost = 0.5, kCellCost = 200, kCellRowCost = 8, kWalkRowCost = 70;
+
+// ---------------------------------------------------------------- each pair
+
+// Rows for `pass_over`, filled up to a whole vector with rows of weight 0.
+template <class T> constexpr int64_t padded(int64_t n) { return (n + kLanes<T> - 1) / kLanes<T> * kLanes<T>; }
+template <class T> void pad(T *score, T *weight, int64_t n) {
+    for (int64_t j = n; j < padded<T>(n); j++) score[j] = 0, weight[j] = 0;
+}
+// Whether a pair's distance times 1 / temperature stays a number.
+template <class T> bool pairs_in_range(double temperature) {
+    return sizeof(T) == 8 || (temperature > 1e-30 && temperature < 1e30);
+}
+
+struct PairSums { double count, slope, moment; };
+// Of x_j = (score_j - at) / t, rate = log2(e) / t: sums of w_j sigmoid(x_j), w_j sigmoid'(x_j), w_j sigmoid'(x_j) x_j.
+// sigmoid'(x_j) itself, unweighted, goes to `slope` where that is not null. All arrays padded.
+template <class T>
+PairSums pass_over(const T *score, const T *weight, int64_t n, T at, double rate, T *slope) {
+    using V = Vec<T>;
+    constexpr int64_t kChunk = 64 * kLanes<T>;  // so few terms in T, then on in double
+    const V most = V{} + T(sizeof(T) == 4 ? 126 : 1021), factor = V{} + T(rate);
+    PairSums sums = {0, 0, 0};
+    for (int64_t begin = 0; begin < n; begin += kChunk) {
+        const int64_t end = std::min(begin + kChunk, padded<T>(n));
+        V count{}, slopes{}, moment{};
+        for (int64_t j = begin; j < end; j += kLanes<T>) {
+            const V x = vmin(vmax((load(score + j) - at) * factor, -most), most), w = load(weight + j);
+            // From odds = e^-x both tails keep their digits: sigmoid = 1 / (1 + odds), its slope odds / (1 + odds)^2.
+            const V odds = exp2(-x), share = T(1) / (T(1) + odds), z = odds * share * share;
+            if (slope) store(slope + j, z);
+            count += w * share;
+            slopes += w * z;
+            moment += w * z * x;
+        }
+        sums.count += hsum(count), sums.slope += hsum(slopes), sums.moment += hsum(moment);
+    }
+    sums.moment *= M_LN2;
+    return sums;
+}
+template <class T> void add_scaled(T *to, const T *from, double factor, int64_t n) {
+    for (int64_t j = 0; j < n; j += kLanes<T>) store(to + j, load(to + j) + T(factor) * load(from + j));
+}
+// A power of two that brings the heaviest weight to about 1, so that products stay in range.
+inline double weight_scale(double heaviest) { return heaviest > 0 ? std::ldexp(1.0, -std::ilogb(heaviest)) : 1; }
+
+// ---------------------------------------------------------------- two lists
+
+// Rows that act on the other list's rows, and what these in turn do to them. Scores finite; nothing padded.
+template <class T> struct List {
+    const T *score, *weight;  // weight null: acts on nobody
+    int64_t n;
+    double *count, *slope;  // of each row here, over the other list: w sigmoid((other - here) / t), and its slope; or null
+};
+
+template <class T> void lists_by_pairs(const List<T> &outer, const List<T> &inner, double temperature) {
+    Buffer<T> score(inner.n + kLanes<T>), weight(inner.n + kLanes<T>), slope(inner.n + kLanes<T>);
+    double heaviest = 0;
+    for (int64_t j = 0; j < inner.n && inner.weight; j++) heaviest = std::max(heaviest, double(inner.weight[j]));
+    const double scale = weight_scale(heaviest), rate = M_LOG2E / temperature;
+    for (int64_t j = 0; j < inner.n; j++) score[j] = inner.score[j];
+    for (int64_t j = 0; j < inner.n; j++) weight[j] = inner.weight ? T(inner.weight[j] * scale) : T(0);
+    pad(score.get(), weight.get(), inner.n);
+    for (int64_t i = 0; i < outer.n; i++) {
+        const PairSums sums = pass_over(score.get(), weight.get(), inner.n, outer.score[i], rate, slope.get());
+        if (outer.count) outer.count[i] = sums.count / scale;
+        if (outer.slope) outer.slope[i] = sums.slope / scale;
+        if (inner.slope)
+            for (int64_t j = 0; j < inner.n; j++) inner.slope[j] += double(outer.weight[i]) * slope[j];
+    }
+}
+
+template <class T, int SETS> void lists_by_cells(const List<T> *lists, double low, double high, double temperature) {
+    const Line line = line_of(low, high, temperature);
+    Buffer<Nodes<T>> moments(line.cells * SETS), counts(line.cells * SETS);
+    std::vector<uint8_t> filled(line.cells), wanted(line.cells);
+    std::fill_n(moments.get(), line.cells * SETS, Nodes<T>{});
+    double offset;
+    for (int l = 0; l < 2; l++)
+        for (int64_t i = 0; i < lists[l].n; i++) {
+            const int32_t cell = line.place(lists[l].score[i], &offset);
+            if (l < SETS) moments[cell * SETS + l] += powers<Orders<T>::nodes>(offset) * lists[l].weight[i];
+            if (l < SETS) filled[cell] = 1;
+            if (lists[l].slope) wanted[cell] = 1;
+        }
+    soft_counts_of_cells<T, SETS>(moments.get(), counts.get(), filled.data(), wanted.data(), line.cells);
+    for (int l = 0; l < 2; l++)
+        for (int64_t i = 0; i < lists[l].n && lists[l].slope; i++) {
+            const int32_t cell = line.place(lists[l].score[i], &offset);
+            const Nodes<T> &count = counts[cell * SETS + (1 - l)];
+            if (lists[l].count) lists[l].count[i] = count_at<T>(count, offset);
+            lists[l].slope[i] = slope_at<T>(count, offset);
+        }
+}
+
+template <class T> void lists_by_walk(const List<T> *lists, double temperature) {
+    const int64_t n = lists[0].n, all = n + lists[1].n;
+    Buffer<T> score(all);
+    std::copy_n(lists[0].score, n, score.get());
+    std::copy_n(lists[1].score, all - n, score.get() + n);
+    const Sorted<T> sorted = sort_scores(score.get(), all);
+    const Buffer<double> decay = decays_of(sorted, all, temperature);
+    for (int l = 0; l < 2; l++) {
+        if (lists[l].count) std::fill_n(lists[l].count, lists[l].n, 0.0);
+        if (lists[l].slope) std::fill_n(lists[l].slope, lists[l].n, 0.0);
+    }
+    auto at = [&](int64_t i) { return int64_t(sorted.item[i].row); };
+    auto source = [&](int64_t i, double *w) {
+        const int l = at(i) >= n;
+        w[1 - l] = 0;
+        w[l] = lists[l].weight ? lists[l].weight[at(i) - l * n] : 0;
+    };
+    auto wanted = [&](int64_t i) { return lists[at(i) >= n].slope ? (at(i) >= n ? 1 : 2) : 0; };
+    auto take = [&](int64_t i, int set, double count, double slope) {
+        const List<T> &list = lists[1 - set];
+        const int64_t row = at(i) - (1 - set) * n;
+        if (list.count) list.count[row] += count;
+        list.slope[row] += slope;
+    };
+    walk<T>(decay.get(), all, source, wanted, take);
+}
+
+// The soft counts and slopes that two lists ask of one another, by whichever way is cheapest. `slope` is given wherever
+// `count` is; the second list's weight may be null.
+template <class T> void soft_counts_between(const List<T> *lists, double temperature) {
+    const int64_t all = lists[0].n + lists[1].n;
+    if (lists[0].n == 0 || lists[1].n == 0) {
+        for (int l = 0; l < 2; l++) {
+            if (lists[l].count) std::fill_n(lists[l].count, lists[l].n, 0.0);
+            if (lists[l].slope) std::fill_n(lists[l].slope, lists[l].n, 0.0);
+        }
+        return;
+    }
+    double low = INFINITY, high = -INFINITY;
+    for (int l = 0; l < 2; l++)
+        for (int64_t i = 0; i < lists[l].n; i++)
+            low = std::min(low, double(lists[l].score[i])), high = std::max(high, double(lists[l].score[i]));
+    const double range = (high - low) / temperature;
+    const bool cells = cells_pay(range, all);
+    const double linear = cells ? kCellCost * range + kCellRowCost * all : kWalkRowCost * all;
+    if (pairs_in_range<T>(temperature) && kPairCost * lists[0].n * lists[1].n < linear) {
+        // Only the outer list gets counts; it is the shorter one where nobody asks for them.
+        const bool swap = lists[1].count || (!lists[0].count && lists[1].n < lists[0].n);
+        if (lists[swap ? 0 : 1].slope) std::fill_n(lists[swap ? 0 : 1].slope, lists[swap ? 0 : 1].n, 0.0);
+        lists_by_pairs(lists[swap], lists[!swap], temperature);
+    } else if (!cells) {
+        lists_by_walk(lists, temperature);
+    } else if (lists[1].weight) {
+        lists_by_cells<T, 2>(lists, low, high, temperature);
+    } else {
+        lists_by_cells<T, 1>(lists, low, high, temperature);
+    }
+}
 
 // sum_ij u_i v_j sigmoid((a_i - b_j) / temperature) of two weighted lists, returned, by pairs or by cells, whichever is
 // cheaper. Slopes, in units of 1 / temperature (multiply by 1 / temperature and the row's own weight for a gradient):
@@ -9,4 +164,11 @@
 // Scores are finite; weights above 0 or 0, any scale. No padding or alignment is asked of the arrays.
 template <class T>
 double all_pairs(const T *a, const T *u, int64_t n, const T *b, const T *v, int64_t m, double temperature,
-                 double *a_slope, double *b_slope);
+                 double *a_slope, double *b_slope) {
+    Buffer<double> count(m), own(b_slope ? 0 : m);
+    const List<T> lists[2] = {{a, u, n, nullptr, a_slope}, {b, v, m, count.get(), b_slope ? b_slope : own.get()}};
+    soft_counts_between(lists, temperature);
+    double total = 0;
+    for (int64_t j = 0; j < m; j++) total += v[j] * count[j];
+    return total;
+}

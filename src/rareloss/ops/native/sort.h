@@ -36,6 +36,7 @@ template <class T> struct Sorted {
     Buffer<SortItem<T>> first, second;
     SortItem<T> *item = nullptr;
     T score(int64_t i) const { return score_of<T>(item[i].key); }
+    void drop_spare() { (item == first.get() ? second : first) = Buffer<SortItem<T>>(); }  // half the memory
 };
 
 // Sort `scores` [n]; the items' rows are 0 .. n - 1, or rows[i] for the i-th score.

@@ -1,0 +1,351 @@
+// Smooth-AP (Brown et al., ECCV 2020) and its gradient, class by class.
+//
+// AP = sum_i (w_i / P) Q_i / (Q_i + N_i) over the positives; Q_i and N_i are the soft counts of positives and negatives
+// above i, i itself counting whole. d AP / d score needs, at every row, one more sum of slopes, over the positives with
+// the factors that `Precision` holds: (Q, N) -> factors -> slopes, whichever way the sums are taken.
+#pragma once
+
+#include "pairs.h"
+
+struct Precision {
+    double value;                 // this positive's part of AP
+    double positives, negatives;  // d value / d Q_i, and -(d value / d N_i)
+};
+inline Precision precision_of(double q, double n, double weight, double all) {
+    const double rank = q + std::max(n, 0.0), share = weight / all, rate = share / rank;
+    return {share * (q / rank), rate * (std::max(n, 0.0) / rank), rate * (q / rank)};
+}
+
+// One class, what is known of it, and room that the classes of a call share.
+template <class T> struct AveragePrecision {
+    Rows<T> rows;
+    Statistics stats;
+    double temperature = 0, all_positives = 0;  // temperature in scores
+    bool in_std = false;
+    int threads = 1;
+    T *gradient = nullptr;
+    std::vector<int32_t> positives;
+    std::vector<double> own;  // what each positive's gradient has beside the sum of slopes at it
+    Buffer<double> room;
+    int64_t room_rows = -1;
+
+    double weight(int64_t j) const { return rows.weight ? double(rows.weight[j]) : 1.0; }
+
+    void find_positives() {
+        positives.clear();
+        all_positives = 0;
+        auto add = [&](int64_t j) {
+            if (!(weight(j) > 0)) return;
+            positives.push_back(int32_t(j));
+            all_positives += weight(j);
+        };
+        int64_t j = 0;
+        for (; j + 8 <= rows.count; j += 8) {
+            uint64_t eight;
+            memcpy(&eight, rows.positive + j, 8);
+            if (eight == 0) continue;
+            for (int64_t r = j; r < j + 8; r++) if (rows.positive[r]) add(r);
+        }
+        for (; j < rows.count; j++) if (rows.positive[j]) add(j);
+    }
+
+    // The temperature in standard deviations moves with the scores. `moment` is sum g (score - mean) over the pool.
+    double pull_of(double moment) const { return moment / stats.std / stats.iid_weight / stats.std; }
+    bool pulls() const { return in_std && gradient && stats.varies; }
+    double pulled(int64_t j, double pull) const {
+        const double w = weight(j);
+        return w > 0 && (!rows.iid || rows.iid[j]) ? w * pull * (double(rows.score[j]) - stats.mean) : 0;
+    }
+    void subtract_pull(double moment) const {
+        if (!pulls()) return;
+        const double pull = pull_of(moment);
+        for (int64_t j = 0; j < rows.live; j++) gradient[j] = narrow<T>(gradient[j] - pulled(j, pull));
+    }
+
+    template <class U> double by_pairs();
+    double by_cells();
+    double by_walk();
+    double value(const Pool &pool, int64_t c, int threads_here);
+
+  private:
+    void finish_cells(const Line &line, const Nodes<T> *weights, const Nodes<T> *counts, const uint8_t *filled) const;
+    void fill_cells(const Rows<T> &some, const Line &line, Nodes<T> *moments, int64_t begin, int64_t end) const;
+    void slopes_in_cells(const Rows<T> &some, const Line &line, const T *slope, T *to, int64_t begin, int64_t end) const;
+};
+
+// ---------------------------------------------------------------- few pairs
+
+// In U: the scores' type, or double where weights are too unlike for float.
+template <class T> template <class U> double AveragePrecision<T>::by_pairs() {
+    const int64_t n = rows.count, p = positives.size(), width = padded<U>(n), live = gradient ? rows.live : 0;
+    const int64_t live_width = std::min(padded<U>(live), width), p_width = padded<U>(p);
+    if (room_rows < n) room = Buffer<double>(8 * (n + 16)), room_rows = n;
+    U *score = reinterpret_cast<U *>(room.get()), *w = score + width, *slope = w + width, *sum = slope + width;
+    U *p_score = sum + width, *p_w = p_score + p_width, *p_slope = p_w + p_width, *p_sum = p_slope + p_width;
+    const double scale = weight_scale(stats.weight_high), rate = M_LOG2E / temperature;
+    if (rows.weight) {
+        for (int64_t j = 0; j < n; j++) score[j] = rows.weight[j] > 0 ? U(rows.score[j]) : U(stats.low);
+        for (int64_t j = 0; j < n; j++) w[j] = U(rows.weight[j] * scale);
+    } else {
+        std::copy_n(rows.score, n, score), std::fill_n(w, n, U(1));
+    }
+    for (int64_t i = 0; i < p; i++)
+        p_score[i] = score[positives[i]], p_w[i] = w[positives[i]], w[positives[i]] = 0;
+    pad(score, w, n), pad(p_score, p_w, p);
+    std::fill_n(sum, live_width, U(0)), std::fill_n(p_sum, p_width, U(0));
+    own.resize(p);
+
+    double ap = 0, moment = 0;
+    for (int64_t i = 0; i < p; i++) {
+        const U at = p_score[i];
+        const PairSums near = pass_over(score, w, live_width, at, rate, slope);
+        const PairSums far = pass_over<U>(score + live_width, w + live_width, width - live_width, at, rate, nullptr);
+        const double w_i = p_w[i];
+        p_w[i] = 0;  // a pair with oneself has no slope, and counts whole
+        const PairSums others = pass_over(p_score, p_w, p, at, rate, p_slope);
+        p_w[i] = U(w_i), p_slope[i] = 0;
+        const Precision one = precision_of(others.count + w_i, near.count + far.count, w_i, all_positives * scale);
+        ap += one.value;
+        if (!gradient) continue;
+        add_scaled(sum, slope, -one.negatives, live_width);
+        add_scaled(p_sum, p_slope, one.positives, p);
+        moment += one.positives * others.moment - one.negatives * (near.moment + far.moment);
+        own[i] = one.negatives * (near.slope + far.slope) - one.positives * others.slope;
+    }
+    for (int64_t j = 0; j < live; j++) gradient[j] = narrow<T>(double(w[j]) * sum[j] / temperature);
+    for (int64_t i = 0; i < p; i++)
+        if (positives[i] < live) gradient[positives[i]] = narrow<T>((double(p_w[i]) * p_sum[i] + own[i]) / temperature);
+    subtract_pull(moment);
+    return ap;
+}
+
+// ---------------------------------------------------------------- cells
+
+template <class T>
+void AveragePrecision<T>::fill_cells(const Rows<T> &some, const Line &line, Nodes<T> *moments, int64_t begin,
+                                     int64_t end) const {
+    constexpr int N = kBlock;
+    int32_t cell[N];
+    double offset[N];
+    int64_t j = begin;
+    for (; j + N <= end; j += N) {
+        Block score = wide<N>(some.score + j), w{};
+        if (some.weight) {
+            w = wide<N>(some.weight + j);
+            RARELOSS_EACH score.v[i] = w.v[i] > 0.0 ? score.v[i] : Vec<double>{} + line.low;
+        }
+        line.place(score, cell, offset);
+        for (int r = 0; r < N; r++) {
+            Nodes<T> row = powers<Orders<T>::nodes>(offset[r]);
+            if (some.weight) row = row * w[r];
+            moments[2 * cell[r] + some.positive[j + r]] += row;
+        }
+    }
+    if (j < end) fill_cells(PaddedBlock<T>(some, j, end).rows(), line, moments, 0, N);
+}
+
+// w_j times the polynomial `slope` [cells, nodes] of row j's cell.
+template <class T>
+void AveragePrecision<T>::slopes_in_cells(const Rows<T> &some, const Line &line, const T *slope, T *to, int64_t begin,
+                                          int64_t end) const {
+    constexpr int N = kBlock, n = Orders<T>::nodes;
+    int32_t cell[N];
+    double offset[N];
+    int64_t j = begin;
+    for (; j + N <= end; j += N) {
+        Block score = wide<N>(some.score + j);
+        if (some.weight) {
+            const Block w = wide<N>(some.weight + j);
+            RARELOSS_EACH score.v[i] = w.v[i] > 0.0 ? score.v[i] : Vec<double>{} + line.low;
+        }
+        line.place(score, cell, offset);
+        for (int r = 0; r < N; r++) {
+            const T *c = slope + int64_t(n) * cell[r], x = T(offset[r]), x2 = x * x, x4 = x2 * x2;
+            T sum = 0;
+            for (int q = n - 8; q >= 0; q -= 8) {
+                const T low = (c[q] + c[q + 1] * x) + (c[q + 2] + c[q + 3] * x) * x2;
+                const T high = (c[q + 4] + c[q + 5] * x) + (c[q + 6] + c[q + 7] * x) * x2;
+                sum = (low + high * x4) + sum * (x4 * x4);
+            }
+            to[j + r] = sum;
+        }
+        if (some.weight) for (int r = 0; r < N; r++) to[j + r] *= some.weight[j + r];
+    }
+    if (j == end) return;
+    T last[N];
+    slopes_in_cells(PaddedBlock<T>(some, j, end).rows(), line, slope, last, 0, N);
+    std::copy_n(last, end - j, to + j);
+}
+
+template <class T> double AveragePrecision<T>::by_cells() {
+    constexpr int n = Orders<T>::nodes;
+    const Line line = line_of(stats.low, stats.high, temperature);
+    const int64_t cells = line.cells, size = 2 * cells, p = positives.size();
+    Buffer<Nodes<T>> moments(size * threads), counts(size), pushes(size);
+    auto fill_part = [&](int64_t part) {
+        Nodes<T> *mine = moments.get() + part * size;
+        std::fill_n(mine, size, Nodes<T>{});
+        fill_cells(rows, line, mine, rows.count * part / threads, rows.count * (part + 1) / threads);
+    };
+    parallel(threads, threads, fill_part);
+    for (int part = 1; part < threads; part++)
+        for (int64_t i = 0; i < size; i++) moments[i] += moments[part * size + i];
+    std::vector<uint8_t> filled(cells), with_positive(cells);
+    for (int64_t c = 0; c < cells; c++) filled[c] = moments[2 * c][0] > 0 || moments[2 * c + 1][0] > 0;
+    double x;
+    for (int32_t j : positives) with_positive[line.place(rows.score[j], &x)] = 1;
+    soft_counts_of_cells<T, 2>(moments.get(), counts.get(), filled.data(), with_positive.data(), cells);
+
+    std::fill_n(pushes.get(), size, Nodes<T>{});
+    own.resize(p);
+    double ap = 0;
+    for (int64_t i = 0; i < p; i++) {
+        const double w = weight(positives[i]);
+        const int64_t c = 2 * line.place(rows.score[positives[i]], &x);
+        const Precision one = precision_of(count_at<T>(counts[c + 1], x) + w / 2, count_at<T>(counts[c], x), w, all_positives);
+        ap += one.value;
+        if (!gradient) continue;
+        // The pair with oneself is in here, and in the sums of pushes below: the two cancel.
+        own[i] = one.negatives * slope_at<T>(counts[c], x) - one.positives * slope_at<T>(counts[c + 1], x);
+        const Nodes<T> power = powers<n>(x);
+        pushes[c] += power * one.negatives, pushes[c + 1] += power * one.positives;
+    }
+    if (!gradient) return ap;
+    soft_counts_of_cells<T, 2>(pushes.get(), counts.get(), with_positive.data(), filled.data(), cells);
+    return finish_cells(line, moments.get(), counts.get(), filled.data()), ap;
+}
+
+// The gradient from the sums of slopes: the negatives' as one polynomial a cell, which takes up the temperature's part.
+template <class T>
+void AveragePrecision<T>::finish_cells(const Line &line, const Nodes<T> *weights, const Nodes<T> *counts,
+                                       const uint8_t *filled) const {
+    constexpr int n = Orders<T>::nodes;
+    double moment = 0, x;
+    auto node_score = [&](int64_t c, double at) { return line.low + (c + (1 + at) / 2) * temperature - stats.mean; };
+    std::vector<double> of_positive(positives.size());
+    for (size_t i = 0; i < positives.size(); i++) {
+        const int32_t j = positives[i], c = line.place(rows.score[j], &x);
+        of_positive[i] = (weight(j) * slope_at<T>(counts[2 * c + 1], x) + own[i]) / temperature;
+        moment += of_positive[i] * (double(rows.score[j]) - stats.mean);
+    }
+    for (int64_t c = 0; c < line.cells && pulls(); c++) {
+        if (!filled[c]) continue;
+        for (int i = 0; i < n; i++) {
+            const double at = tables<T>().offset[i];
+            moment -= weights[2 * c][i] * slope_at<T>(counts[2 * c], at) / temperature * node_score(c, at);
+        }
+    }
+    const double pull = pulls() && !rows.iid ? pull_of(moment) : 0;
+    Buffer<T> slope(line.cells * n);
+    for (int64_t c = 0; c < line.cells; c++) {
+        if (!filled[c]) continue;
+        double coefficient[n] = {};
+        for (int q = 1; q < n; q++) coefficient[q - 1] = 2 * q * counts[2 * c][q] / temperature;
+        coefficient[0] -= pull * node_score(c, 0), coefficient[1] -= pull * temperature / 2;
+        for (int q = 0; q < n; q++) slope[n * c + q] = T(coefficient[q]);
+    }
+    constexpr int64_t kChunk = 16384;
+    auto slopes_of_part = [&](int64_t part) {
+        const int64_t end = std::min((part + 1) * kChunk, rows.live);
+        slopes_in_cells(rows, line, slope.get(), gradient, part * kChunk, end);
+    };
+    parallel(threads, (rows.live + kChunk - 1) / kChunk, slopes_of_part);
+    for (size_t i = 0; i < positives.size(); i++)
+        if (const int32_t j = positives[i]; j < rows.live) gradient[j] = narrow<T>(of_positive[i] - pulled(j, pull));
+    if (rows.iid) subtract_pull(moment);
+}
+
+// ---------------------------------------------------------------- scores far apart
+
+template <class T> double AveragePrecision<T>::by_walk() {
+    std::vector<int32_t> present;
+    Buffer<T> score;
+    if (rows.weight) {
+        for (int64_t j = 0; j < rows.count; j++) if (rows.weight[j] > 0) present.push_back(int32_t(j));
+        score = Buffer<T>(present.size());
+        for (size_t i = 0; i < present.size(); i++) score[i] = rows.score[present[i]];
+    }
+    const int64_t n = rows.weight ? present.size() : rows.count, p = positives.size();
+    Sorted<T> sorted = rows.weight ? sort_scores(score.get(), n, present.data()) : sort_scores(rows.score, n);
+    score = Buffer<T>(), sorted.drop_spare();
+    const Buffer<double> decay = decays_of(sorted, n, temperature);
+    Buffer<int32_t> which(n);  // the how manieth positive from below a row is; -1: negative
+    positives.clear();
+    for (int64_t i = 0; i < n; i++) {
+        const int32_t j = sorted.item[i].row;
+        which[i] = rows.positive[j] ? int32_t(positives.size()) : -1;
+        if (rows.positive[j]) positives.push_back(j);
+    }
+    struct Sums { double count[2] = {}, slope[2] = {}; };  // of negatives, positives
+    std::vector<Sums> sums(p);
+    std::vector<Precision> precision(p);
+    auto source = [&](int64_t i, double *w) {
+        const double here = weight(sorted.item[i].row);
+        w[0] = which[i] < 0 ? here : 0, w[1] = which[i] < 0 ? 0 : here;
+    };
+    auto take = [&](int64_t i, int s, double count, double slope) {
+        sums[which[i]].count[s] += count, sums[which[i]].slope[s] += slope;
+    };
+    walk<T>(decay.get(), n, source, [&](int64_t i) { return which[i] < 0 ? 0 : 3; }, take);
+    double ap = 0, moment = 0;
+    own.resize(p);
+    for (int64_t k = 0; k < p; k++) {
+        const double w = weight(positives[k]);
+        const Precision one = precision[k] = precision_of(sums[k].count[1] + w, sums[k].count[0], w, all_positives);
+        ap += one.value;
+        own[k] = one.negatives * sums[k].slope[0] - one.positives * sums[k].slope[1];
+    }
+    if (!gradient) return ap;
+    std::fill_n(gradient, rows.live, T(0));
+    auto push = [&](int64_t i, double *w) {
+        w[0] = which[i] < 0 ? 0 : precision[which[i]].negatives, w[1] = which[i] < 0 ? 0 : precision[which[i]].positives;
+    };
+    auto teach = [&](int64_t i, int s, double, double slope) {
+        const int32_t j = sorted.item[i].row;
+        // Each positive's own part comes in two halves, as its slopes do.
+        const double g = ((s ? 1 : -1) * weight(j) * slope + (s ? own[which[i]] / 2 : 0)) / temperature;
+        moment += g * (double(rows.score[j]) - stats.mean);
+        if (j < rows.live) gradient[j] = narrow<T>(gradient[j] + g);
+    };
+    walk<T>(decay.get(), n, push, [&](int64_t i) { return which[i] < 0 ? 1 : 2; }, teach);
+    subtract_pull(moment);
+    return ap;
+}
+
+// ---------------------------------------------------------------- a class, and a pool
+
+template <class T> double AveragePrecision<T>::value(const Pool &pool, int64_t c, int threads_here) {
+    rows = rows_of<T>(pool, c), threads = threads_here, in_std = pool.in_std;
+    gradient = pool.gradient ? static_cast<T *>(pool.gradient) + c * pool.live : nullptr;
+    stats = statistics(rows, threads);
+    find_positives();
+    const int64_t n = rows.count, p = positives.size();
+    int64_t negative = 0;
+    while (negative < n && (rows.positive[negative] || !(weight(negative) > 0))) negative++;
+    if (p == 0 || negative == n || !stats.finite) {
+        if (gradient) std::fill_n(gradient, rows.live, stats.finite ? T(0) : T(NAN));
+        return NAN;
+    }
+    temperature = std::max(pool.temperature * (in_std ? stats.std : 1), 1e-300);
+    const double range = (stats.high - stats.low) / temperature;
+    const bool moderate = pairs_in_range<T>(temperature), cells = moderate && cells_pay(range, n);
+    const double linear = cells ? kCellCost * range + kCellRowCost * n : kWalkRowCost * n;
+    const bool alike = stats.weight_high < 1e6 * stats.weight_low;  // else float loses the light ones' digits
+    if (n <= 65536 && kPairCost * p * (n + p) < linear)  // they take room by row
+        return moderate && alike && p * n > 2048 ? by_pairs<T>() : by_pairs<double>();
+    return cells ? by_cells() : by_walk();
+}
+
+template <class T> int average_precision(const Pool *pool) {
+    return guarded([&] {
+        constexpr int64_t kLarge = 1 << 18;
+        const bool large = pool->rows > kLarge, many = !large && pool->classes * pool->rows > kLarge;
+        const int64_t parts = many ? std::min<int64_t>(pool->threads, pool->classes) : 1;
+        auto classes_of_part = [&](int64_t part) {
+            AveragePrecision<T> one;
+            for (int64_t c = part; c < pool->classes; c += parts)
+                pool->value[c] = one.value(*pool, c, large ? std::max(pool->threads, 1) : 1);
+        };
+        parallel(int(parts), parts, classes_of_part);
+    });
+}
