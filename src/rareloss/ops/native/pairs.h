@@ -4,7 +4,7 @@
 #include "cells.h"
 
 // One call of `pass_over` takes about so many nanoseconds a pair; a cell, a row in cells, a row in a walk.
-constexpr double kPairCost = 0.5, kCellCost = 200, kCellRowCost = 8, kWalkRowCost = 70;
+constexpr double kPairCost = 0.5, kCellCost = 200, kCellRowCost = 8, kWalkRowCost = 50;
 
 // ---------------------------------------------------------------- each pair
 
@@ -117,7 +117,7 @@ template <class T> void lists_by_walk(const List<T> *lists, double temperature) 
         w[l] = lists[l].weight ? lists[l].weight[at(i) - l * n] : 0;
     };
     auto wanted = [&](int64_t i) { return lists[at(i) >= n].slope ? (at(i) >= n ? 1 : 2) : 0; };
-    auto take = [&](int64_t i, int set, double count, double slope) {
+    auto take = [&](int64_t i, int set, bool, double count, double slope) {
         const List<T> &list = lists[1 - set];
         const int64_t row = at(i) - (1 - set) * n;
         if (list.count) list.count[row] += count;
