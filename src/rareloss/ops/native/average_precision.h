@@ -112,10 +112,14 @@ template <class T> template <class U> double AveragePrecision<T>::by_pairs() {
         moment += one.positives * others.moment - one.negatives * (near.moment + far.moment);
         own[i] = one.negatives * (near.slope + far.slope) - one.positives * others.slope;
     }
-    for (int64_t j = 0; j < live; j++) gradient[j] = narrow<T>(double(w[j]) * sum[j] / temperature);
+    if (!gradient) return ap;
+    const double pull = pulls() && !rows.iid ? pull_of(moment) : 0, inverse = 1 / temperature, lean = pull / scale;
+    for (int64_t j = 0; j < live; j++)
+        gradient[j] = narrow<T>(double(w[j]) * (sum[j] * inverse - lean * (double(score[j]) - stats.mean)));
     for (int64_t i = 0; i < p; i++)
-        if (positives[i] < live) gradient[positives[i]] = narrow<T>((double(p_w[i]) * p_sum[i] + own[i]) / temperature);
-    subtract_pull(moment);
+        if (const int32_t j = positives[i]; j < live)
+            gradient[j] = narrow<T>((double(p_w[i]) * p_sum[i] + own[i]) * inverse - pulled(j, pull));
+    if (rows.iid) subtract_pull(moment);
     return ap;
 }
 
