@@ -33,7 +33,6 @@ template <class T> struct Listed {
 };
 
 template <class T> struct BandRoom {
-    explicit BandRoom(int64_t rows) : select(rows) {}
     SelectRoom select;
     Listed<T> positives, band;
     int threads = 1;
@@ -44,7 +43,7 @@ template <class T> struct BandRoom {
         const TopPart left = alpha > 0 ? top_part(of, alpha, total, threads, select) : TopPart{1 / 0.0, 0};
         of.iid = nullptr;  // mined negatives too
         double above;
-        const int64_t n = gather(of, T(top.score), T(left.score), true, threads, select.index.get(), &above);
+        const int64_t n = gather(of, T(top.score), T(left.score), true, threads, select.index, &above);
         positives.clear(), band.clear();
         for (int64_t i = 0; i < n; i++) {
             const int32_t j = select.index[i];

@@ -16,7 +16,7 @@
 
 // What rows beyond the window may move the root by, and the last step, whose error is cubed; temperatures.
 template <class T> constexpr double kNeglected = sizeof(T) == 4 ? 1e-7 : 1e-15;
-template <class T> constexpr double kLastStep = sizeof(T) == 4 ? 2e-3 : 3e-5;
+template <class T> constexpr double kLastStep = sizeof(T) == 4 ? 4e-3 : 3e-5;
 constexpr double kRounding = 1e-12;    // a share of the weight this close to a cumulative sum is that sum
 constexpr double kReach = 200;         // temperatures: see above
 constexpr int64_t kSumPart = 1 << 16;  // rows that one thread sums at a time
@@ -32,10 +32,8 @@ struct Root {
 // The rows near the threshold, and all positives.
 template <class T> struct Near {
     using V = Vec<double>;
-    explicit Near(int64_t rows) : select(rows), score(rows + 16), iid(rows + 16), hit(rows + 16) {}
-
     SelectRoom select;
-    Buffer<T> score, iid, hit;  // of row select.index[i]: score; weight where it is iid; weight where it is positive
+    Room<T> score, iid, hit;  // of row select.index[i]: score; weight where it is iid; weight where it is positive
     int64_t n = 0;
     int threads = 1;
     bool negatives_only = false;
@@ -88,7 +86,8 @@ template <class T> struct Near {
 // Gathers what lies within `reach` of start.
 template <class T> void Near<T>::fill(const Counted<T> &of, double reach, double total) {
     const T low = T(start - reach / unit), high = T(start + reach / unit);
-    n = gather(of, low, high, true, threads, select.index.get(), &above);
+    n = gather(of, low, high, true, threads, select.index, &above);
+    for (Room<T> *room : {&score, &iid, &hit}) room->need(n + 16);
     parallel(n < 4 * kSumPart ? 1 : threads, (n + kSumPart - 1) / kSumPart, [&](int64_t part) {
         for (int64_t i = part * kSumPart; i < std::min(n, (part + 1) * kSumPart); i++) {
             const int64_t row = select.index[i];
@@ -302,11 +301,11 @@ void recall_of_class(const Pool &pool, int64_t c, double quantile, bool among_ne
 }
 
 // Calls work(class, room) for each class: many small ones spread over the threads, else the threads inside a class.
-template <class Room, class Work> void each_class(const Pool &pool, Work work) {
+template <class Memory, class Work> void each_class(const Pool &pool, Work work) {
     const bool large = pool.rows >= (1 << 18);
     const int64_t parts = large ? 1 : std::max<int64_t>(1, std::min<int64_t>(pool.threads, pool.classes));
     parallel(int(parts), parts, [&](int64_t part) {
-        Room room(pool.rows);
+        Memory room;
         room.threads = large ? pool.threads : 1;
         for (int64_t c = part; c < pool.classes; c += parts) work(c, room);
     });
