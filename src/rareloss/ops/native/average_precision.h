@@ -112,10 +112,14 @@ template <class T> template <class U> double AveragePrecision<T>::by_pairs() {
         moment += one.positives * others.moment - one.negatives * (near.moment + far.moment);
         own[i] = one.negatives * (near.slope + far.slope) - one.positives * others.slope;
     }
-    for (int64_t j = 0; j < live; j++) gradient[j] = narrow<T>(double(w[j]) * sum[j] / temperature);
+    if (!gradient) return ap;
+    const double pull = pulls() && !rows.iid ? pull_of(moment) : 0, inverse = 1 / temperature, lean = pull / scale;
+    for (int64_t j = 0; j < live; j++)
+        gradient[j] = narrow<T>(double(w[j]) * (sum[j] * inverse - lean * (double(score[j]) - stats.mean)));
     for (int64_t i = 0; i < p; i++)
-        if (positives[i] < live) gradient[positives[i]] = narrow<T>((double(p_w[i]) * p_sum[i] + own[i]) / temperature);
-    subtract_pull(moment);
+        if (const int32_t j = positives[i]; j < live)
+            gradient[j] = narrow<T>((double(p_w[i]) * p_sum[i] + own[i]) * inverse - pulled(j, pull));
+    if (rows.iid) subtract_pull(moment);
     return ap;
 }
 
@@ -283,7 +287,7 @@ template <class T> double AveragePrecision<T>::by_walk() {
         const double here = weight(sorted.item[i].row);
         w[0] = which[i] < 0 ? here : 0, w[1] = which[i] < 0 ? 0 : here;
     };
-    auto take = [&](int64_t i, int s, double count, double slope) {
+    auto take = [&](int64_t i, int s, bool, double count, double slope) {
         sums[which[i]].count[s] += count, sums[which[i]].slope[s] += slope;
     };
     walk<T>(decay.get(), n, source, [&](int64_t i) { return which[i] < 0 ? 0 : 3; }, take);
@@ -296,16 +300,17 @@ template <class T> double AveragePrecision<T>::by_walk() {
         own[k] = one.negatives * sums[k].slope[0] - one.positives * sums[k].slope[1];
     }
     if (!gradient) return ap;
-    std::fill_n(gradient, rows.live, T(0));
+    if (rows.weight) std::fill_n(gradient, rows.live, T(0));
     auto push = [&](int64_t i, double *w) {
         w[0] = which[i] < 0 ? 0 : precision[which[i]].negatives, w[1] = which[i] < 0 ? 0 : precision[which[i]].positives;
     };
-    auto teach = [&](int64_t i, int s, double, double slope) {
+    Buffer<double> below(n);  // the first half of each row's slopes
+    auto teach = [&](int64_t i, int s, bool up, double, double slope) {
+        if (up) return void(below[i] = slope);
         const int32_t j = sorted.item[i].row;
-        // Each positive's own part comes in two halves, as its slopes do.
-        const double g = ((s ? 1 : -1) * weight(j) * slope + (s ? own[which[i]] / 2 : 0)) / temperature;
-        moment += g * (double(rows.score[j]) - stats.mean);
-        if (j < rows.live) gradient[j] = narrow<T>(gradient[j] + g);
+        const double g = ((s ? 1 : -1) * weight(j) * (below[i] + slope) + (s ? own[which[i]] : 0)) / temperature;
+        moment += g * (double(sorted.score(i)) - stats.mean);
+        if (j < rows.live) gradient[j] = narrow<T>(g);
     };
     walk<T>(decay.get(), n, push, [&](int64_t i) { return which[i] < 0 ? 1 : 2; }, teach);
     subtract_pull(moment);

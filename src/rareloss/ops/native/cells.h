@@ -169,7 +169,7 @@ template <class T> struct Tables {
     Terms<T> to_next[n] = {}, to_last[n] = {};     // what a unit at a node adds to the sums at the cell's upper, lower end
     Nodes<T> from_last[m] = {}, from_next[m] = {}; // the count at each node by the sums that come from below, from above
     Nodes<T> within[n] = {};                 // [source][target]: sigmoid(source - target)
-    Terms<T> decay{}, value{}, slope{};      // e^-k; c_k; k c_k
+    Terms<T> decay{}, value{}, slope{}, first{};   // e^-k; c_k; k c_k; 1, 0, 0, ..
 
     Tables() {
         long double place[n], cheb[n][n] = {{1}}, lower[m + 1] = {1}, upper[m + 1] = {-1, 2}, end = 0, c[m], last = 0;
@@ -193,7 +193,7 @@ template <class T> struct Tables {
         for (int i = 0; i <= m; i++) end += (i & 1 ? -1 : 1) * upper[i];
         for (int i = 0; i < m; i++) last = c[i] = (i == 0) - upper[i] / end - last;
         for (int k = 0; k < m; k++) {
-            decay[k] = std::exp(-(k + 1.0)), value[k] = double(c[k]), slope[k] = double((k + 1) * c[k]);
+            decay[k] = std::exp(-(k + 1.0)), first[k] = k == 0, value[k] = double(c[k]), slope[k] = double((k + 1) * c[k]);
             for (int i = 0; i < n; i++) {
                 const long double up = std::exp(-(k + 1) * (1 - place[i]) / 2), down = std::exp(-(k + 1) * (1 + place[i]) / 2);
                 to_next[i][k] = double(up), to_last[i][k] = double(down);
@@ -209,10 +209,17 @@ template <class T> const Tables<T> &tables() {
     return once;
 }
 
-template <int N> inline Doubles<N> powers(double x) {
+template <int N> inline Doubles<N> powers(double x) {  // 1, x, x^2, ..: each lane multiplies by what its bits say
+    static constexpr int64_t kBit[3][8] = {{0, -1, 0, -1, 0, -1, 0, -1}, {0, 0, -1, -1, 0, 0, -1, -1}, {0, 0, 0, 0, -1, -1, -1, -1}};
+    using V = Vec<double>;
     Doubles<N> p;
-    double step = 1;
-    for (int i = 0; i < kLanes<double>; i++) p.v[0][i] = step, step *= x;
+    V step = splat<double>(x), product = V{} + 1.0;
+    for (int bit = 0; 1 << bit < kLanes<double>; bit++, step *= step) {
+        Simd<double>::Signed mask;
+        memcpy(&mask, kBit[bit], sizeof mask);
+        product = mask ? product * step : product;
+    }
+    p.v[0] = product;
     for (int i = 1; i < Doubles<N>::count; i++) p.v[i] = p.v[i - 1] * step;
     return p;
 }
@@ -328,8 +335,8 @@ template <class T> Buffer<double> decays_of(const Sorted<T> &sorted, int64_t n, 
 }
 
 // Sums of two sets of rows at sorted rows. source(i, w) sets w[0], w[1] to what row i adds to each set; of row i the sets
-// in the bits of wanted(i) are handed to take(i, set, count, slope), once from below and once from above: the two calls
-// add up to F and its slope, a row's pair with itself left out.
+// in the bits of wanted(i) are handed to take(i, set, up, count, slope), once from below (up) and once from above: the two
+// calls add up to F and its slope, a row's pair with itself left out.
 template <class T, class Source, class Wanted, class Take>
 void walk(const double *decay, int64_t n, Source source, Wanted wanted, Take take) {
     const Tables<T> &table = tables<T>();
@@ -343,7 +350,7 @@ void walk(const double *decay, int64_t n, Source source, Wanted wanted, Take tak
                 for (int s = 0; s < 2; s++)
                     if (sets >> s & 1) {
                         const double count = hsum(sums[s] * table.value);
-                        take(i, s, up ? count : passed[s] - count, hsum(sums[s] * table.slope));
+                        take(i, s, bool(up), up ? count : passed[s] - count, hsum(sums[s] * table.slope));
                     }
             source(i, w);
             const double e = up ? decay[i] : i ? decay[i - 1] : 0;
@@ -352,8 +359,7 @@ void walk(const double *decay, int64_t n, Source source, Wanted wanted, Take tak
                 sums[s] = sums[s] + w[s];
             }
             // Far on, all but the first term have died away.
-            Terms<T> decays = powers<N>(e) * e;
-            if (e < 1e-13) decays = Terms<T>{}, decays[0] = e;
+            const Terms<T> decays = e < 1e-13 ? table.first * e : powers<N>(e) * e;
             for (auto &one : sums) one *= decays;
             if (step % 32 == 31) for (auto &one : sums) flush(one);
         }

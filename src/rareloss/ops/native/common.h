@@ -17,7 +17,15 @@
 #include <utility>
 #include <vector>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#if defined(_WIN32)
+#define RARELOSS_API extern "C" __declspec(dllexport)
+#else
 #define RARELOSS_API extern "C" __attribute__((visibility("default")))
+#endif
 
 // ---------------------------------------------------------------- the C interface's structs
 
@@ -40,11 +48,26 @@ struct Pool {
 
 // ---------------------------------------------------------------- memory
 
+// Ask for huge pages where much memory is about to be written for the first time: one page fault for 2 MiB, not for
+// 4 KiB, which is most of the time of writing a large gradient. A hint to the system, nothing else.
+RARELOSS_API void rareloss_prefer_huge_pages(void *start, int64_t bytes) {
+#if defined(__linux__)
+    constexpr uintptr_t kPage = 1 << 16;  // a multiple of every usual page
+    const uintptr_t first = (uintptr_t(start) + kPage - 1) / kPage * kPage;
+    const uintptr_t last = (uintptr_t(start) + bytes) / kPage * kPage;
+    if (bytes >= 1 << 21) madvise(reinterpret_cast<void *>(first), last - first, MADV_HUGEPAGE);
+#else
+    (void)start, (void)bytes;
+#endif
+}
+
 // Memory for n elements, not initialised, at a cache line's start; freed with its owner.
 template <class T> class Buffer {
   public:
     Buffer() = default;
-    explicit Buffer(int64_t n) : data_(static_cast<T *>(::operator new(sizeof(T) * (n + 1), std::align_val_t(64)))) {}
+    explicit Buffer(int64_t n) : data_(static_cast<T *>(::operator new(sizeof(T) * (n + 1), std::align_val_t(64)))) {
+        rareloss_prefer_huge_pages(data_, sizeof(T) * n);
+    }
     Buffer(Buffer &&other) noexcept : data_(other.data_) { other.data_ = nullptr; }
     Buffer &operator=(Buffer &&other) noexcept { std::swap(data_, other.data_); return *this; }
     ~Buffer() { if (data_) ::operator delete(static_cast<void *>(data_), std::align_val_t(64)); }

@@ -75,15 +75,36 @@ template <class T> inline T log_of(T w, T excess) {
 template <class T> inline T log_positive(T w) { return log_of(w, w - 1); }
 template <class T> inline T log1p_positive(T excess) { return log_of(1 + excess, excess); }
 
-// How many numbers fill 64 bytes: independent sums, so that one addition need not wait for the last.
-template <class T> constexpr int kLanes = 64 / sizeof(T);
-inline int64_t whole_lanes(int64_t n) { return (n + 15) / 16 * 16; }
+// Arrays are padded to a multiple of this, so that loops over them have no rest.
+constexpr int64_t kPadding = 16;
+inline int64_t padded(int64_t n) { return (n + kPadding - 1) / kPadding * kPadding; }
 
-// The sum in double of a padded array: n is a multiple of 16.
+// The sum in double of a padded array: 16 sums side by side, so that no addition waits for the last.
 template <class T> inline double sum_of(const T *x, int64_t n) {
-    double lane[16] = {};
-    for (int64_t i = 0; i < n; i += 16)
-        for (int l = 0; l < 16; l++) lane[l] += x[i + l];
+    double lane[kPadding] = {};
+    for (int64_t i = 0; i < n; i += kPadding)
+        for (int l = 0; l < kPadding; l++) lane[l] += x[i + l];
+    double sum = 0;
+    for (double part : lane) sum += part;
+    return sum;
+}
+
+// The largest of a padded array; NaN is not seen.
+template <class T> inline T largest_of(const T *x, int64_t n) {
+    T lane[kPadding];
+    std::fill(lane, lane + kPadding, -std::numeric_limits<T>::infinity());
+    for (int64_t i = 0; i < n; i += kPadding)
+        for (int l = 0; l < kPadding; l++) lane[l] = x[i + l] > lane[l] ? x[i + l] : lane[l];
+    T largest = lane[0];
+    for (T other : lane) largest = other > largest ? other : largest;
+    return largest;
+}
+
+// Replace a padded array by exp(x - top), for a top that none exceeds; returns the sum.
+template <class T> inline double exponentials(T *x, int64_t n, T top) {
+    double lane[kPadding] = {};
+    for (int64_t i = 0; i < n; i += kPadding)
+        for (int l = 0; l < kPadding; l++) lane[l] += x[i + l] = exp_negative(x[i + l] - top);
     double sum = 0;
     for (double part : lane) sum += part;
     return sum;

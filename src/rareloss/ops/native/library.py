@@ -63,20 +63,21 @@ _SIGNATURES: dict[str, list[type]] = {
     "recall": [_pool, _double, _int],  # quantile, among negatives
     "partial_auc": [_pool, _double, _double],  # alpha, beta
     "average_precision_exact": [_pool],
+    "sort": [_pointer, _int64, _pointer, _pointer],  # scores, rows, sorted or null, order
     # logits, rows, classes, row stride, odds [classes, rows], threads
     "log_odds": [_pointer, _int64, _int64, _int64, _pointer, _int],
     # logits, rows, classes, row stride, gradient of the odds, gradient of the logits, threads
     "log_odds_backward": [_pointer, _int64, _int64, _int64, _pointer, _pointer, _int],
     # logits, targets, their type, weight, elements, alpha, its period, gamma, ignored target, whether there is one,
-    # sums, loss, slope, bad labels, threads
+    # scale of the slope, sums, loss, slope, bad labels, threads
     "sigmoid_focal": [
-        *(_pointer, _pointer, _int, _pointer, _int64, _pointer, _int64, _double, _double, _int),
+        *(_pointer, _pointer, _int, _pointer, _int64, _pointer, _int64, _double, _double, _int, _double),
         *(_pointer, _pointer, _pointer, _pointer, _int),
     ],
     # logits, outer, classes, inner, targets, weight, alpha, gamma, label smoothing, ignored target, background class,
-    # sums, loss, slope, bad labels, threads
+    # scale of the slope, sums, loss, slope, bad labels, threads
     "softmax_focal": [
-        *(_pointer, _int64, _int64, _int64, _pointer, _pointer, _pointer, _double, _double, _int64, _int64),
+        *(_pointer, _int64, _int64, _int64, _pointer, _pointer, _pointer, _double, _double, _int64, _int64, _double),
         *(_pointer, _pointer, _pointer, _pointer, _int),
     ],
 }
@@ -157,6 +158,21 @@ def _function(name: str, dtype: torch.dtype) -> Callable[..., int]:
     return checked
 
 
+# Bytes from which on it pays to ask the system for huge pages.
+_LARGE = 1 << 22
+
+
+def _empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    # Memory that the kernel writes: where it is large, page faults would take longer than most losses.
+    x = torch.empty(shape, dtype=dtype)
+    if x.numel() * x.element_size() >= _LARGE:
+        library, reason = _load()
+        if library is None:
+            raise RuntimeError(reason)
+        library.rareloss_prefer_huge_pages(_pointer(x.data_ptr()), _int64(x.numel() * x.element_size()))
+    return x
+
+
 # ---------------------------------------------------------------- rankings
 
 
@@ -234,6 +250,14 @@ def exact_average_precision(scores: Tensor, positive: Tensor, weight: Tensor | N
     return _ranked("average_precision_exact", (), scores, positive, weight, None, rows, 1.0, False, False)[0]
 
 
+def sort(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Sort scores ``[M]`` upwards, ties in their order and NaN last; return them and their rows, int64."""
+    scores = scores.contiguous()
+    ordered, order = (_empty(len(scores), dtype=dtype) for dtype in (scores.dtype, torch.int64))
+    _function("sort", scores.dtype)(scores.data_ptr(), len(scores), ordered.data_ptr(), order.data_ptr())
+    return ordered, order
+
+
 def _ranked(
     name: str,
     options: tuple[float, ...],
@@ -250,7 +274,7 @@ def _ranked(
     scores, positive = _dense_rows(scores), _dense_rows(positive)
     weight, iid = None if weight is None else _dense_rows(weight), None if iid is None else _dense_rows(iid)
     value = torch.empty(classes, dtype=torch.float64)
-    gradient = torch.empty(classes, live, dtype=scores.dtype) if with_gradient else None
+    gradient = _empty(classes, live, dtype=scores.dtype) if with_gradient else None
     pool = _Pool(
         scores.data_ptr(),
         positive.data_ptr(),
@@ -285,7 +309,7 @@ def log_odds(logits: Tensor) -> Tensor:
     """Turn logits ``[M, C]``, C of at least 2, into one-vs-rest log-odds ``[C, M]``."""
     rows, classes = logits.shape
     logits = _dense_rows(logits)
-    odds = torch.empty(classes, rows, dtype=logits.dtype)
+    odds = _empty(classes, rows, dtype=logits.dtype)
     _function("log_odds", logits.dtype)(
         *(logits.data_ptr(), rows, classes, logits.stride(0)), odds.data_ptr(), torch.get_num_threads()
     )
@@ -296,7 +320,7 @@ def log_odds_backward(logits: Tensor, grad_odds: Tensor) -> Tensor:
     """Turn the gradient ``[C, M]`` of log-odds into that of their logits, ``[M, C]``."""
     rows, classes = logits.shape
     logits, grad_odds = _dense_rows(logits), grad_odds.contiguous()
-    gradient = torch.empty(rows, classes, dtype=logits.dtype)
+    gradient = _empty(rows, classes, dtype=logits.dtype)
     _function("log_odds_backward", logits.dtype)(
         *(logits.data_ptr(), rows, classes, logits.stride(0)),
         *(grad_odds.data_ptr(), gradient.data_ptr(), torch.get_num_threads()),
@@ -316,7 +340,7 @@ class Focal(NamedTuple):
         positive: the weight of the positives; for class indices, of what is not background.
         bad: how many labels are none; a loss of such a row is NaN.
         loss: of each target, weighted, or None.
-        slope: the derivative of the loss by the logits, of their shape, or None.
+        slope: the derivative of the loss sum by the logits, of their shape, times what was asked for; or None.
     """
 
     loss_sum: float
@@ -336,6 +360,7 @@ def sigmoid_focal(
     ignore_index: float | None,
     with_loss: bool,
     with_slope: bool,
+    slope_scale: float = 1.0,
 ) -> Focal:
     """Compute the focal loss of each label on its own.
 
@@ -348,6 +373,7 @@ def sigmoid_focal(
         ignore_index: the target that means absent; NaN is allowed.
         with_loss: whether each loss is wanted, not only their sum.
         with_slope: whether the derivative is wanted.
+        slope_scale: a factor of the derivative.
 
     Returns:
         sums, and what was wanted.
@@ -359,8 +385,8 @@ def sigmoid_focal(
     if alpha is not None:
         alpha = alpha.contiguous() if isinstance(alpha, Tensor) else torch.tensor([alpha], dtype=dtype)
     sums, bad = (_double * 3)(), _int64()
-    loss = torch.empty_like(logits) if with_loss else None
-    slope = torch.empty_like(logits) if with_slope else None
+    loss = _empty(*logits.shape, dtype=dtype) if with_loss else None
+    slope = _empty(*logits.shape, dtype=dtype) if with_slope else None
     _function("sigmoid_focal", dtype)(
         logits.data_ptr(),
         targets.data_ptr(),
@@ -372,6 +398,7 @@ def sigmoid_focal(
         gamma,
         0.0 if ignore_index is None else ignore_index,
         ignore_index is not None,
+        slope_scale,
         sums,
         None if loss is None else loss.data_ptr(),
         None if slope is None else slope.data_ptr(),
@@ -392,6 +419,7 @@ def softmax_focal(
     background_class: int,
     with_loss: bool,
     with_slope: bool,
+    slope_scale: float = 1.0,
 ) -> Focal:
     """Compute the focal loss of class indices.
 
@@ -406,6 +434,7 @@ def softmax_focal(
         background_class: the class that is no positive.
         with_loss: whether each loss is wanted, not only their sum.
         with_slope: whether the derivative is wanted.
+        slope_scale: a factor of the derivative.
 
     Returns:
         sums, and what was wanted.
@@ -415,13 +444,13 @@ def softmax_focal(
     alpha = None if alpha is None else alpha.contiguous()
     outer, classes = (1, logits.shape[0]) if logits.ndim == 1 else logits.shape[:2]
     sums, bad = (_double * 3)(), _int64()
-    loss = torch.empty(targets.shape, dtype=dtype) if with_loss else None
-    slope = torch.empty_like(logits) if with_slope else None
+    loss = _empty(*targets.shape, dtype=dtype) if with_loss else None
+    slope = _empty(*logits.shape, dtype=dtype) if with_slope else None
     _function("softmax_focal", dtype)(
         *(logits.data_ptr(), outer, classes, targets.numel() // max(1, outer), targets.data_ptr()),
         None if weight is None else weight.data_ptr(),
         None if alpha is None else alpha.data_ptr(),
-        *(gamma, label_smoothing, ignore_index, background_class, sums),
+        *(gamma, label_smoothing, ignore_index, background_class, slope_scale, sums),
         None if loss is None else loss.data_ptr(),
         None if slope is None else slope.data_ptr(),
         *(ctypes.addressof(bad), torch.get_num_threads()),

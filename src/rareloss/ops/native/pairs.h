@@ -4,7 +4,7 @@
 #include "cells.h"
 
 // One call of `pass_over` takes about so many nanoseconds a pair; a cell, a row in cells, a row in a walk.
-constexpr double kPairCost = 0.5, kCellCost = 200, kCellRowCost = 8, kWalkRowCost = 70;
+constexpr double kPairCost = 0.7, kCellCost = 120, kCellRowCost = 7, kWalkRowCost = 50;
 
 // ---------------------------------------------------------------- each pair
 
@@ -31,15 +31,16 @@ PairSums pass_over(const T *score, const T *weight, int64_t n, T at, double rate
         const int64_t end = std::min(begin + kChunk, padded<T>(n));
         V count{}, slopes{}, moment{};
         for (int64_t j = begin; j < end; j += kLanes<T>) {
-            const V x = vmin(vmax((load(score + j) - at) * factor, -most), most), w = load(weight + j);
+            const V below = vmin(vmax((at - load(score + j)) * factor, -most), most);  // -x_j
             // From odds = e^-x both tails keep their digits: sigmoid = 1 / (1 + odds), its slope odds / (1 + odds)^2.
-            const V odds = exp2(-x), share = T(1) / (T(1) + odds), z = odds * share * share;
+            const V odds = exp2(below), share = T(1) / (T(1) + odds), z = odds * share * share;
+            const V w = load(weight + j), wz = w * z;
             if (slope) store(slope + j, z);
             count += w * share;
-            slopes += w * z;
-            moment += w * z * x;
+            slopes += wz;
+            moment += wz * below;
         }
-        sums.count += hsum(count), sums.slope += hsum(slopes), sums.moment += hsum(moment);
+        sums.count += hsum(count), sums.slope += hsum(slopes), sums.moment -= hsum(moment);
     }
     sums.moment *= M_LN2;
     return sums;
@@ -117,7 +118,7 @@ template <class T> void lists_by_walk(const List<T> *lists, double temperature) 
         w[l] = lists[l].weight ? lists[l].weight[at(i) - l * n] : 0;
     };
     auto wanted = [&](int64_t i) { return lists[at(i) >= n].slope ? (at(i) >= n ? 1 : 2) : 0; };
-    auto take = [&](int64_t i, int set, double count, double slope) {
+    auto take = [&](int64_t i, int set, bool, double count, double slope) {
         const List<T> &list = lists[1 - set];
         const int64_t row = at(i) - (1 - set) * n;
         if (list.count) list.count[row] += count;

@@ -14,9 +14,9 @@
 
 #include "select.h"
 
-// What rows beyond the window may move the root by, and the last Newton step, whose error is squared; temperatures.
-template <class T> constexpr double kNeglected = sizeof(T) == 4 ? 1e-8 : 1e-15;
-template <class T> constexpr double kLastStep = sizeof(T) == 4 ? 2e-4 : 1e-6;
+// What rows beyond the window may move the root by, and the last step, whose error is cubed; temperatures.
+template <class T> constexpr double kNeglected = sizeof(T) == 4 ? 1e-7 : 1e-15;
+template <class T> constexpr double kLastStep = sizeof(T) == 4 ? 4e-3 : 3e-5;
 constexpr double kRounding = 1e-12;    // a share of the weight this close to a cumulative sum is that sum
 constexpr double kReach = 200;         // temperatures: see above
 constexpr int64_t kSumPart = 1 << 16;  // rows that one thread sums at a time
@@ -32,23 +32,28 @@ struct Root {
 // The rows near the threshold, and all positives.
 template <class T> struct Near {
     using V = Vec<double>;
-    explicit Near(int64_t rows) : select(rows), score(rows + 16), counted(rows + 16), hit(rows + 16) {}
-
     SelectRoom select;
-    Buffer<T> score, counted, hit;  // of row select.index[i]: score; weight in the count; weight as a positive
+    Room<T> score, iid, hit;  // of row select.index[i]: score; weight where it is iid; weight where it is positive
     int64_t n = 0;
     int threads = 1;
+    bool negatives_only = false;
     double start = 0, temperature = 1, unit = 1;  // distances are in `unit`, temperature too
     double above = 0, below = 0, up = 0, down = 0;  // counted weight beyond the window; it reaches so far from start
 
-    // Some rows side by side: distance from start, (score - root) / t in powers of 2, and the two tails' sigmoids.
-    struct Some { V apart, x, lesser, greater, counted, hit; };
+    // Some rows side by side. apart: score less start; x: score less root, in t log 2; the sigmoids of -|x| and |x|.
+    struct Some { V score, apart, x, lesser, greater, iid, counted, hit; };
     Some some(int64_t i, double root) const {
-        const V apart = (wide<kLanes<double>>(score.get() + i).v[0] - start) * unit;
-        const V x = (apart - root) * (M_LOG2E / temperature), e = exp2(vmax(x < 0 ? x : -x, V{} - 1000.0));
-        const V greater = 1.0 / (1.0 + e);
-        return {apart, x, e * greater, greater, wide<kLanes<double>>(counted.get() + i).v[0],
-                wide<kLanes<double>>(hit.get() + i).v[0]};
+        Some rows;
+        rows.score = wide<kLanes<double>>(score.get() + i).v[0];
+        rows.iid = wide<kLanes<double>>(iid.get() + i).v[0];
+        rows.hit = wide<kLanes<double>>(hit.get() + i).v[0];
+        rows.counted = (rows.hit > 0) & (V{} < (negatives_only ? 1.0 : 0.0)) ? V{} : rows.iid;
+        rows.apart = (rows.score - start) * unit;
+        rows.x = (rows.apart - root) * (M_LOG2E / temperature);
+        const V e = exp2(vmax(rows.x < 0 ? rows.x : -rows.x, V{} - 1000.0));
+        rows.greater = 1.0 / (1.0 + e);
+        rows.lesser = e * rows.greater;
+        return rows;
     }
     // sums[k] over all rows of what add(some, sums) adds.
     template <size_t K, class Add> std::array<double, K> sum(double root, Add add) const {
@@ -81,52 +86,59 @@ template <class T> struct Near {
 // Gathers what lies within `reach` of start.
 template <class T> void Near<T>::fill(const Counted<T> &of, double reach, double total) {
     const T low = T(start - reach / unit), high = T(start + reach / unit);
-    n = gather(of, low, high, true, threads, select.index.get(), &above);
+    n = gather(of, low, high, true, threads, select.index, &above);
+    for (Room<T> *room : {&score, &iid, &hit}) room->need(n + 16);
     parallel(n < 4 * kSumPart ? 1 : threads, (n + kSumPart - 1) / kSumPart, [&](int64_t part) {
         for (int64_t i = part * kSumPart; i < std::min(n, (part + 1) * kSumPart); i++) {
             const int64_t row = select.index[i];
             const T weight = of.weight ? of.weight[row] : T(1);
             score[i] = of.score[row];
-            counted[i] = of.counts(row) ? weight : T(0);
+            iid[i] = !of.iid || of.iid[row] ? weight : T(0);
             hit[i] = of.positive[row] ? weight : T(0);
         }
     });
-    for (int64_t i = n; i < n + 16; i++) score[i] = T(start), counted[i] = hit[i] = 0;
+    for (int64_t i = n; i < n + 16; i++) score[i] = T(start), iid[i] = hit[i] = 0;
     up = (double(high) - start) * unit;
     down = (start - double(low)) * unit;
     below = total - above - sum<1>(0, [](const Some &rows, auto &sums) { sums[0] += rows.counted; })[0];
     if (std::isinf(down) || below <= 1e-15 * total) below = 0;  // what rounding leaves of nothing
 }
 
-// Newton's steps, for the log-odds of the share above where rows are near (exact for equal scores), else for the
-// logarithm of the two sides' ratio (exact in a gap); or bisection.
+// Halley's steps for the log-odds of the share above where rows are near (exact for equal scores), else Newton's for
+// the logarithm of the two sides' ratio (exact in a gap); or bisection.
 template <class T> Root Near<T>::newton(double surplus, double gap, double target, double rest) const {
     double low = -gap - kReach * temperature, high = kReach * temperature;
     Root root;
     root.found = true;
     for (int step = 0; step < 200; step++) {
-        const auto [lower, lower_slope, upper, upper_slope] = sum<4>(root.at, [](const Some &rows, auto &sums) {
+        const auto [lower, lower_slope, upper, upper_slope, bend] = sum<5>(root.at, [](const Some &rows, auto &sums) {
             const auto is_lower = rows.apart < 0;
             const V tail = rows.counted * ((rows.x < 0) == is_lower ? rows.lesser : rows.greater);
             const V slope = rows.counted * rows.lesser * rows.greater, zero{};
             sums[0] += is_lower ? tail : zero, sums[1] += is_lower ? slope : zero;
             sums[2] += is_lower ? zero : tail, sums[3] += is_lower ? zero : slope;
+            sums[4] += slope * (rows.greater - rows.lesser) * (rows.x < 0 ? V{} + 1.0 : V{} - 1.0);
         });
         const double excess = surplus + lower - upper;
         root.slope = lower_slope + upper_slope;
         if (excess == 0) return root;
         (excess > 0 ? low : high) = root.at;
         double move;  // in temperatures
-        if (root.slope > 1e-3 * std::min(target, rest)) {
+        const bool steep = root.slope > 1e-3 * std::min(target, rest);
+        if (steep) {
+            const double above_it = target + excess, below_it = rest - excess, all = target + rest;
             const double odds = std::log1p(excess / target) - std::log1p(-excess / rest);
-            move = odds * ((target + excess) / (target + rest)) * (rest - excess) / root.slope;
+            const double straight = odds * above_it * below_it / (root.slope * all);  // Newton's step
+            const double bent = root.slope * (below_it - above_it) / (above_it * below_it) - bend / root.slope;
+            move = straight / std::min(std::max(1 + straight * bent / 2, .5), 1.5);
         } else {
-            const double above_it = surplus + lower;
-            move = std::log(above_it / upper) / (lower_slope / above_it + upper_slope / upper);
+            const double gained = surplus + lower;
+            move = std::log(gained / upper) / (lower_slope / gained + upper_slope / upper);
         }
         const double next = root.at + temperature * move;
-        if (std::fabs(move) <= kLastStep<T>) root.at = std::min(std::max(next, low), high);
-        if (std::fabs(move) <= kLastStep<T> || high - low <= 1e-10 * temperature) return root;
+        const bool last = std::fabs(move) <= std::pow(kLastStep<T>, steep ? 1.0 : 1.5);  // Newton's error is squared
+        if (last) root.at = std::min(std::max(next, low), high);
+        if (last || high - low <= 1e-10 * temperature) return root;
         root.at = next > low && next < high && (step < 12 || step % 2 == 0) ? next : low + (high - low) / 2;
     }
     return root;
@@ -138,8 +150,12 @@ template <class T> Root Near<T>::find_root(double surplus, double target, double
     // The share falls between two rows, and the root into the gap between them.
     Root root;
     root.gap = std::numeric_limits<double>::infinity();
-    for (int64_t i = 0; i < n; i++)
-        if (score[i] < start && counted[i] > 0) root.gap = std::min(root.gap, (start - double(score[i])) * unit);
+    V nearest = V{} + root.gap;
+    for (int64_t i = 0; i < n; i += kLanes<double>) {
+        const Some rows = some(i, 0);
+        nearest = vmin(nearest, (rows.apart < 0) & (rows.counted > 0) ? -rows.apart : V{} + root.gap);
+    }
+    for (int lane = 0; lane < kLanes<double>; lane++) root.gap = std::min(root.gap, double(nearest[lane]));
     if (root.gap > down && below > 0) return root;  // the next row lies beyond the window
     if (std::isinf(root.gap)) return newton(rest, 0, target, rest);
     if (root.gap <= 2 * kReach * temperature) return newton(0, root.gap, target, rest);
@@ -188,16 +204,15 @@ template <class T> struct RecallGradient {
     auto in_both(const Some &rows) const {  // in a wide gap z differs between the sums
         return (rows.counted > 0) & (rows.hit > 0) & (V{} < (root.in_wide_gap ? 0.0 : 1.0));
     }
-    // To the rows' places in `gradient` below `live`, and what `scale` has for them.
-    template <class Scale> void write(double factor, const Scale &scale, int64_t live, T *gradient) const {
-        for (int64_t i = 0; i < near.n; i += kLanes<double>) {
+    // To the rows' places in `gradient` below `live`; with the gradient through the standard deviation.
+    void write(double factor, double pull, double mean, int64_t live, T *gradient) const {
+        for (int64_t i = 0; i < near.n && near.select.index[i] < live; i += kLanes<double>) {
             const Some rows = near.some(i, root.at);
             const V hit = rows.hit * rows.lesser * rows.greater;
             const V slope = in_both(rows) ? hit * share_of_both : hit - near.pull(rows, root) * share;
-            for (int64_t k = i; k < std::min<int64_t>(near.n, i + kLanes<double>); k++) {
-                const int64_t row = near.select.index[k];
-                if (row < live) gradient[row] = narrow<T>(factor * slope[k - i] + scale.of(row));
-            }
+            const V whole = slope * factor + (pull != 0 ? rows.iid * (rows.score - mean) * pull : V{});
+            for (int64_t k = i; k < std::min<int64_t>(near.n, i + kLanes<double>); k++)
+                if (near.select.index[k] < live) gradient[near.select.index[k]] = narrow<T>(whole[k - i]);
         }
     }
 };
@@ -260,6 +275,7 @@ void recall_of_class(const Pool &pool, int64_t c, double quantile, bool among_ne
     near.temperature *= near.unit;
     const Edge edge = find_edge(of, target * (1 - kRounding), total, near.threads, near.select);
     near.start = edge.score;
+    near.negatives_only = among_negatives;
     double reach = near.temperature * (3 - std::log(kNeglected<T>) - std::log(std::min(quantile, 1 - quantile)));
     for (int attempt = 0;; attempt++) {
         near.fill(of, reach, total);
@@ -279,17 +295,17 @@ void recall_of_class(const Pool &pool, int64_t c, double quantile, bool among_ne
         const double pull = factor * slopes.moment / near.unit / stats.std / stats.std / stats.iid_weight;
         const ScaleGradient<T> scale{of, pool.in_std && stats.varies ? -pull : 0, stats.mean};
         scale.write(near.threads, gradient);
-        slopes.write(factor, scale, of.live, gradient);
+        slopes.write(factor, scale.pull, scale.mean, of.live, gradient);
         return;
     }
 }
 
 // Calls work(class, room) for each class: many small ones spread over the threads, else the threads inside a class.
-template <class Room, class Work> void each_class(const Pool &pool, Work work) {
+template <class Memory, class Work> void each_class(const Pool &pool, Work work) {
     const bool large = pool.rows >= (1 << 18);
     const int64_t parts = large ? 1 : std::max<int64_t>(1, std::min<int64_t>(pool.threads, pool.classes));
     parallel(int(parts), parts, [&](int64_t part) {
-        Room room(pool.rows);
+        Memory room;
         room.threads = large ? pool.threads : 1;
         for (int64_t c = part; c < pool.classes; c += parts) work(c, room);
     });

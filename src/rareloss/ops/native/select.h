@@ -23,7 +23,27 @@ template <class T> struct Counted : Rows<T> {
     }
 };
 
-constexpr int64_t kGatherPart = 1 << 17;  // rows that one thread gathers at a time
+// Memory that the classes of a call use one after the other; as little as is asked for, which malloc then keeps ready.
+template <class T> class Room {
+  public:
+    T *need(int64_t n) {
+        if (n > size_) kept_ = Buffer<T>(n + n / 8), size_ = n + n / 8;
+        return kept_.get();
+    }
+    T *get() const { return kept_.get(); }
+    T &operator[](int64_t i) const { return kept_[i]; }
+
+  private:
+    Buffer<T> kept_;
+    int64_t size_ = 0;
+};
+struct Weighted { double score, weight; };
+struct SelectRoom {
+    Room<int32_t> index;
+    Room<Weighted> weighted;
+};
+
+constexpr int64_t kGatherPart = 1 << 15;  // rows that one thread gathers at a time
 
 // Writes the rows of one part that lie inside [low, high], and adds up the weight of counted rows above.
 template <class T>
@@ -67,28 +87,28 @@ int64_t gather_part(const Counted<T> &of, int64_t begin, int64_t end, T low, T h
 }
 
 // Lists the counted rows of scores in [low, high], in order, and where asked every positive of some weight too;
-// `above` becomes the weight of the other counted rows above. `index` has room for eight more than all rows.
+// `above` becomes the weight of the other counted rows above.
 template <class T>
-int64_t gather(const Counted<T> &of, T low, T high, bool every_positive, int threads, int32_t *index,
+int64_t gather(const Counted<T> &of, T low, T high, bool every_positive, int threads, Room<int32_t> &index,
                double *above) {
     const int64_t parts = (of.count + kGatherPart - 1) / kGatherPart;
-    std::vector<int64_t> found(parts);
+    std::vector<std::vector<int32_t>> found(parts);
     std::vector<double> beyond(parts);
+    *above = 0;
+    if (parts <= 1) return gather_part(of, 0, of.count, low, high, every_positive, index.need(of.count + 8), above);
     parallel(threads, parts, [&](int64_t part) {
         const int64_t begin = part * kGatherPart, end = std::min(of.count, begin + kGatherPart);
-        found[part] = gather_part(of, begin, end, low, high, every_positive, index + begin, &beyond[part]);
+        Buffer<int32_t> room(kGatherPart + 8);
+        const int64_t n = gather_part(of, begin, end, low, high, every_positive, room.get(), &beyond[part]);
+        found[part].assign(room.get(), room.get() + n);
     });
     int64_t all = 0;
-    *above = 0;
-    for (int64_t part = 0; part < parts; part++) {
-        if (part) std::memmove(index + all, index + part * kGatherPart, sizeof(int32_t) * found[part]);
-        all += found[part];
-        *above += beyond[part];
-    }
+    for (const auto &rows : found) all += int64_t(rows.size());
+    int32_t *to = index.need(all);
+    for (const auto &rows : found) to = std::copy(rows.begin(), rows.end(), to);
+    for (double weight : beyond) *above += weight;
     return all;
 }
-
-struct Weighted { double score, weight; };
 
 // Quickselect: the place of the first row, from the highest score down, whose weight makes the sum reach the
 // target, with all rows before it moved in front; the last row where all fall short.
@@ -119,20 +139,6 @@ inline int64_t select_from_top(Weighted *rows, int64_t n, double target) {
     return std::min(first, last < 0 ? 0 : last);
 }
 
-// Memory that the classes of a call use one after the other.
-struct SelectRoom {
-    explicit SelectRoom(int64_t rows) : index(rows + 8) {}
-    Weighted *need(int64_t n) {
-        if (n > size) { kept = Buffer<Weighted>(n + n / 8); size = n + n / 8; }
-        return kept.get();
-    }
-    Buffer<int32_t> index;
-
-  private:
-    Buffer<Weighted> kept;
-    int64_t size = 0;
-};
-
 // Two scores that the quantile almost surely lies between: those of a sample, five standard errors either way;
 // infinite where the sample says nothing.
 template <class T> void sample_bracket(const Counted<T> &of, double share, SelectRoom &room, T *low, T *high) {
@@ -140,7 +146,7 @@ template <class T> void sample_bracket(const Counted<T> &of, double share, Selec
     *high = std::numeric_limits<T>::infinity();
     const int64_t step = int64_t(std::cbrt(double(of.count)));
     if (of.count < 512) return;
-    Weighted *sample = room.need(of.count / step + 1);
+    Weighted *sample = room.weighted.need(of.count / step + 1);
     int64_t n = 0;
     double whole = 0, squares = 0;
     for (int64_t j = 0; j + step <= of.count; j += step) {
@@ -172,8 +178,8 @@ template <class T> Edge find_edge(const Counted<T> &of, double target, double to
     while (true) {
         double above, inside = 0;
         const bool every = !(low > -std::numeric_limits<T>::infinity() || high < std::numeric_limits<T>::infinity());
-        const int64_t n = gather(of, low, high, false, threads, room.index.get(), &above);
-        Weighted *rows = room.need(n);
+        const int64_t n = gather(of, low, high, false, threads, room.index, &above);
+        Weighted *rows = room.weighted.need(n);
         for (int64_t i = 0; i < n; i++) {
             const int64_t row = room.index[i];
             rows[i] = {double(of.score[row]), of.weight_of(row)};
