@@ -1,5 +1,6 @@
 """The memory queue: rows of earlier steps, first in first out, without gradient."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -59,22 +60,23 @@ class MemoryQueue(nn.Module):
             self.weight = self.weight.new_zeros(self.num_classes, self.size + 1)
             self.iid = self.iid.new_ones(1, self.size + 1)  # an empty slot is no mined row
 
-    def extend(self, live: Pool) -> Pool:
-        """Return the pool of the live rows, first, and of all slots."""
+    def extend(self, live: Pool, with_iid: bool = True) -> Pool:
+        """Return the pool of the live rows, first, and of all slots; ``with_iid`` false takes every row for iid."""
         size = self.size
-        iid: Tensor | None = torch.cat([_all_iid(live) if live.iid is None else live.iid[:1], self.iid[:, :size]], 1)
-        if live.eager and iid is not None and bool(iid.all()):
-            iid = None
-        weight = self.weight[:, :size].to(live.weight.dtype)
+        weight, iid = self.weight[:, :size].to(live.weight.dtype), self.iid[:, :size]
         if live.unweighted and live.eager and bool((weight == 1).all()):
-            weight = live.weight.new_ones(1, 1).expand(len(weight), live.scores.shape[1] + size)
+            all_weights = live.weight.new_ones(1, 1).expand(self.num_classes, live.scores.shape[1] + size)
         else:
-            weight = torch.cat([live.weight, weight], 1)
+            all_weights = torch.cat([live.weight, weight], 1)
+        if not with_iid or (live.iid is None and live.eager and bool(iid.all())):
+            all_iid = None
+        else:
+            all_iid = torch.cat([_iid_of(live), iid], 1).expand(self.num_classes, -1)
         return Pool(
             torch.cat([live.scores.detach(), self.scores[:, :size].to(live.scores.dtype)], 1),
             torch.cat([live.is_positive, self.is_positive[:, :size]], 1),
-            weight,
-            None if iid is None else iid.expand(len(weight), -1),
+            all_weights,
+            all_iid,
             live.eager,
             live.scores,
         )
@@ -87,21 +89,25 @@ class MemoryQueue(nn.Module):
 
     @torch.no_grad()
     def remember(self, live: Pool) -> None:
-        """Put the valid rows of ``live`` over the oldest slots, in order; all of them, or none if it is interrupted."""
+        """Put the valid rows of ``live`` over the oldest slots, in order."""
         self.allocate()
+        count = live.scores.shape[1]
+        scores = live.scores.detach()
+        eager = live.eager and is_eager(self.scores) and count <= self.size
+        if eager and live.unweighted and math.isfinite(scores.sum(dtype=torch.float32).item()):
+            self._write_slices((scores, live.is_positive, live.weight, _iid_of(live)), count)
+            return
         # What float32 does not hold would be infinite in a later batch, and poison it; so would the log-odds of a class
         # that is absent in a row, whatever its weight.
-        scores = live.scores if live.unweighted else live.scores.masked_fill(live.weight <= 0, 0.0)
-        finite = ((scores.float() * 0 + live.weight.float() * 0) == 0).all(0)
-        valid = finite if live.unweighted else finite & (live.weight > 0).any(0)
-        iid = _all_iid(live) if live.iid is None else live.iid[:1]
-        rows = (scores, live.is_positive, live.weight, iid)
-        # A graph or a device does not wait for the number of valid rows: those that are none go to the spare slot.
-        place = valid.cumsum(0)
-        total = valid.sum()
-        if scores.shape[1] <= self.size and is_eager(scores, self.scores) and bool(total == scores.shape[1]):
-            self._write_slices(rows, scores.shape[1])
+        scores = scores.masked_fill(live.weight <= 0, 0.0)
+        finite = scores.float() * 0 + live.weight.float() * 0 == 0
+        valid = (live.weight > 0).any(0) & finite.all(0)
+        rows = (scores, live.is_positive, live.weight, _iid_of(live))
+        if eager and bool(valid.all()):
+            self._write_slices(rows, count)
             return
+        # A graph or a device does not wait for the number of valid rows: the others go to the spare slot.
+        place, total = valid.cumsum(0), valid.sum()
         kept = valid & (place > total - self.size)
         slot = torch.where(kept, (self.pointer + place - 1) % max(self.size, 1), self.size)
         for slots, values in zip(self._slots(), rows, strict=True):
@@ -111,22 +117,17 @@ class MemoryQueue(nn.Module):
         self.pointer.copy_((self.pointer + total) % max(self.size, 1))
 
     def _write_slices(self, rows: tuple[Tensor, ...], count: int) -> None:
-        # Up to the end of the buffers, and on from their start. Ctrl-C may come between any two writes.
+        # Up to the end of the buffers, and on from their start, pointer included, in one call: Ctrl-C is handled before
+        # or after it, so no row is ever half written.
         start = int(self.pointer)
         first = min(count, self.size - start)
-        at_end, at_start = slice(start, start + first), slice(0, count - first)
-        before = [(slots[:, at_end].clone(), slots[:, at_start].clone()) for slots in self._slots()]
-        try:
-            for slots, values in zip(self._slots(), rows, strict=True):
-                slots[:, at_end] = values[:, :first]
-                slots[:, at_start] = values[:, first:]
-            self.pointer.fill_((start + count) % max(self.size, 1))
-        except BaseException:
-            for slots, (later, earlier) in zip(self._slots(), before, strict=True):
-                slots[:, at_end] = later
-                slots[:, at_start] = earlier
-            self.pointer.fill_(start)
-            raise
+        targets = [slots[:, start : start + first] for slots in self._slots()]
+        values = [row[:, :first] for row in rows]
+        if first < count:
+            targets += [slots[:, : count - first] for slots in self._slots()]
+            values += [row[:, first:] for row in rows]
+        pointer = self.pointer.new_tensor((start + count) % max(self.size, 1))
+        torch._foreach_copy_([*targets, self.pointer], [*values, pointer])
 
     def _slots(self) -> tuple[Tensor, ...]:
         return self.scores, self.is_positive, self.weight, self.iid
@@ -173,5 +174,5 @@ class MemoryQueue(nn.Module):
             super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *said)
 
 
-def _all_iid(live: Pool) -> Tensor:
-    return live.is_positive.new_ones(1, live.scores.shape[1])
+def _iid_of(live: Pool) -> Tensor:
+    return live.is_positive.new_ones(1, live.scores.shape[1]) if live.iid is None else live.iid[:1]

@@ -135,10 +135,9 @@ class RankingLoss(nn.Module):
         training = is_training_call(self)
         live = self._live(logits, targets, sample_weight, iid_mask, training)
         pool = self._with_remembered(live, training)
-        value, defined = self._evaluate(pool)
+        scale = 1.0 if pool.live is None else _dilution(live, pool)
+        value, defined = self._evaluate(pool, scale)
         loss = 1 - value
-        if pool.live is not None:
-            loss = _undiluted(loss, live, pool)
         if training and self.queue.size and not self._frozen and not is_recomputation():
             self.queue.remember(live)
         loss = self._reduced(loss, defined, pool, training)
@@ -281,16 +280,17 @@ class RankingLoss(nn.Module):
         if not reads:
             return live
         self.queue.allocate()
-        return self.queue.extend(live)
+        return self.queue.extend(live, self.has_threshold)
 
-    def _evaluate(self, pool: Pool) -> PerClass:
+    def _evaluate(self, pool: Pool, scale: Tensor | float = 1.0) -> PerClass:
         in_std = self.temperature_unit == "std"
         if not isinstance(self.temperature, Tensor):
-            return evaluate(self.metric, pool, self.temperature, in_std)
+            return evaluate(self.metric, pool, self.temperature, in_std, scale)
         # A temperature that changes within one graph goes into the scores.
         pool = pool.joined()
         pool = standardize(pool)[0] if in_std else pool
-        return evaluate(self.metric, pool.with_scores(pool.scores / self.temperature.to(pool.scores)), 1.0)
+        pool = pool.with_scores(pool.scores / self.temperature.to(pool.scores))
+        return evaluate(self.metric, pool, 1.0, scale=scale)
 
     def _standardized(self, pool: Pool) -> tuple[Pool, Tensor, Tensor, float]:
         # The pool in the temperature's unit; what was subtracted from its scores and what they were divided by.
@@ -303,7 +303,7 @@ class RankingLoss(nn.Module):
         if self.reduction == "none":
             return loss
         if pool.eager and bool(defined.all()):
-            return loss.mean() if self.reduction == "mean" else loss.sum()
+            return loss.squeeze(0) if len(loss) == 1 else loss.mean() if self.reduction == "mean" else loss.sum()
         total = torch.where(defined, loss, 0.0).sum()
         if self.reduction == "mean":
             total = total / defined.sum().clamp(min=1)
@@ -343,14 +343,14 @@ class RankingLoss(nn.Module):
             checks.warn_caller(f"{type(self).__name__}: {message}")
 
 
-def _undiluted(loss: Tensor, live: Pool, pool: Pool) -> Tensor:
-    # The value stays; of the gradient, an average over the pool, only the live rows' share arrived. So small a share is
-    # none: what arrived of it is rounding.
+def _dilution(live: Pool, pool: Pool) -> Tensor | float:
+    # How many times too small the gradient of an average over the pool is. So small a share of live rows is none: what
+    # arrives of it is rounding.
     if live.unweighted and pool.unweighted:
-        return loss.detach() + (loss - loss.detach()) * (pool.scores.shape[1] / live.scores.shape[1])
+        return pool.scores.shape[1] / live.scores.shape[1]
     share = safe_ratio(live.weight.sum(1), pool.weight.sum(1))
     share = share.masked_fill(share < 1e-12, 0.0)
-    return loss.detach() + (loss - loss.detach()) * safe_ratio(torch.ones_like(share), share)
+    return safe_ratio(torch.ones_like(share), share)
 
 
 def _saturated(scores: Tensor, positive: Tensor, negative: Tensor, threshold: Tensor, temperature: float) -> Tensor:

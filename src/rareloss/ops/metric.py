@@ -4,6 +4,7 @@ The kernel computes value and gradient in one call, so its autograd function kee
 is the one place that chooses.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -40,7 +41,9 @@ class SoftMetric(NamedTuple):
     equation: Callable[..., Tensor]
 
 
-def evaluate(metric: SoftMetric, pool: Pool, temperature: float, in_std: bool = False) -> PerClass:
+def evaluate(
+    metric: SoftMetric, pool: Pool, temperature: float, in_std: bool = False, scale: Tensor | float = 1.0
+) -> PerClass:
     """Compute a soft metric of each class, with the gradient of the live rows.
 
     Args:
@@ -48,34 +51,45 @@ def evaluate(metric: SoftMetric, pool: Pool, temperature: float, in_std: bool = 
         pool: the rows.
         temperature: above 0, in units of the scores, or of the standard deviation of the pool's iid scores.
         in_std: whether it is in standard deviations; the gradient then goes through them.
+        scale: what the gradient is multiplied by, for all classes or each ``[C]``; the value stays.
     """
     if not (_NATIVE and _takes(pool)):
         pool = pool.joined()
         ranked = standardize(pool)[0] if in_std else pool
-        return per_class(ranked, metric.equation(ranked, temperature, *metric.settings))
+        value = metric.equation(ranked, temperature, *metric.settings)
+        return per_class(ranked, _scaled_gradient(value, scale))
     scores = pool.scores if pool.live is None else pool.live
     with_gradient = not pool.eager or (scores.requires_grad and torch.is_grad_enabled())
     rows = (scores, pool.scores.detach(), pool.is_positive, _weight(pool), pool.iid)
     options = (metric.name, list(metric.settings), temperature, in_std, with_gradient)
-    value: Tensor = _EagerFused.apply(*rows, *options) if pool.eager else _Fused.apply(*rows, *options)[0]  # type: ignore[no-untyped-call]
-    return _unpack(value.to(scores.dtype))
+    if pool.eager:
+        return _defined(pool, _EagerFused.apply(*rows, scale, *options))  # type: ignore[no-untyped-call]
+    value = _scaled_gradient(_Fused.apply(*rows, *options)[0], scale)  # type: ignore[no-untyped-call]
+    return _defined(pool, value.to(scores.dtype))
 
 
 def average_precision_in_one_call(pool: Pool) -> PerClass | None:
     """Compute the exact average precision of each class by the native kernel, or nothing where it cannot."""
     if not (_NATIVE and pool.eager and _takes(pool)):
         return None
-    return _unpack(native.exact_average_precision(pool.scores, pool.is_positive, _weight(pool)))
+    return _defined(pool, native.exact_average_precision(pool.scores, pool.is_positive, _weight(pool)))
+
+
+def _scaled_gradient(value: Tensor, scale: Tensor | float) -> Tensor:
+    if not isinstance(scale, Tensor) and scale == 1:
+        return value
+    return value.detach() + (value - value.detach()) * scale
 
 
 def _weight(pool: Pool) -> Tensor | None:
     return None if pool.unweighted else pool.weight
 
 
-def _unpack(value: Tensor) -> PerClass:
-    # The kernel's NaN and -inf mean undefined, its infinities that a score is not finite.
-    undefined = value.isnan() | (value == -torch.inf)
-    return PerClass(value.masked_fill(value.isinf(), torch.nan), ~undefined)
+def _defined(pool: Pool, value: Tensor) -> PerClass:
+    # The kernel's NaN means either: not defined, or not finite. A free look mostly finds neither.
+    if pool.eager and not math.isnan(value.detach().sum().item()):
+        return PerClass(value, torch.ones_like(value, dtype=torch.bool))
+    return per_class(pool, value)
 
 
 def _takes(pool: Pool) -> bool:
@@ -115,7 +129,7 @@ fold_into_batch(_op)
 
 
 def _scaled(grad_value: Tensor, gradient: Tensor, scores: Tensor) -> Tensor:
-    return grad_value[:, None].to(gradient.dtype) * gradient
+    return grad_value.to(gradient.dtype)[:, None] * gradient
 
 
 _scaled_once = without_second_derivative(_scaled, "the soft metric has")
@@ -159,12 +173,16 @@ class _EagerFused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, live: Tensor, *rows_and_options: Any) -> Tensor:
-        *rows, name, settings, temperature, in_std, with_gradient = rows_and_options
+        *rows, scale, name, settings, temperature, in_std, with_gradient = rows_and_options
         value, gradient = _FUNCTIONS[name](*rows, live.shape[1], temperature, in_std, with_gradient, *settings)
         if gradient is not None:
+            if isinstance(scale, Tensor):
+                gradient *= scale[:, None]
+            elif scale != 1:
+                gradient *= scale
             ctx.save_for_backward(gradient, live)
-        return value
+        return value.to(live.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return _scaled_once(gradients[0], *ctx.saved_tensors), *((None,) * 9)
+        return _scaled_once(gradients[0], *ctx.saved_tensors), *((None,) * 10)

@@ -60,7 +60,7 @@ class _Pool(ctypes.Structure):
 _pool = ctypes.POINTER(_Pool)
 _SIGNATURES: dict[str, list[type]] = {
     "average_precision": [_pool],
-    "recall": [_pool, _double, _int],  # quantile, among negatives
+    "recall": [_pool, _double, _int, _pointer],  # quantile, among negatives, threshold or null
     "partial_auc": [_pool, _double, _double],  # alpha, beta
     "average_precision_exact": [_pool],
     "sort": [_pointer, _int64, _pointer, _pointer],  # scores, rows, sorted or null, order
@@ -220,7 +220,7 @@ def recall(
 
     The other arguments and the result are those of :func:`average_precision`.
     """
-    options = quantile, int(among_negatives)
+    options = quantile, int(among_negatives), None
     return _ranked("recall", options, scores, positive, weight, iid, live, temperature, in_std, with_gradient)
 
 
@@ -260,7 +260,7 @@ def sort(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 def _ranked(
     name: str,
-    options: tuple[float, ...],
+    options: tuple[float | None, ...],
     scores: Tensor,
     positive: Tensor,
     weight: Tensor | None,
