@@ -390,7 +390,7 @@ def test_nothing_is_found_elsewhere_where_cross_entropy_is_right() -> None:
     x = torch.randn(8_000, 3, generator=torch.Generator().manual_seed(0))
     y = (torch.rand(8_000, generator=torch.Generator().manual_seed(1)) < (2 * x[:, 0] - 4).sigmoid()).long()
     loss = SmoothAPLoss(1, queue_size=0, temperature=0.03)
-    ap = Objective("ap")
+    ap = Objective.parse("ap")
     assert start_elsewhere(solved(x, y), loss, Batch(x, y), ap) is None
     wrong = nn.Linear(3, 1)
     nn.init.constant_(wrong.weight, -1.0)
@@ -401,13 +401,13 @@ def test_nothing_is_found_elsewhere_where_cross_entropy_is_right() -> None:
 def test_rows_without_a_label_are_no_part_of_the_search_elsewhere() -> None:
     x, y = turning(8_000, 0)
     model, loss = solved(x, y), SmoothAPLoss(1, queue_size=0, temperature=0.03)
-    found = start_elsewhere(model, loss, Batch(x, y), Objective("ap"))
+    found = start_elsewhere(model, loss, Batch(x, y), Objective.parse("ap"))
     more = Batch(torch.cat([x, 1e6 * torch.ones(50, 3)]), torch.cat([y, torch.full((50,), -100)]))
-    again = start_elsewhere(model, loss, more, Objective("ap"))
+    again = start_elsewhere(model, loss, more, Objective.parse("ap"))
     assert found is not None
     assert again is not None
     assert torch.equal(found.weight, again.weight)
-    assert start_elsewhere(model, loss, Batch(x[:1], y[:1] * 0 + 1), Objective("ap")) is None
+    assert start_elsewhere(model, loss, Batch(x[:1], y[:1] * 0 + 1), Objective.parse("ap")) is None
 
 
 class BrokenLoss(nn.Module):
