@@ -400,7 +400,7 @@ def test_no_restart_is_found_where_cross_entropy_is_right() -> None:
     x = torch.randn(8_000, 3, generator=torch.Generator().manual_seed(0))
     y = (torch.rand(8_000, generator=torch.Generator().manual_seed(1)) < (2 * x[:, 0] - 4).sigmoid()).long()
     loss = SmoothAPLoss(1, queue_size=0, temperature=0.03)
-    ap = Objective("ap")
+    ap = Objective.parse("ap")
     assert find_restart(solved(x, y), loss, Batch(x, y), ap) is None
     wrong = nn.Linear(3, 1)
     nn.init.constant_(wrong.weight, -1.0)
@@ -411,13 +411,13 @@ def test_no_restart_is_found_where_cross_entropy_is_right() -> None:
 def test_rows_without_a_label_are_no_part_of_the_search_for_a_restart() -> None:
     x, y = turning(8_000, 0)
     model, loss = solved(x, y), SmoothAPLoss(1, queue_size=0, temperature=0.03)
-    found = find_restart(model, loss, Batch(x, y), Objective("ap"))
+    found = find_restart(model, loss, Batch(x, y), Objective.parse("ap"))
     more = Batch(torch.cat([x, 1e6 * torch.ones(50, 3)]), torch.cat([y, torch.full((50,), -100)]))
-    again = find_restart(model, loss, more, Objective("ap"))
+    again = find_restart(model, loss, more, Objective.parse("ap"))
     assert found is not None
     assert again is not None
     assert torch.equal(found.weight, again.weight)
-    assert find_restart(model, loss, Batch(x[:1], y[:1] * 0 + 1), Objective("ap")) is None
+    assert find_restart(model, loss, Batch(x[:1], y[:1] * 0 + 1), Objective.parse("ap")) is None
 
 
 class BrokenLoss(nn.Module):

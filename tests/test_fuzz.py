@@ -440,4 +440,4 @@ PIECES = (
 def test_objectives(text: str) -> None:
     with suppress(ValueError):
         objective = Objective.parse(text)
-        assert Objective.parse(str(objective)).kind == objective.kind
+        assert type(Objective.parse(str(objective))) is type(objective)

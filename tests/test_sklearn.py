@@ -83,7 +83,7 @@ def test_threshold_keeps_the_capacity(objective: str) -> None:
     x, y = bent(20_000, 3)
     flagged = model.predict(x) == "fraud"
     share = flagged.mean() if "top" in objective else flagged[y == "fine"].mean()
-    assert 0.3 < share / Objective.parse(objective).level < 3
+    assert 0.3 < share / Objective.parse(objective).budget < 3
     assert model.finetuned_.after >= model.finetuned_.before
 
 

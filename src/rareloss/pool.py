@@ -27,13 +27,33 @@ __all__ = [
 class PerClass(NamedTuple):
     """A value per class, and whether the class has what the value needs.
 
+    A result of one class is a number to ``float`` and in f-strings; of several, a format goes to each value.
+
     Attributes:
         value: ``[C]``, or 0-d for scores ``[M]``; NaN where not defined.
         defined: bool, same shape.
+
+    Example:
+        >>> f"{PerClass(torch.tensor(0.8333), torch.tensor(True)):.2f}"
+        '0.83'
+        >>> f"{PerClass(torch.tensor([0.8333, 0.5]), torch.tensor([True, True])):.1%}"
+        '[83.3%, 50.0%]'
     """
 
     value: Tensor
     defined: Tensor
+
+    def __float__(self) -> float:
+        if self.value.numel() != 1:
+            raise TypeError(f"only the value of one class is a number, got {self.value.numel()} classes; take .value")
+        return float(self.value.detach())
+
+    def __format__(self, spec: str) -> str:
+        if not spec:
+            return str(self)
+        if self.value.numel() == 1:
+            return format(float(self), spec)
+        return "[" + ", ".join(format(value, spec) for value in self.value.detach().tolist()) + "]"
 
     def like(self, scores: Tensor) -> "PerClass":
         """Return the same, 0-d for scores ``[M]``."""

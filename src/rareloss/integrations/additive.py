@@ -196,7 +196,7 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
         self.importance_ = np.sqrt(np.average(added**2, axis=0, weights=weight))
         self._rows = [one.rows(column) for one, column in zip(self._inputs, columns, strict=True)]
         scores = torch.from_numpy(added[self._split(target)[1]].sum(1) + self.points_.intercept)
-        self.threshold_ = 0.0 if objective.kind == "ap" else float(objective.threshold(scores, *parts[1][1:]))
+        self.threshold_ = float(objective.threshold(scores, *parts[1][1:])) if objective.sets_threshold else 0.0
         return self
 
     def contributions(self, X: Any) -> Array:

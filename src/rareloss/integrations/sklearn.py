@@ -514,7 +514,7 @@ def _judge(objective: Objective, model: nn.Module, held: Batch) -> float:
 
 
 def _threshold(objective: Objective, log_odds: Tensor, target: Tensor, weight: Tensor | None) -> float:
-    return 0.0 if objective.kind == "ap" else float(objective.threshold(log_odds, target, weight))
+    return float(objective.threshold(log_odds, target, weight)) if objective.sets_threshold else 0.0
 
 
 def _moments(model: nn.Module, rows: Batch) -> tuple[float, float]:

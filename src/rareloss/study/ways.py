@@ -13,7 +13,7 @@ from rareloss import LossWarmupWrapper
 from rareloss.integrations.network import batches
 from rareloss.integrations.search import between, cube, network_draws
 from rareloss.losses import RankingLoss
-from rareloss.study.arms import BASELINE, RECIPE, Arm, ranking_objective
+from rareloss.study.arms import BASELINE, RECIPE, Arm, ranking_objectives
 from rareloss.study.data import DataError
 from rareloss.study.fitting import (
     Fitted,
@@ -269,5 +269,6 @@ def _size(scorer: Scorer) -> str:
 
 def _losses(arm: Arm, task: Task, scorer: Scorer) -> list[RankingLoss]:
     # The processes of a study train apart, and a pool stands for the whole train fold: nothing is remembered.
-    objective = ranking_objective(arm, task.objective)
+    assert arm.loss is not None
+    objective = ranking_objectives(task.objective)[arm.loss]
     return ranking_losses(objective, task.outputs, _size(scorer), queue_size=0, gather_distributed=False)

@@ -28,10 +28,9 @@ __all__ = ["TEMPERATURES", "FineTuned", "finetune", "ranking_losses", "repeat_fi
 
 # In standard deviations of the scores. A network ranks well already, and gains from a wider sigmoid.
 TEMPERATURES = {
-    "ap": {"linear": (0.03,), "network": (0.1, 0.3)},
-    "recall@top": {"linear": (0.1,), "network": (0.03, 0.1)},
-    "recall@fpr": {"linear": (0.1,), "network": (0.03, 0.1)},
-    "pauc@fpr": {"linear": (0.3,), "network": (0.3, 1.0)},
+    "smooth_ap": {"linear": (0.03,), "network": (0.1, 0.3)},
+    "recall": {"linear": (0.1,), "network": (0.03, 0.1)},
+    "pauc": {"linear": (0.3,), "network": (0.3, 1.0)},
 }
 _CHUNK_SIZE = 65_536
 _LEARNING_RATES = {"linear": 3e-2, "network": 3e-4}
@@ -221,9 +220,8 @@ def ranking_losses(objective: Objective, num_classes: int, kind: str, **options:
         kind: ``"linear"`` for a model of one weight matrix, or ``"network"``.
         options: as in :class:`~rareloss.losses.ranking.RankingLoss`.
     """
-    trained, _ = objective.trains
-    temperatures = TEMPERATURES[trained.kind][kind]
-    return [trained.loss(num_classes, temperature=temperature, **options) for temperature in temperatures]
+    temperatures = TEMPERATURES[objective.loss_name][kind]
+    return [objective.loss(num_classes, temperature=temperature, **options) for temperature in temperatures]
 
 
 def repeat_finetune(finetuned: FineTuned, model: nn.Module, train: Any, *, tolerance: float = 1e-6) -> nn.Module:
