@@ -15,9 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-pytest.importorskip("typer")
-from typer.testing import CliRunner, Result
-
 from processes import start_ranks
 from rareloss import (
     LossWarmupWrapper,
@@ -27,7 +24,6 @@ from rareloss import (
     SmoothAPLoss,
     SoftmaxFocalLoss,
 )
-from rareloss.cli import app
 from rareloss.distributed import world_size
 from rareloss.testing import Report, verify
 
@@ -335,7 +331,12 @@ def call(loss, logits, targets, rows):
 """
 
 
-def run(*arguments: object) -> Result:
+def run(*arguments: object) -> Any:
+    pytest.importorskip("typer")
+    from typer.testing import CliRunner
+
+    from rareloss.cli import app
+
     return CliRunner().invoke(app, ["verify", *(str(argument) for argument in arguments)])
 
 
