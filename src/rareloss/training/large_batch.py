@@ -198,6 +198,8 @@ class _Passes:
                     f"outputs of the model must have the batch as their first dimension, got sizes {sizes} for chunks "
                     f"of {rows} rows"
                 )
+        # Under autocast, older torch keeps the weights cast here for later calls, which would then give them no gradient.
+        torch.clear_autocast_cache()
         self.buffers.settle()
         _reshard(self.model)
         self.state = _state(self.model)
