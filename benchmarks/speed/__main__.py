@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -92,12 +93,13 @@ def _measure_and_print(row: Row, options: Options) -> dict[str, Any] | None:
 
 
 def _print_bars(rows: Sequence[Row], options: Options) -> None:
-    records = [record for row in rows if (record := _measure_and_print(row, options)) is not None]
-    missed = sum(verdict(record) == "missed" for record in records)
-    reached = sum(verdict(record) == "met, stretch too" for record in records)
+    started = time.perf_counter()
+    records = [_measure_and_print(row, options) for row in rows]
+    number = Counter("" if record is None else verdict(record) for record in records)
+    stretch = number["met, stretch too"]
     print(
-        f"{len(records) - missed} of {len(rows)} bars are met, {reached} of them with their stretch; {missed} are "
-        f"missed and {len(rows) - len(records)} not measured."
+        f"Of {len(rows)} bars, {number['met'] + stretch} are met, {stretch} of them with their stretch; "
+        f"{number['missed']} are missed, {number['']} not measured; {time.perf_counter() - started:.0f} s in all."
     )
 
 

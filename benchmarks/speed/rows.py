@@ -17,15 +17,17 @@ __all__ = ["GROWTH", "OURS", "TEMPERATURES", "Row", "all_rows"]
 TEMPERATURES = (0.005, 0.01, 0.1, 1.0)
 K, M = 1_000, 1_000_000
 SIZES = {
-    **{"1k": K, "4k": 4 * K, "16k": 16 * K, "64k": 64 * K, "256k": 256 * K},
-    **{"1M": M, "10M": 10 * M, "16M": 16 * M, "20M": 20 * M, "100M": 100 * M},
+    f"{number}{unit}": number * rows
+    for unit, rows, numbers in (("k", K, (1, 4, 16, 64, 256)), ("M", M, (1, 10, 16, 20, 100)))
+    for number in numbers
 }
 GROWTH = (K, 4 * K, 16 * K, 64 * K, 256 * K, M, 4 * M, 10 * M)
 # Rows that a peer is given at most: a pairs matrix, or torch.quantile, which takes 2**24 elements.
 MOST = {"imbalanced-losses": M, "libauc": 16 * K}
 QUADRATIC = {"imbalanced-losses": 16 * K, "libauc": 16 * K}
 
-Cases = Mapping[str, Callable[[], Mapping[str, Build]]]
+Make = Callable[[], Mapping[str, Build]]
+Cases = Mapping[str, Make]
 
 
 @dataclass(frozen=True)
@@ -72,14 +74,15 @@ def all_rows() -> list[Row]:
     return [*_ranking(), *_steps(), *_focal(), *_metrics(), *_accuracy(), *_memory(), *_growth(), *_torch_alone()]
 
 
-def _one(make: Callable[[], Mapping[str, Build]]) -> Cases:
+def _one(make: Make) -> Cases:
     return {"": make}
 
 
 def _ranking() -> list[Row]:
     def row(family: str, size: str, over: str, bar: float, stretch: float) -> Row:
         what, make, most = families[family]
-        return Row(f"{family}/{size}", f"{what}, {size} rows", "ratio", SIZES[size], _one(make), over, bar, stretch, most)
+        what, cases = f"{what}, {size} rows", _one(make)
+        return Row(f"{family}/{size}", what, "ratio", SIZES[size], cases, over, bar, stretch, most)
 
     def hostile(law: str) -> Row:
         what = f"Smooth-AP, 1M rows, {law}, worst temperature"
@@ -181,7 +184,7 @@ def _accuracy() -> list[Row]:
 
 
 def _memory() -> list[Row]:
-    def memory(key: str, what: str, rows: int, make: Callable[[], Mapping[str, Build]], bar: float | None = None) -> Row:
+    def memory(key: str, what: str, rows: int, make: Make, bar: float | None = None) -> Row:
         stretch = None if bar is None else 4.1
         return Row(f"memory/{key}", f"{what}, extra memory", "memory", rows, _one(make), "", bar, stretch, MOST)
 

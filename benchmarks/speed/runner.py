@@ -91,7 +91,9 @@ def _contestants(row: Row, case: str, options: Options) -> Record:
     if row.over and row.over not in builds:
         raise ImportError(f"{row.over} is not installed")
     first = {name: builds.pop(name) for name in (OURS, row.over) if name in builds}
-    others = {} if options.bars else builds
+    if options.bars:
+        return first
+    others = {name: build for name, build in builds.items() if name != "module" or row.kind not in ("growth", "memory")}
     if row.kind == "growth":
         return first | others
     return first | {name: build for name, build in others.items() if row.rows <= row.most.get(name, row.rows)}

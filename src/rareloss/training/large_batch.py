@@ -198,7 +198,7 @@ class _Passes:
                     f"outputs of the model must have the batch as their first dimension, got sizes {sizes} for chunks "
                     f"of {rows} rows"
                 )
-        # Under autocast, older torch keeps the weights cast here for later calls, which would then give them no gradient.
+        # Autocast keeps the weights that were cast here, and later calls in its region would give them no gradient.
         torch.clear_autocast_cache()
         self.buffers.settle()
         _reshard(self.model)
