@@ -4,7 +4,7 @@ Small pools and training steps are not slow by what an operation works on but by
 microseconds each. What autograd runs by itself stands under "autograd".
 
 python -m benchmarks.operations                     # the rows of the speed benchmark that small operations decide
-python -m benchmarks.operations smooth_ap/1k-peer
+python -m benchmarks.operations smooth_ap/1k
 """
 
 import sys
@@ -22,7 +22,7 @@ import rareloss
 __all__ = ["main", "operations"]
 
 PACKAGE = str(Path(rareloss.__file__).parent)
-ROWS = ("smooth_ap/1k-peer", "recall/16k", "step/recall-1%", "step/pauc-1%", "step/smooth_ap-1%", "step/smooth_ap-10%")
+ROWS = ("smooth_ap/1k", "recall/16k", "step/recall-1%", "step/pauc-1%", "step/smooth_ap-1%", "step/smooth_ap-10%")
 
 
 class _Counting(TorchDispatchMode):
@@ -56,7 +56,7 @@ def main(keys: Sequence[str]) -> None:
     rows: dict[str, Row] = {row.key: row for row in all_rows()}
     for key in keys:
         row = rows[key]
-        found = operations(next(iter(row.cases.values()))[OURS]("cpu", row.rows))
+        found = operations(next(iter(row.cases.values()))()[OURS]("cpu", row.rows))
         most = ", ".join(f"{place} {number}" for place, number in found.most_common(8))
         print(f"{key}: {found.total()} operations; {most}")
 

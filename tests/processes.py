@@ -6,7 +6,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch.multiprocessing.spawn import start_processes
+
+# Torch 2.6 has fully_shard on a GPU alone: a stream of the CPU takes no events yet.
+SHARDS_ON_CPU = hasattr(torch.cpu.current_stream(), "record_event")
 
 USED = ["pytest", "rareloss", "torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torchmetrics"]
 

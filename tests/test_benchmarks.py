@@ -15,7 +15,7 @@ from benchmarks.speed.__main__ import main
 from benchmarks.speed.laws import HOSTILE, LAWS, draw, draw_positive
 from benchmarks.speed.page import page
 from benchmarks.speed.rows import OURS, Row, all_rows
-from benchmarks.speed.runner import Options, chosen_rows, verdict
+from benchmarks.speed.runner import Options, select, verdict
 from benchmarks.speed.runner import measure as measure_row
 from torch import Tensor
 
@@ -40,7 +40,7 @@ def test_hostile_laws_are_as_named() -> None:
     assert draw("all equal", 100).unique().numel() == 1
 
 
-def test_share_of_positives() -> None:
+def test_rate_of_positives() -> None:
     assert int(draw_positive(1000, 0.1).sum()) == 100
     assert int(draw_positive(10, 0.01).sum()) == 1
 
@@ -73,20 +73,43 @@ def test_exponent_of_a_power_law_is_its_power() -> None:
     assert measure.exponent(sizes[:2], seconds[:2]) is None
 
 
-def test_contestants_take_turns_and_the_reference_is_in_every_round() -> None:
+def test_runs_take_turns_and_are_in_every_round() -> None:
+    order: list[str] = []
+    clock = iter(range(1000))
+
+    def run(name: str) -> measure.Run:
+        return lambda: order.append(name)
+
+    times = measure.interleave(run("a"), run("b"), seconds=9.0, fewest=3, clock=lambda: float(next(clock)))
+    assert times == [[1.0] * 9, [1.0] * 9]  # each call lasts as long as the clock says, 9 rounds take 9 seconds
+    assert order == ["a", "a", "b", "b", *["a", "b"] * 9]  # to warm up and to learn the cost; then in turn
+
+
+def test_short_run_is_repeated_within_its_round() -> None:
+    calls: list[int] = []
+    seconds = measure.SHORTEST / 4
+    clock = lambda: seconds * len(calls)  # noqa: E731
+    (times,) = measure.interleave(lambda: calls.append(1), seconds=0.1, fewest=3, clock=clock)
+    assert times == pytest.approx([seconds] * 5)  # 5 rounds of .02 s
+    assert len(calls) == 2 + 5 * (1 + 4)  # one more in each round, which is not timed, brings back its data
+
+
+def test_every_contestant_runs_beside_the_reference_alone() -> None:
     order: list[str] = []
 
-    def build(name: str, work: int) -> measure.Build:
-        def built(device: str, rows: int) -> measure.Run:
-            order.append(f"build {name} {rows}")
-            return lambda: (order.append(name), sum(range(work)))
+    def build(name: str) -> measure.Build:
+        return lambda device, rows: lambda: (order.append(name), sum(range(20_000)))
 
-        return built
-
-    times = measure.interleave({"a": build("a", 10), "b": build("b", 20)}, "cpu", 7, seconds=0.0, fewest=3)
-    assert order[:2] == ["build a 7", "build b 7"]
-    assert len(times["b"]) == 3
-    assert len(times["a"]) >= len(times["b"])
+    builds = {OURS: build("ours"), "alone": build("alone"), "peer": build("peer")}
+    row = Row("x/y", "x", "added", 7, {"": lambda: builds}, "alone")
+    record = measure_row(row, Options(seconds=0.01, fewest=3))
+    assert set(record["cases"][""]) == {OURS, "alone", "peer"}
+    peers_turn = order.index("peer")
+    assert "peer" not in order[:peers_turn]
+    assert OURS not in order[peers_turn:]
+    assert "alone" in order[peers_turn:]
+    judged = measure_row(row, Options(seconds=0.01, fewest=3, bars=True))
+    assert set(judged["cases"][""]) == {OURS, "alone"}
 
 
 def test_quartiles() -> None:
@@ -97,18 +120,35 @@ def test_quartiles() -> None:
 def test_keys_are_unique_and_the_promises_are_there() -> None:
     rows = {row.key: row for row in all_rows()}
     assert len(rows) == len(all_rows())
-    assert (rows["smooth_ap/1M"].bar, rows["smooth_ap/1M"].stretch) == (0.6, 0.3)
-    assert all(OURS in case for row in rows.values() for case in row.cases.values())
-    assert {row.key for row in chosen_rows(rows.values(), Options(rows=16_000), ["recall/"])} == {"recall/16k"}
-    assert not any(row.large for row in chosen_rows(rows.values(), Options()))
+    assert (rows["smooth_ap/1M"].bar, rows["smooth_ap/1M"].stretch) == (0.12, 0.07)
+    assert {row.key for row in select(rows.values(), Options(rows=16_000), ["recall/"])} == {"recall/16k"}
+    assert not any(row.large for row in select(rows.values(), Options()))
+    assert all(row.bar is not None for row in select(rows.values(), Options(bars=True)))
+    assert not any(row.torch_alone for row in select(rows.values(), Options("cuda")))
+
+
+@pytest.mark.parametrize("row", [row for row in all_rows() if row.cases], ids=lambda row: row.key)
+def test_row_has_our_loss_and_what_it_is_compared_with(row: Row) -> None:
+    builds = next(iter(row.cases.values()))()
+    assert OURS in builds
+    assert row.over in {"", "imbalanced-losses", *builds}
+
+
+def test_row_whose_peer_is_not_installed_is_not_measured() -> None:
+    row = Row("x/y", "x", "ratio", 7, {"": lambda: {OURS: lambda device, rows: lambda: None}}, "no such library")
+    with pytest.raises(ImportError, match="no such library is not installed"):
+        measure_row(row, Options())
 
 
 def test_worst_case_of_a_row_is_judged() -> None:
     def build(times: int) -> measure.Build:
         return lambda device, rows: lambda: [torch.arange(rows).sum() for _ in range(times)]
 
-    cases = {name: {"reference": build(1), OURS: build(times)} for name, times in (("light", 1), ("heavy", 60))}
-    record = measure_row(Row("x/y", "x", "ratio", 2000, bar=1e6, cases=cases), Options(seconds=0.01, fewest=3))
+    def case(times: int) -> Any:
+        return lambda: {"reference": build(1), OURS: build(times)}
+
+    row = Row("x/y", "x", "ratio", 2000, {"light": case(1), "heavy": case(60)}, "reference", bar=1e6)
+    record = measure_row(row, Options(seconds=0.01, fewest=3))
     assert record["worst"] == "heavy"
     assert record["value"]["median"] == record["cases"]["heavy"][OURS]["median"]
     assert verdict(record) == "met"
@@ -119,7 +159,7 @@ def test_worst_case_of_a_row_is_judged() -> None:
 def test_command_measures_writes_and_turns_results_into_a_page(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--quick", "--rows", "4000", "--out", str(tmp_path)]
+    arguments = ["--rows", "4000", "--seconds", "0.1", "--out", str(tmp_path)]
     assert main([*arguments, "--only", "growth/focal"]) == 0
     assert main([*arguments, "--only", "growth/recall"]) == 0
     assert "Sigmoid focal" in capsys.readouterr().out  # what was measured before stays
@@ -142,21 +182,40 @@ def test_page_shows_what_the_results_hold() -> None:
         "rows": 1_000_000,
         "bar": 0.6,
         "stretch": 0.3,
-        "against": "torch.sort",
+        "over": "torch.sort",
         "cases": {"": {"torch.sort": {**found, "median": 1.0, "ms": 100.0}, OURS: found}},
         "worst": "",
         "value": {"median": 0.123, "low": 0.12, "high": 0.13},
         "measured": "2030-01-02 03:04",
     }
     machine = {"cpu": "a processor", "cores": 2, "threads": 1, "memory_gib": 8.0, "torch": "2", "python": "3"}
-    machine |= {"rareloss": "0", "peers": {"kornia": "1", "monai": None}}
-    text = page({"rows": [row], "machine": machine}, {"smooth_ap/1M": "A remark."})
-    assert "| Smooth-AP | 0.6 x | 0.3 x | 0.123 x (0.12 to 0.13) | met, stretch too |" in text
+    machine |= {"rareloss": "0", "kernel": "torch alone", "peers": {"kornia": "1", "monai": None}}
+    text = page({"rows": [row], "machine": machine, "note": "A note."})
+    assert "| Smooth-AP, over torch.sort | 0.6 x | 0.3 x | 0.123 x (0.12 to 0.13) | met, stretch too |" in text
     assert "Of 1 bars, 1 are met and 0 missed" in text
-    assert "A remark." in text
+    assert "**A note.**" in text
+    assert "torch alone" in text
     assert "monai" not in text
-    missed = page({"rows": [{**row, "bar": 0.1, "stretch": 0.05}], "machine": machine}, {})
-    assert "Of 1 bars, 0 are met and 1 missed: Smooth-AP (0.123 x" in missed
+    missed = page({"rows": [{**row, "bar": 0.1, "stretch": 0.05}], "machine": machine})
+    assert "Of 1 bars, 0 are met and 1 missed: Smooth-AP, over torch.sort (0.123 x" in missed
+
+
+def test_bars_are_printed_and_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--bars", "--rows", "20000", "--seconds", "0.02", "--only", "recall/", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "Recall at the top .5 %, 16k rows, over BCE" in printed
+    assert "bar 1.5 x, stretch 0.9 x" in printed
+    assert "Of 1 bars" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_torch_alone_is_measured_without_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RARELOSS_NATIVE", raising=False)
+    (row,) = (row for row in all_rows() if row.key == "torch/recall-1%")
+    record = measure_row(row, Options(seconds=0.01, fewest=3, bars=True))
+    assert record["key"] == "torch/recall-1%"
+    assert set(record["cases"][""]) == {OURS, "network alone"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what it says where there is no GPU")
@@ -194,7 +253,14 @@ def test_pools_of_a_comparison_are_recorded(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux")
 def test_peak_memory_holds_the_gradient() -> None:
-    assert measure.peak_of_fresh_process("memory/focal-1M", "BCE", "cpu") > 4.0
+    assert measure.command_output("--peak", "memory/focal-1M", "BCE") > 4.0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux")
+def test_memory_that_was_freed_before_counts_as_extra() -> None:
+    # Its gradient alone is 4 bytes a row, and drawing the scores left more than that to the allocator.
+    assert measure.command_output("--peak", "memory/recall-1M", OURS) > 4.0
 
 
 class StandIn(SmoothAPLoss):

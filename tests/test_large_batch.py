@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from processes import start_ranks
+from processes import SHARDS_ON_CPU, start_ranks
 from rareloss import (
     LossWarmupWrapper,
     PAUCAtBudgetLoss,
@@ -625,6 +625,8 @@ def wrappers_that_chunks_do_not_suit_are_refused(rank: int, ranks: int) -> None:
 
 @case
 def equally_many_calls_under_fully_shard(rank: int, ranks: int) -> None:
+    if not SHARDS_ON_CPU:
+        return
     from torch.distributed.fsdp import fully_shard
 
     expected = whole_gradient(SmoothAPLoss(1, gather_distributed=False), "binary")

@@ -15,9 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-pytest.importorskip("typer")
-from typer.testing import CliRunner, Result
-
 from loss_equations import value_and_gradient
 from processes import start_ranks
 from rareloss import (
@@ -28,7 +25,6 @@ from rareloss import (
     SmoothAPLoss,
     SoftmaxFocalLoss,
 )
-from rareloss.cli import app
 from rareloss.distributed import world_size
 from rareloss.testing import Report, verify
 from rareloss.testing.case import draw_batch
@@ -374,7 +370,12 @@ def call(loss, logits, targets, rows):
 """
 
 
-def run(*arguments: object) -> Result:
+def run(*arguments: object) -> Any:
+    pytest.importorskip("typer")
+    from typer.testing import CliRunner
+
+    from rareloss.cli import app
+
     return CliRunner().invoke(app, ["verify", *(str(argument) for argument in arguments)])
 
 

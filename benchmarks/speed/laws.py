@@ -52,7 +52,7 @@ def draw(law: str, rows: int, *, temperature: float = 0.01, seed: int = 0) -> Te
     return LAWS[law](rows, temperature, torch.Generator().manual_seed(seed)).float()
 
 
-def draw_positive(rows: int, share: float = 0.01, *, seed: int = 1) -> Tensor:
-    """Choose ``share`` of the rows, at least one, as positives, whatever their scores."""
-    chosen = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))[: max(1, round(share * rows))]
-    return torch.zeros(rows, dtype=torch.bool).index_fill_(0, chosen, True)
+def draw_positive(rows: int, rate: float = 0.01, *, seed: int = 1) -> Tensor:
+    """Draw ``rate`` of the rows, at least one, as positives, whatever their scores."""
+    indices = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))[: max(1, round(rate * rows))]
+    return torch.zeros(rows, dtype=torch.bool).index_fill_(0, indices, True)

@@ -1,4 +1,4 @@
-"""Say on what was measured, without naming the machine."""
+"""Describe what was measured on, without naming the machine."""
 
 import os
 import platform
@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from benchmarks.speed import peers
 
-__all__ = ["describe", "now"]
+__all__ = ["describe", "kernel", "now"]
 
 
 def describe(device: str) -> dict[str, object]:
     """Describe processor, threads and versions."""
-    found: dict[str, object] = {
+    description: dict[str, object] = {
         "device": device,
         "cpu": _processor(),
         "cores": os.cpu_count(),
@@ -24,12 +24,22 @@ def describe(device: str) -> dict[str, object]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "rareloss": version("rareloss"),
+        "kernel": kernel(),
         "peers": peers.versions(),
     }
     if device == "cuda":
-        found["gpu"] = torch.cuda.get_device_name()
-        found["cuda"] = torch.version.cuda
-    return found
+        description["gpu"] = torch.cuda.get_device_name()
+        description["cuda"] = torch.version.cuda
+    return description
+
+
+def kernel() -> str:
+    """Describe what the losses run on: the native kernel and its variant, or torch alone and why."""
+    try:
+        from rareloss.ops import native
+    except ImportError:
+        return "torch alone"
+    return str(native.why())
 
 
 def now() -> str:

@@ -1,52 +1,63 @@
 """How time, memory and growth are measured.
 
-Time is compared in one process: in every round each contestant runs once, in turn, so that whatever slows the machine
-slows all of them; a ratio is taken within a round, and its median and quartiles over the rounds are what is reported.
+Time is compared in one process and with one thread, as CPU time. Every contestant runs beside the reference alone: the
+two take turns, round after round, so that whatever slows the machine slows both, and no third one empties the caches
+between them. A ratio or a difference is taken within a round; its median and quartiles over the rounds are reported.
 """
 
+import ctypes
 import gc
 import json
 import math
+import os
 import resource
 import statistics
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
 __all__ = [
+    "FITTED",
     "Build",
+    "Clock",
+    "Run",
+    "command_output",
     "count_syncs",
     "exponent",
     "interleave",
     "peak_of",
-    "peak_of_fresh_process",
     "quartiles",
     "sample",
     "time_of",
 ]
 
 Run = Callable[[], object]
-# Takes device and rows, and returns what is timed: one forward and backward, with a fresh gradient.
+# Takes device and rows, and returns what is timed: one forward and backward pass, with a fresh gradient.
 Build = Callable[[str, int], Run]
+Clock = Callable[[], float]
 
-# A sample shorter than this is repeated within its round.
+# A shorter run is repeated within its round.
 SHORTEST = 0.02
 MOST_ROUNDS = 41
+# Growth is fitted to pools of as many rows and more.
+FITTED = 64_000
+ROOT = Path(__file__).resolve().parents[2]
 
 
-def time_of(run: Run, device: str, times: int = 1) -> float:
-    """Measure seconds per call: CPU time of this process, or the time between two events of the GPU."""
+def time_of(run: Run, device: str = "cpu", times: int = 1, *, clock: Clock = time.process_time) -> float:
+    """Measure seconds per call: on the CPU by ``clock``, on a GPU the time between two of its events."""
     if device == "cpu":
-        started = time.process_time()
+        started = clock()
         for _ in range(times):
             run()
-        return (time.process_time() - started) / times
+        return (clock() - started) / times
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     begin.record()
     for _ in range(times):
@@ -57,38 +68,33 @@ def time_of(run: Run, device: str, times: int = 1) -> float:
 
 
 def interleave(
-    builds: Mapping[str, Build], device: str, rows: int, *, seconds: float, fewest: int = 5
-) -> dict[str, list[float]]:
-    """Time the contestants in turn, round after round, each for about ``seconds`` in all and ``fewest`` rounds.
-
-    The first is the reference and takes part in every round; one that is much slower leaves early, so its list is
-    shorter. List entry r of every contestant is of the same round r.
-    """
-    runs = {name: build(device, rows) for name, build in builds.items()}
-    cost = {}
-    for name, run in runs.items():
+    *runs: Run, device: str = "cpu", seconds: float, fewest: int = 5, clock: Clock = time.process_time
+) -> list[list[float]]:
+    """Time the runs in turn, round after round, for about ``seconds`` each; entry r of every list is of round r."""
+    cost = []
+    for run in runs:
         run()  # warms up
-        cost[name] = max(time_of(run, device), 1e-7)
-    times = {name: max(1, math.ceil(SHORTEST / each)) for name, each in cost.items()}
-    rounds = {n: min(MOST_ROUNDS, max(fewest, int(seconds / (cost[n] * times[n])))) for n in runs}
-    rounds |= {name: 3 for name in runs if cost[name] > seconds}  # minutes would tell no more
-    reference, *others = runs
-    rounds[reference] = max([rounds[name] for name in others], default=rounds[reference])
-    found: dict[str, list[float]] = {name: [] for name in runs}
-    for index in range(max(rounds.values())):
-        for name, run in runs.items():
-            if index < rounds[name]:
-                found[name].append(time_of(run, device, times[name]))
-    return found
+        cost.append(max(time_of(run, device, clock=clock), 1e-7))
+    repeats = [math.ceil(SHORTEST / each) for each in cost]
+    slowest = max(each * times for each, times in zip(cost, repeats, strict=True))
+    rounds = 3 if slowest > seconds else min(MOST_ROUNDS, max(fewest, int(seconds / slowest)))
+    times: list[list[float]] = [[] for _ in runs]
+    for _ in range(rounds):
+        for index, run in enumerate(runs):
+            if repeats[index] > 1:
+                run()  # brings back its data, after the other's
+            times[index].append(time_of(run, device, repeats[index], clock=clock))
+    return times
 
 
 def sample(build: Build, device: str, rows: int, *, seconds: float) -> float:
     """Return the median time of a few calls in a row, of two where one takes longer than ``seconds``."""
     run = build(device, rows)
-    found = [time_of(run, device)]
-    while len(found) < 2 or (sum(found) < seconds and len(found) < MOST_ROUNDS):
-        found.append(time_of(run, device))
-    return statistics.median(found[1:])  # the first warms up
+    run()  # warms up
+    times = [time_of(run, device)]
+    while len(times) < 2 or (sum(times) < seconds and len(times) < MOST_ROUNDS):
+        times.append(time_of(run, device))
+    return statistics.median(times)
 
 
 def quartiles(values: Sequence[float]) -> dict[str, float]:
@@ -99,7 +105,7 @@ def quartiles(values: Sequence[float]) -> dict[str, float]:
     return {"median": median, "low": low, "high": high}
 
 
-def exponent(sizes: Sequence[int], seconds: Sequence[float], *, least: int = 64_000) -> float | None:
+def exponent(sizes: Sequence[int], seconds: Sequence[float], *, least: int = FITTED) -> float | None:
     """Fit the slope of log time over log rows by least squares, over ``least`` rows and more."""
     points = [(math.log(m), math.log(s)) for m, s in zip(sizes, seconds, strict=True) if m >= least]
     if len(points) < 2:
@@ -126,15 +132,26 @@ def peak_of(build: Build, device: str, rows: int) -> float:
     return (_status("VmHWM") - before) / rows
 
 
-def peak_of_fresh_process(key: str, contestant: str, device: str) -> float:
-    """Measure :func:`peak_of` one contestant of a row in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.speed", "--peak", key, contestant, "--device", device]
+def command_output(*arguments: str, **environment: str) -> Any:
+    """Run ``python -m benchmarks.speed`` in a process of its own and return the JSON of its last line.
+
+    Raises:
+        RuntimeError: the command failed; with its last line.
+    """
+    command = [sys.executable, "-m", "benchmarks.speed", *arguments]
+    # This process may run elsewhere, and what it imports must be what the other imports.
+    paths = os.pathsep.join([str(ROOT), *filter(None, sys.path)])
     finished = subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=Path(__file__).resolve().parents[2]
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": paths, **environment},
     )
     if finished.returncode:
-        raise RuntimeError(f"{contestant} of {key} failed: {finished.stderr.strip().splitlines()[-1:]}")
-    return float(json.loads(finished.stdout.splitlines()[-1]))
+        raise RuntimeError(f"{' '.join(arguments)} failed: {finished.stderr.strip().splitlines()[-1:]}")
+    return json.loads(finished.stdout.splitlines()[-1])
 
 
 def count_syncs(run: Run) -> int:
@@ -153,6 +170,9 @@ def count_syncs(run: Run) -> int:
 
 
 def _forget_peak() -> None:
+    # Memory that was freed while the inputs were made may still belong to the process, and would be used again unseen.
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
     # The inputs' own making has a peak too; Linux forgets it on request.
     try:
         Path("/proc/self/clear_refs").write_text("5")

@@ -33,15 +33,15 @@ def load(name: str) -> ModuleType | None:
 
 def versions() -> dict[str, str | None]:
     """Return the version of each peer, None where it cannot be imported."""
-    found: dict[str, str | None] = {}
+    installed: dict[str, str | None] = {}
     for name in PEERS:
         try:
-            found[name] = version(name) if load(name) else None
+            installed[name] = version(name) if load(name) else None
         except PackageNotFoundError:
-            found[name] = None
-    return found
+            installed[name] = None
+    return installed
 
 
 def missing() -> list[str]:
     """Return a sentence for each peer that is not here."""
-    return [f"{name} is not installed and is left out" for name, found in versions().items() if found is None]
+    return [f"{name} is not installed and is left out" for name, number in versions().items() if number is None]

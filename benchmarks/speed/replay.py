@@ -79,7 +79,7 @@ def replay(pools: list[Pool], *, device: str = "cpu", rounds: int = 9) -> dict[s
         "rows": max(sizes),
         "bar": 2.0,
         "stretch": None,
-        "against": "the median step",
+        "over": "",
         "cases": {
             str(index): {
                 "rareloss": {

@@ -249,7 +249,7 @@ def class_weights(name: str, weights: Sequence[float] | Tensor, most: float = fl
     """Return a copy of the weights that a module keeps for its classes, each from 0 to ``most``."""
     if not isinstance(weights, Tensor):
         # Under torch.device("meta") a tensor made of numbers would hold none.
-        weights = torch.tensor(weights, device="cpu" if torch.get_default_device().type == "meta" else None)
+        weights = torch.tensor(weights, device="cpu" if torch.empty(0).is_meta else None)
     if weights.is_meta:
         raise ValueError(f"{name} is on the meta device and holds no numbers; make it with device='cpu'")
     finite_weights(name, weights)

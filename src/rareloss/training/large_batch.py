@@ -199,6 +199,8 @@ class _Passes:
                     f"outputs of the model must have the batch as their first dimension, got sizes {sizes} for chunks "
                     f"of {rows} rows"
                 )
+        # Autocast keeps the weights that were cast here, and later calls in its region would give them no gradient.
+        torch.clear_autocast_cache()
         self.buffers.settle()
         _reshard(self.model)
         self.state = _state(self.model)
