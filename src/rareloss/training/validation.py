@@ -142,15 +142,14 @@ class Validator:
         self.batch, self.objective, self.forward = batch, objective, forward
 
     def __call__(self, model: nn.Module) -> ValidationMetric:
-        """Compute the metric of a model in eval mode."""
+        """Compute the metric of a model."""
         return self.metric(self.scores(model))
 
     @torch.no_grad()
     def scores(self, model: nn.Module) -> Tensor:
         """Compute the scores of a model in eval mode."""
         with preserve_modes(model):
-            model.eval()
-            return self.forward(model, self.batch.inputs)
+            return self.forward(model.eval(), self.batch.inputs)
 
     def metric(self, scores: Tensor) -> ValidationMetric:
         """Compute the metric of scores ``[n]`` or ``[n, C]``; over several classes, their mean where defined."""

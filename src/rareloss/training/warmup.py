@@ -149,23 +149,14 @@ class LossWarmupWrapper(nn.Module):
         """Call the loss without counting the calls, and without a change of the rows that the losses remember.
 
         For the second and later calls of one optimizer step: ``with loss.frozen_queue(): optimizer.step(closure)``.
-
-        Example:
-            >>> loss = LossWarmupWrapper(nn.BCEWithLogitsLoss(), nn.BCEWithLogitsLoss(), warmup_steps=1)
-            >>> with loss.frozen_queue():
-            ...     value = loss(torch.zeros(2, requires_grad=True), torch.ones(2))
-            >>> loss.step
-            0
         """
         before, self._frozen = self._frozen, True
-        try:
-            with contextlib.ExitStack() as stack:
-                for loss in dict.fromkeys((self.warmup_loss, self.main_loss)):
-                    freeze: Any = getattr(loss, "frozen_queue", contextlib.nullcontext)
-                    stack.enter_context(freeze())
-                yield
-        finally:
-            self._frozen = before
+        with contextlib.ExitStack() as stack:
+            stack.callback(setattr, self, "_frozen", before)
+            for loss in dict.fromkeys((self.warmup_loss, self.main_loss)):
+                freeze: Any = getattr(loss, "frozen_queue", contextlib.nullcontext)
+                stack.enter_context(freeze())
+            yield
 
     def forward(
         self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None, iid_mask: Tensor | None = None
@@ -249,8 +240,8 @@ class LossWarmupWrapper(nn.Module):
             return _torch_terms(loss, logits, targets, ignore_index)[0]
 
         def sums() -> tuple[Tensor, Tensor | None]:
-            terms, counted = _torch_terms(loss, logits, targets, ignore_index)
-            return terms.sum(), counted.sum() if loss.reduction == "mean" else None
+            terms, weights = _torch_terms(loss, logits, targets, ignore_index)
+            return terms.sum(), weights.sum() if loss.reduction == "mean" else None
 
         gathers = getattr(self.main_loss, "gather_distributed", None) is not False
         gathers = gathers and self.training and torch.is_grad_enabled()
@@ -299,39 +290,36 @@ def _torch_terms(loss: nn.Module, logits: Tensor, targets: Tensor, ignore_index:
     checks.is_tensor("targets", targets)
     # As every loss here: half precision can neither sum up many terms nor count many rows.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    # An ignored logit is taken out before the loss, so that a NaN there leaves no gradient.
     if isinstance(loss, nn.CrossEntropyLoss):
         if not logits.ndim:
             raise ValueError("logits must have shape [..., C] beside class indices, got (); give them a dimension")
         checks.same_shape("targets", targets, logits.shape[:-1])
         checks.class_indices("targets", targets, logits.shape[-1], ignore_index)
-        flat = torch.where(checks.ignored(targets, ignore_index), loss.ignore_index, targets.long()).reshape(-1)
-        # An ignored logit is taken out before the loss, so that a NaN there leaves no gradient.
-        kept = (flat != loss.ignore_index)[:, None]
-        of_class = None if loss.weight is None else loss.weight.to(logits.dtype)
+        classes = torch.where(checks.ignored(targets, ignore_index), loss.ignore_index, targets.long()).reshape(-1)
+        valid = classes != loss.ignore_index
+        class_weight = None if loss.weight is None else loss.weight.to(logits.dtype)
         terms = F.cross_entropy(
-            torch.where(kept, logits.reshape(-1, logits.shape[-1]), 0.0),
-            flat,
-            weight=of_class,
+            torch.where(valid[:, None], logits.reshape(-1, logits.shape[-1]), 0.0),
+            classes,
+            weight=class_weight,
             ignore_index=loss.ignore_index,
             label_smoothing=loss.label_smoothing,
             reduction="none",
         )
-        counted = kept[:, 0].to(terms.dtype)
-        if of_class is not None:
-            counted = counted * of_class[torch.where(flat == loss.ignore_index, 0, flat)]
-        return terms, counted
+        weights = valid.to(terms.dtype)
+        return terms, weights if class_weight is None else weights * class_weight[torch.where(valid, classes, 0)]
     assert isinstance(loss, nn.BCEWithLogitsLoss)
-    checks.same_shape(
-        "targets", targets, logits.shape, logits.shape[:-1] if logits.shape[-1:] == (1,) else (*logits.shape, 1)
-    )
+    shape = logits.shape[:-1] if logits.shape[-1:] == (1,) else (*logits.shape, 1)
+    checks.same_shape("targets", targets, logits.shape, shape)
     checks.labels("targets", targets, ignore_index)
-    kept = ~checks.ignored(targets, ignore_index).reshape(logits.shape)
+    targets = targets.reshape(logits.shape)
+    valid = ~checks.ignored(targets, ignore_index)
     terms = F.binary_cross_entropy_with_logits(
-        torch.where(kept, logits, 0.0),
-        torch.where(kept, targets.reshape(logits.shape), 0).to(logits.dtype),
+        torch.where(valid, logits, 0.0),
+        torch.where(valid, targets, 0).to(logits.dtype),
         weight=loss.weight,
         pos_weight=loss.pos_weight,
         reduction="none",
     )
-    counted = kept.to(terms.dtype)
-    return terms * counted, counted
+    return terms * valid, valid.to(terms.dtype)
