@@ -203,7 +203,7 @@ template <class T> double AveragePrecision<T>::by_cells() {
     std::vector<uint8_t> filled(cells), with_positive(cells);
     for (int64_t c = 0; c < cells; c++)
         filled[c] = moments[2 * c][0] > 0 || moments[2 * c + 1][0] > 0, with_positive[c] = moments[2 * c + 1][0] > 0;
-    soft_counts_of_cells<T, 2>(moments.get(), counts.get(), filled.data(), with_positive.data(), cells);
+    soft_counts_of_cells<T>(moments.get(), counts.get(), filled.data(), with_positive.data(), cells);
 
     std::vector<double> ap(threads);
     own.resize(p);
@@ -225,7 +225,7 @@ template <class T> double AveragePrecision<T>::by_cells() {
     });
     if (gradient) {
         summed(pushes);
-        soft_counts_of_cells<T, 2>(pushes.get(), counts.get(), with_positive.data(), filled.data(), cells);
+        soft_counts_of_cells<T>(pushes.get(), counts.get(), with_positive.data(), filled.data(), cells);
         finish_cells(line, moments.get(), counts.get(), filled.data());
     }
     return std::accumulate(ap.begin(), ap.end(), 0.0);
