@@ -5,6 +5,8 @@
 // the factors that `Precision` holds: (Q, N) -> factors -> slopes, whichever way the sums are taken.
 #pragma once
 
+#include <numeric>
+
 #include "pairs.h"
 
 struct Precision {
@@ -68,7 +70,8 @@ template <class T> struct AveragePrecision {
     double value(const Pool &pool, int64_t c, int threads_here);
 
   private:
-    void finish_cells(const Line &line, const Nodes<T> *weights, const Nodes<T> *counts, const uint8_t *filled) const;
+    Sorted<T> sorted_rows(int64_t *n) const;
+    void finish_cells(const Line &line, const Nodes<T> *weights, const Nodes<T> *counts, const uint8_t *filled);
     void fill_cells(const Rows<T> &some, const Line &line, Nodes<T> *moments, int64_t begin, int64_t end) const;
     void slopes_in_cells(const Rows<T> &some, const Line &line, const T *slope, T *to, int64_t begin, int64_t end) const;
 };
@@ -185,134 +188,147 @@ template <class T> double AveragePrecision<T>::by_cells() {
     constexpr int n = Orders<T>::nodes;
     const Line line = line_of(stats.low, stats.high, temperature);
     const int64_t cells = line.cells, size = 2 * cells, p = positives.size();
-    Buffer<Nodes<T>> moments(size * threads), counts(size), pushes(size);
-    auto fill_part = [&](int64_t part) {
-        Nodes<T> *mine = moments.get() + part * size;
-        std::fill_n(mine, size, Nodes<T>{});
-        fill_cells(rows, line, mine, rows.count * part / threads, rows.count * (part + 1) / threads);
+    Buffer<Nodes<T>> moments(size * threads), pushes(size * threads), counts(size);  // [cells, negatives and positives]
+    auto cleared = [&](const Buffer<Nodes<T>> &all, int64_t part) {
+        std::fill_n(all.get() + part * size, size, Nodes<T>{});
+        return all.get() + part * size;
     };
-    parallel(threads, threads, fill_part);
-    for (int part = 1; part < threads; part++)
-        for (int64_t i = 0; i < size; i++) moments[i] += moments[part * size + i];
+    auto summed = [&](const Buffer<Nodes<T>> &all) {
+        for (int64_t i = size; i < size * threads; i++) all[i % size] += all[i];
+    };
+    parallel(threads, threads, [&](int64_t part) {
+        fill_cells(rows, line, cleared(moments, part), rows.count * part / threads, rows.count * (part + 1) / threads);
+    });
+    summed(moments);
     std::vector<uint8_t> filled(cells), with_positive(cells);
-    for (int64_t c = 0; c < cells; c++) filled[c] = moments[2 * c][0] > 0 || moments[2 * c + 1][0] > 0;
-    double x;
-    for (int32_t j : positives) with_positive[line.place(rows.score[j], &x)] = 1;
-    soft_counts_of_cells<T, 2>(moments.get(), counts.get(), filled.data(), with_positive.data(), cells);
+    for (int64_t c = 0; c < cells; c++)
+        filled[c] = moments[2 * c][0] > 0 || moments[2 * c + 1][0] > 0, with_positive[c] = moments[2 * c + 1][0] > 0;
+    soft_counts_of_cells<T>(moments.get(), counts.get(), filled.data(), with_positive.data(), cells);
 
-    std::fill_n(pushes.get(), size, Nodes<T>{});
+    std::vector<double> ap(threads);
     own.resize(p);
-    double ap = 0;
-    for (int64_t i = 0; i < p; i++) {
-        const double w = weight(positives[i]);
-        const int64_t c = 2 * line.place(rows.score[positives[i]], &x);
-        const Precision one = precision_of(count_at<T>(counts[c + 1], x) + w / 2, count_at<T>(counts[c], x), w, all_positives);
-        ap += one.value;
-        if (!gradient) continue;
-        // The pair with oneself is in here, and in the sums of pushes below: the two cancel.
-        own[i] = one.negatives * slope_at<T>(counts[c], x) - one.positives * slope_at<T>(counts[c + 1], x);
-        const Nodes<T> power = powers<n>(x);
-        pushes[c] += power * one.negatives, pushes[c + 1] += power * one.positives;
+    parallel(threads, threads, [&](int64_t part) {
+        Nodes<T> *push = cleared(pushes, part);
+        double x;
+        for (int64_t i = p * part / threads; i < p * (part + 1) / threads; i++) {
+            const double w = weight(positives[i]);
+            const int64_t c = 2 * line.place(rows.score[positives[i]], &x);
+            const double above = count_at<T>(counts[c + 1], x) + w / 2;
+            const Precision one = precision_of(above, count_at<T>(counts[c], x), w, all_positives);
+            ap[part] += one.value;
+            if (!gradient) continue;
+            // The pair with oneself is in here, and in the sums of pushes below: the two cancel.
+            own[i] = one.negatives * slope_at<T>(counts[c], x) - one.positives * slope_at<T>(counts[c + 1], x);
+            const Nodes<T> power = powers<n>(x);
+            push[c] += power * one.negatives, push[c + 1] += power * one.positives;
+        }
+    });
+    if (gradient) {
+        summed(pushes);
+        soft_counts_of_cells<T>(pushes.get(), counts.get(), with_positive.data(), filled.data(), cells);
+        finish_cells(line, moments.get(), counts.get(), filled.data());
     }
-    if (!gradient) return ap;
-    soft_counts_of_cells<T, 2>(pushes.get(), counts.get(), with_positive.data(), filled.data(), cells);
-    return finish_cells(line, moments.get(), counts.get(), filled.data()), ap;
+    return std::accumulate(ap.begin(), ap.end(), 0.0);
 }
 
 // The gradient from the sums of slopes: the negatives' as one polynomial a cell, which takes up the temperature's part.
 template <class T>
 void AveragePrecision<T>::finish_cells(const Line &line, const Nodes<T> *weights, const Nodes<T> *counts,
-                                       const uint8_t *filled) const {
+                                       const uint8_t *filled) {
     constexpr int n = Orders<T>::nodes;
-    double moment = 0, x;
-    auto node_score = [&](int64_t c, double at) { return line.low + (c + (1 + at) / 2) * temperature - stats.mean; };
-    std::vector<double> of_positive(positives.size());
-    for (size_t i = 0; i < positives.size(); i++) {
-        const int32_t j = positives[i], c = line.place(rows.score[j], &x);
-        of_positive[i] = (weight(j) * slope_at<T>(counts[2 * c + 1], x) + own[i]) / temperature;
-        moment += of_positive[i] * (double(rows.score[j]) - stats.mean);
-    }
-    for (int64_t c = 0; c < line.cells && pulls(); c++) {
-        if (!filled[c]) continue;
-        for (int i = 0; i < n; i++) {
-            const double at = tables<T>().offset[i];
-            moment -= weights[2 * c][i] * slope_at<T>(counts[2 * c], at) / temperature * node_score(c, at);
+    const int64_t p = positives.size();
+    auto from_mean = [&](int64_t c, double offset) { return line.low + (c + (1 + offset) / 2) * temperature - stats.mean; };
+    std::vector<double> moments(threads);
+    parallel(threads, threads, [&](int64_t part) {
+        double x;
+        for (int64_t i = p * part / threads; i < p * (part + 1) / threads; i++) {
+            const int32_t j = positives[i], c = line.place(rows.score[j], &x);
+            own[i] = (weight(j) * slope_at<T>(counts[2 * c + 1], x) + own[i]) / temperature;
+            moments[part] += own[i] * (double(rows.score[j]) - stats.mean);
         }
-    }
+    });
+    double moment = std::accumulate(moments.begin(), moments.end(), 0.0);
+    for (int64_t c = 0; c < line.cells && pulls(); c++)
+        for (int i = 0; i < n && filled[c]; i++) {
+            const double offset = tables<T>().offset[i];
+            moment -= weights[2 * c][i] * slope_at<T>(counts[2 * c], offset) / temperature * from_mean(c, offset);
+        }
     const double pull = pulls() && !rows.iid ? pull_of(moment) : 0;
     Buffer<T> slope(line.cells * n);
     for (int64_t c = 0; c < line.cells; c++) {
         if (!filled[c]) continue;
         double coefficient[n] = {};
         for (int q = 1; q < n; q++) coefficient[q - 1] = 2 * q * counts[2 * c][q] / temperature;
-        coefficient[0] -= pull * node_score(c, 0), coefficient[1] -= pull * temperature / 2;
+        coefficient[0] -= pull * from_mean(c, 0), coefficient[1] -= pull * temperature / 2;
         for (int q = 0; q < n; q++) slope[n * c + q] = T(coefficient[q]);
     }
     constexpr int64_t kChunk = 16384;
-    auto slopes_of_part = [&](int64_t part) {
+    parallel(threads, (rows.live + kChunk - 1) / kChunk, [&](int64_t part) {
         const int64_t end = std::min((part + 1) * kChunk, rows.live);
         slopes_in_cells(rows, line, slope.get(), gradient, part * kChunk, end);
-    };
-    parallel(threads, (rows.live + kChunk - 1) / kChunk, slopes_of_part);
-    for (size_t i = 0; i < positives.size(); i++)
-        if (const int32_t j = positives[i]; j < rows.live) gradient[j] = narrow<T>(of_positive[i] - pulled(j, pull));
+    });
+    for (int64_t i = 0; i < p; i++)
+        if (const int32_t j = positives[i]; j < rows.live) gradient[j] = narrow<T>(own[i] - pulled(j, pull));
     if (rows.iid) subtract_pull(moment);
 }
 
 // ---------------------------------------------------------------- scores far apart
 
-template <class T> double AveragePrecision<T>::by_walk() {
+// The rows present, sorted.
+template <class T> Sorted<T> AveragePrecision<T>::sorted_rows(int64_t *n) const {
+    *n = rows.count;
+    if (!rows.weight) return sort_scores(rows.score, rows.count);
     std::vector<int32_t> present;
-    Buffer<T> score;
-    if (rows.weight) {
-        for (int64_t j = 0; j < rows.count; j++) if (rows.weight[j] > 0) present.push_back(int32_t(j));
-        score = Buffer<T>(present.size());
-        for (size_t i = 0; i < present.size(); i++) score[i] = rows.score[present[i]];
-    }
-    const int64_t n = rows.weight ? present.size() : rows.count, p = positives.size();
-    Sorted<T> sorted = rows.weight ? sort_scores(score.get(), n, present.data()) : sort_scores(rows.score, n);
-    score = Buffer<T>(), sorted.drop_spare();
+    for (int64_t j = 0; j < rows.count; j++) if (rows.weight[j] > 0) present.push_back(int32_t(j));
+    *n = present.size();
+    Buffer<T> score(*n);
+    for (int64_t i = 0; i < *n; i++) score[i] = rows.score[present[i]];
+    return sort_scores(score.get(), *n, present.data());
+}
+
+template <class T> double AveragePrecision<T>::by_walk() {
+    int64_t n;
+    Sorted<T> sorted = sorted_rows(&n);
+    sorted.drop_spare();
     const Buffer<double> decay = decays_of(sorted, n, temperature);
-    Buffer<int32_t> which(n);  // the how manieth positive from below a row is; -1: negative
+    Buffer<int32_t> which(n);  // -1 for a negative; a positive's number from below
     positives.clear();
     for (int64_t i = 0; i < n; i++) {
         const int32_t j = sorted.item[i].row;
         which[i] = rows.positive[j] ? int32_t(positives.size()) : -1;
         if (rows.positive[j]) positives.push_back(j);
     }
-    struct Sums { double count[2] = {}, slope[2] = {}; };  // of negatives, positives
-    std::vector<Sums> sums(p);
-    std::vector<Precision> precision(p);
-    auto source = [&](int64_t i, double *w) {
-        const double here = weight(sorted.item[i].row);
-        w[0] = which[i] < 0 ? here : 0, w[1] = which[i] < 0 ? 0 : here;
-    };
-    auto take = [&](int64_t i, int s, bool, double count, double slope) {
-        sums[which[i]].count[s] += count, sums[which[i]].slope[s] += slope;
-    };
-    walk<T>(decay.get(), n, source, [&](int64_t i) { return which[i] < 0 ? 0 : 3; }, take);
+    struct Sums { double count[2] = {}, slope[2] = {}, push[2] = {}; };  // of negatives, and of positives
+    std::vector<Sums> sums(positives.size());
+    auto source = [&](int64_t i, double *w) { w[which[i] >= 0] = weight(sorted.item[i].row), w[which[i] < 0] = 0; };
+    auto both = [&](int64_t i) { return which[i] < 0 ? 0 : 3; };
+    walk<T>(decay.get(), n, source, both, [&](int64_t i, int set, bool, double count, double slope) {
+        sums[which[i]].count[set] += count, sums[which[i]].slope[set] += slope;
+    });
     double ap = 0, moment = 0;
-    own.resize(p);
-    for (int64_t k = 0; k < p; k++) {
+    own.resize(positives.size());
+    for (size_t k = 0; k < positives.size(); k++) {
+        Sums &at = sums[k];
         const double w = weight(positives[k]);
-        const Precision one = precision[k] = precision_of(sums[k].count[1] + w, sums[k].count[0], w, all_positives);
+        const Precision one = precision_of(at.count[1] + w, at.count[0], w, all_positives);
         ap += one.value;
-        own[k] = one.negatives * sums[k].slope[0] - one.positives * sums[k].slope[1];
+        at.push[0] = one.negatives, at.push[1] = one.positives;
+        own[k] = one.negatives * at.slope[0] - one.positives * at.slope[1];
     }
     if (!gradient) return ap;
-    if (rows.weight) std::fill_n(gradient, rows.live, T(0));
+    if (rows.weight) std::fill_n(gradient, rows.live, T(0));  // absent rows are not in the walk
+    Buffer<double> below(n);                                  // each row's slopes from below
     auto push = [&](int64_t i, double *w) {
-        w[0] = which[i] < 0 ? 0 : precision[which[i]].negatives, w[1] = which[i] < 0 ? 0 : precision[which[i]].positives;
+        for (int set = 0; set < 2; set++) w[set] = which[i] < 0 ? 0 : sums[which[i]].push[set];
     };
-    Buffer<double> below(n);  // the first half of each row's slopes
-    auto teach = [&](int64_t i, int s, bool up, double, double slope) {
+    auto own_set = [&](int64_t i) { return which[i] < 0 ? 1 : 2; };
+    walk<T>(decay.get(), n, push, own_set, [&](int64_t i, int set, bool up, double, double slope) {
         if (up) return void(below[i] = slope);
         const int32_t j = sorted.item[i].row;
-        const double g = ((s ? 1 : -1) * weight(j) * (below[i] + slope) + (s ? own[which[i]] : 0)) / temperature;
+        const double pushed = weight(j) * (below[i] + slope), g = (set ? pushed + own[which[i]] : -pushed) / temperature;
         moment += g * (double(sorted.score(i)) - stats.mean);
         if (j < rows.live) gradient[j] = narrow<T>(g);
-    };
-    walk<T>(decay.get(), n, push, [&](int64_t i) { return which[i] < 0 ? 1 : 2; }, teach);
+    });
     subtract_pull(moment);
     return ap;
 }

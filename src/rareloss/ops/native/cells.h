@@ -61,57 +61,49 @@ template <class T> struct PaddedBlock {
     Rows<T> rows() const { return {score, positive, weight, iid, kBlock, kBlock}; }
 };
 
-struct PartialSums {  // of (score * scale - anchor) over some rows
-    double weight = 0, iid_weight = 0, first = 0, second = 0, unfinite = 0;
-    double low = INFINITY, high = -INFINITY, weight_low = INFINITY, weight_high = 0;
-    void add(const PartialSums &o) {
-        weight += o.weight, iid_weight += o.iid_weight, first += o.first, second += o.second, unfinite += o.unfinite;
-        low = std::min(low, o.low), high = std::max(high, o.high);
-        weight_low = std::min(weight_low, o.weight_low), weight_high = std::max(weight_high, o.weight_high);
+// Over some rows: sums of weight, iid weight, w d, w d^2 with d = score * scale - anchor, and s - s, NaN if one is not
+// finite; the largest of -score, score, -weight, weight.
+struct PartialSums {
+    double sum[5] = {}, most[4] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
+    void add(const PartialSums &other) {
+        for (int k = 0; k < 5; k++) sum[k] += other.sum[k];
+        for (int k = 0; k < 4; k++) most[k] = std::max(most[k], other.most[k]);
     }
 };
 template <class T>
 PartialSums partial_sums(const Rows<T> &rows, int64_t begin, int64_t end, double anchor, double scale) {
     using V = Vec<double>;
     constexpr int N = kBlock;
-    Block weight{}, iid_weight{}, first{}, second{}, unfinite{};
-    Block low = Block{} + INFINITY, high = Block{} - INFINITY, light = Block{} + INFINITY, heavy{};
+    const V nothing = V{} - INFINITY;
+    Block sum[5] = {}, most[4];
+    for (Block &one : most) one = Block{} - INFINITY;
     int64_t j = begin;
     for (; j + N <= end; j += N) {
         const Block score = wide<N>(rows.score + j) * scale, given = rows.weight ? wide<N>(rows.weight + j) : Block{};
         const Block iid = rows.iid ? wide<N>(rows.iid + j) : Block{};
         RARELOSS_EACH {
-            V s = score.v[i], w = V{} + 1.0, lowest = s, highest = s;
+            V s = score.v[i], w = V{} + 1.0, low = -s, high = s;
             if (rows.weight) {
                 w = given.v[i];
                 const auto present = w > 0.0;
-                s = present ? s : V{} + anchor;
-                lowest = present ? s : V{} + INFINITY;
-                highest = present ? s : V{} - INFINITY;
-                light.v[i] = vmin(present ? w : V{} + INFINITY, light.v[i]);
-                heavy.v[i] = vmax(w, heavy.v[i]);
+                s = present ? s : V{} + anchor, low = present ? low : nothing, high = present ? high : nothing;
+                most[2].v[i] = vmax(present ? -w : nothing, most[2].v[i]), most[3].v[i] = vmax(w, most[3].v[i]);
+                sum[0].v[i] += w;
             }
-            low.v[i] = vmin(lowest, low.v[i]);
-            high.v[i] = vmax(highest, high.v[i]);
-            unfinite.v[i] += s - s;
-            if (rows.weight) weight.v[i] += w;
+            most[0].v[i] = vmax(low, most[0].v[i]), most[1].v[i] = vmax(high, most[1].v[i]);
+            sum[4].v[i] += s - s;
             if (rows.iid) w *= iid.v[i];
-            if (rows.weight || rows.iid) iid_weight.v[i] += w;
+            if (rows.weight || rows.iid) sum[1].v[i] += w;
             const V d = s - anchor, wd = rows.weight || rows.iid ? w * d : d;
-            first.v[i] += wd;
-            second.v[i] += wd * d;
+            sum[2].v[i] += wd, sum[3].v[i] += wd * d;
         }
     }
     PartialSums sums;
-    const double whole = double(j - begin);
-    sums.weight = rows.weight ? hsum(weight) : whole;
-    sums.iid_weight = rows.weight || rows.iid ? hsum(iid_weight) : whole;
-    sums.first = hsum(first), sums.second = hsum(second), sums.unfinite = hsum(unfinite);
-    for (int i = 0; i < N; i++) {
-        sums.low = std::min(sums.low, low[i]), sums.high = std::max(sums.high, high[i]);
-        sums.weight_low = std::min(sums.weight_low, light[i]), sums.weight_high = std::max(sums.weight_high, heavy[i]);
-    }
-    if (!rows.weight && whole > 0) sums.weight_low = sums.weight_high = 1;
+    for (int k = 0; k < 5; k++) sums.sum[k] = hsum(sum[k]);
+    for (int k = 0; k < 4; k++) for (int i = 0; i < N; i++) sums.most[k] = std::max(sums.most[k], most[k][i]);
+    if (!rows.weight) sums.sum[0] = double(j - begin);
+    if (!rows.weight && !rows.iid) sums.sum[1] = double(j - begin);
+    if (!rows.weight && j > begin) sums.most[2] = -1, sums.most[3] = 1;
     if (j < end) sums.add(partial_sums(PaddedBlock<T>(rows, j, end).rows(), 0, N, anchor, scale));
     return sums;
 }
@@ -119,9 +111,8 @@ PartialSums partial_sums(const Rows<T> &rows, int64_t begin, int64_t end, double
 // One pass over the rows as a rule; rows of weight 0 are not looked at, whatever score they hold.
 template <class T> Statistics statistics(const Rows<T> &rows, int threads) {
     constexpr int64_t kChunk = 65536;
-    const int64_t parts = (rows.count + kChunk - 1) / kChunk;
-    std::vector<PartialSums> partial(parts);
-    PartialSums sums;
+    std::vector<PartialSums> partial((rows.count + kChunk - 1) / kChunk);
+    PartialSums all;
     int64_t first = 0;
     while (first < rows.count && ((rows.weight && !(rows.weight[first] > 0)) || (rows.iid && !rows.iid[first]))) first++;
     double anchor = first < rows.count ? double(rows.score[first]) : 0, scale = 1, mean = 0, variance = 0;
@@ -129,27 +120,25 @@ template <class T> Statistics statistics(const Rows<T> &rows, int threads) {
     // Sums of squares about an anchor far from the mean lose digits, and those of huge or tiny doubles their range: then
     // another pass, about the mean that was found, or in units of the largest score.
     for (int attempt = 0; attempt < 6; attempt++) {
-        auto sum_part = [&](int64_t part) {
+        parallel(threads, partial.size(), [&](int64_t part) {
             partial[part] = partial_sums(rows, part * kChunk, std::min((part + 1) * kChunk, rows.count), anchor, scale);
-        };
-        parallel(threads, parts, sum_part);
-        sums = PartialSums();
-        for (const PartialSums &one : partial) sums.add(one);
-        const double largest = std::max(std::fabs(sums.low), std::fabs(sums.high));
-        if (sums.unfinite != 0 || !(sums.iid_weight > 0) || !(sums.low < sums.high)) break;
+        });
+        all = PartialSums();
+        for (const PartialSums &one : partial) all.add(one);
+        const double largest = std::max(all.most[0], all.most[1]), weight = all.sum[1];
+        if (all.sum[4] != 0 || !(weight > 0) || -all.most[0] == all.most[1]) break;
         if (sizeof(T) == 8 && scale == 1 && (largest > 1e120 || largest < 1e-120)) {
             scale = std::ldexp(1.0, -std::ilogb(largest)), anchor *= scale;
             continue;
         }
-        const double offset = sums.first / sums.iid_weight;
-        mean = anchor + offset;
-        variance = std::max(0.0, sums.second / sums.iid_weight - offset * offset);
+        const double offset = all.sum[2] / weight;
+        mean = anchor + offset, variance = std::max(0.0, all.sum[3] / weight - offset * offset);
         if (offset * offset <= 1e4 * variance || mean == anchor) break;
         anchor = mean;
     }
-    const bool spread = sums.low < sums.high && variance > 0;
-    return {sums.weight, sums.iid_weight, spread ? mean / scale : anchor / scale, spread ? std::sqrt(variance) / scale : 1,
-            sums.low / scale, sums.high / scale, sums.weight_low, sums.weight_high, sums.unfinite == 0, spread};
+    const bool varies = variance > 0;
+    return {all.sum[0], all.sum[1], (varies ? mean : anchor) / scale, varies ? std::sqrt(variance) / scale : 1,
+            -all.most[0] / scale, all.most[1] / scale, -all.most[2], all.most[3], all.sum[4] == 0, varies};
 }
 
 // ---------------------------------------------------------------- the expansion, and polynomials over a cell
@@ -262,48 +251,48 @@ template <int N> inline void flush(Doubles<N> &sums) {  // before they become de
     RARELOSS_EACH sums.v[i] = (sums.v[i] > 1e-190) | (sums.v[i] < -1e-190) ? sums.v[i] : sums.v[i] * 0;
 }
 
-// F(x) = sum_j w_j sigmoid((x_j - x) / t) of several sets of rows at once, as polynomials: `moments` [cells, SETS] holds
-// each cell's sums of w_j offset^p (left as weights of its nodes), in cells that are `filled`; `count` [cells, SETS] gets,
+// F(x) = sum_j w_j sigmoid((x_j - x) / t) of two sets of rows at once, as polynomials: `moments` [cells, 2] holds
+// each cell's sums of w_j offset^p (left as weights of its nodes), in cells that are `filled`; `count` [cells, 2] gets,
 // in the cells that are `wanted`, the coefficients of F by powers of the offset.
-template <class T, int SETS>
+template <class T>
 void soft_counts_of_cells(Nodes<T> *moments, Nodes<T> *count, const uint8_t *filled, const uint8_t *wanted,
                           int64_t cells) {
     const Tables<T> &table = tables<T>();
     constexpr int n = Orders<T>::nodes, m = Orders<T>::terms;
-    Terms<T> sums[SETS] = {};
+    Terms<T> sums[2] = {};
     bool any = false;
     for (int64_t c = 0; c < cells; c++) {  // upwards: what lies below
-        for (int s = 0; s < SETS && wanted[c]; s++) {
+        for (int s = 0; s < 2 && wanted[c]; s++) {
             Nodes<T> at_nodes{};
             for (int k = 0; k < m && any; k++) at_nodes += table.from_last[k] * sums[s][k];
-            count[c * SETS + s] = at_nodes;
+            count[2 * c + s] = at_nodes;
         }
-        for (int s = 0; s < SETS && any; s++) sums[s] *= table.decay;
-        for (int s = 0; s < SETS && filled[c]; s++) {
+        for (int s = 0; s < 2 && any; s++) sums[s] *= table.decay;
+        for (int s = 0; s < 2 && filled[c]; s++) {
             Nodes<T> node{};
-            for (int p = 0; p < n; p++) node += table.from_power[p] * moments[c * SETS + s][p];
-            moments[c * SETS + s] = node;
+            for (int p = 0; p < n; p++) node += table.from_power[p] * moments[2 * c + s][p];
+            moments[2 * c + s] = node;
             for (int i = 0; i < n; i++) sums[s] += table.to_next[i] * node[i];
         }
         any |= filled[c];
         if (c % 8 == 7) for (auto &one : sums) flush(one);
     }
-    double above[SETS] = {};
+    double above[2] = {};
     for (auto &one : sums) one = Terms<T>{};
     any = false;
     for (int64_t c = cells - 1; c >= 0; c--) {  // downwards: what lies above, and the cell itself
-        for (int s = 0; s < SETS && wanted[c]; s++) {
-            Nodes<T> at_nodes = count[c * SETS + s], power{};
+        for (int s = 0; s < 2 && wanted[c]; s++) {
+            Nodes<T> at_nodes = count[2 * c + s], power{};
             for (int k = 0; k < m && any; k++) at_nodes += table.from_next[k] * sums[s][k];
-            for (int i = 0; i < n && filled[c]; i++) at_nodes += table.within[i] * moments[c * SETS + s][i];
+            for (int i = 0; i < n && filled[c]; i++) at_nodes += table.within[i] * moments[2 * c + s][i];
             for (int p = 0; p < n; p++) power[p] = hsum(at_nodes * table.from_power[p]);
             power[0] += above[s];
-            count[c * SETS + s] = power;
+            count[2 * c + s] = power;
         }
-        for (int s = 0; s < SETS && any; s++) sums[s] *= table.decay;
-        for (int s = 0; s < SETS && filled[c]; s++) {
-            above[s] += hsum(moments[c * SETS + s]);
-            for (int i = 0; i < n; i++) sums[s] += table.to_last[i] * moments[c * SETS + s][i];
+        for (int s = 0; s < 2 && any; s++) sums[s] *= table.decay;
+        for (int s = 0; s < 2 && filled[c]; s++) {
+            above[s] += hsum(moments[2 * c + s]);
+            for (int i = 0; i < n; i++) sums[s] += table.to_last[i] * moments[2 * c + s][i];
         }
         any |= filled[c];
         if (c % 8 == 7) for (auto &one : sums) flush(one);

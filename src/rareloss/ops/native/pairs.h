@@ -77,24 +77,23 @@ template <class T> void lists_by_pairs(const List<T> &outer, const List<T> &inne
     }
 }
 
-template <class T, int SETS> void lists_by_cells(const List<T> *lists, double low, double high, double temperature) {
+template <class T> void lists_by_cells(const List<T> *lists, double low, double high, double temperature) {
     const Line line = line_of(low, high, temperature);
-    Buffer<Nodes<T>> moments(line.cells * SETS), counts(line.cells * SETS);
+    Buffer<Nodes<T>> moments(2 * line.cells), counts(2 * line.cells);
     std::vector<uint8_t> filled(line.cells), wanted(line.cells);
-    std::fill_n(moments.get(), line.cells * SETS, Nodes<T>{});
+    std::fill_n(moments.get(), 2 * line.cells, Nodes<T>{});
     double offset;
     for (int l = 0; l < 2; l++)
         for (int64_t i = 0; i < lists[l].n; i++) {
             const int32_t cell = line.place(lists[l].score[i], &offset);
-            if (l < SETS) moments[cell * SETS + l] += powers<Orders<T>::nodes>(offset) * lists[l].weight[i];
-            if (l < SETS) filled[cell] = 1;
-            if (lists[l].slope) wanted[cell] = 1;
+            if (lists[l].weight) moments[2 * cell + l] += powers<Orders<T>::nodes>(offset) * lists[l].weight[i];
+            filled[cell] |= lists[l].weight != nullptr, wanted[cell] |= lists[l].slope != nullptr;
         }
-    soft_counts_of_cells<T, SETS>(moments.get(), counts.get(), filled.data(), wanted.data(), line.cells);
+    soft_counts_of_cells<T>(moments.get(), counts.get(), filled.data(), wanted.data(), line.cells);
     for (int l = 0; l < 2; l++)
         for (int64_t i = 0; i < lists[l].n && lists[l].slope; i++) {
             const int32_t cell = line.place(lists[l].score[i], &offset);
-            const Nodes<T> &count = counts[cell * SETS + (1 - l)];
+            const Nodes<T> &count = counts[2 * cell + (1 - l)];
             if (lists[l].count) lists[l].count[i] = count_at<T>(count, offset);
             lists[l].slope[i] = slope_at<T>(count, offset);
         }
@@ -107,10 +106,6 @@ template <class T> void lists_by_walk(const List<T> *lists, double temperature) 
     std::copy_n(lists[1].score, all - n, score.get() + n);
     const Sorted<T> sorted = sort_scores(score.get(), all);
     const Buffer<double> decay = decays_of(sorted, all, temperature);
-    for (int l = 0; l < 2; l++) {
-        if (lists[l].count) std::fill_n(lists[l].count, lists[l].n, 0.0);
-        if (lists[l].slope) std::fill_n(lists[l].slope, lists[l].n, 0.0);
-    }
     auto at = [&](int64_t i) { return int64_t(sorted.item[i].row); };
     auto source = [&](int64_t i, double *w) {
         const int l = at(i) >= n;
@@ -131,13 +126,11 @@ template <class T> void lists_by_walk(const List<T> *lists, double temperature) 
 // `count` is; the second list's weight may be null.
 template <class T> void soft_counts_between(const List<T> *lists, double temperature) {
     const int64_t all = lists[0].n + lists[1].n;
-    if (lists[0].n == 0 || lists[1].n == 0) {
-        for (int l = 0; l < 2; l++) {
-            if (lists[l].count) std::fill_n(lists[l].count, lists[l].n, 0.0);
-            if (lists[l].slope) std::fill_n(lists[l].slope, lists[l].n, 0.0);
-        }
-        return;
+    for (int l = 0; l < 2; l++) {
+        if (lists[l].count) std::fill_n(lists[l].count, lists[l].n, 0.0);
+        if (lists[l].slope) std::fill_n(lists[l].slope, lists[l].n, 0.0);
     }
+    if (lists[0].n == 0 || lists[1].n == 0) return;
     double low = INFINITY, high = -INFINITY;
     for (int l = 0; l < 2; l++)
         for (int64_t i = 0; i < lists[l].n; i++)
@@ -148,14 +141,11 @@ template <class T> void soft_counts_between(const List<T> *lists, double tempera
     if (pairs_in_range<T>(temperature) && kPairCost * lists[0].n * lists[1].n < linear) {
         // Only the outer list gets counts; it is the shorter one where nobody asks for them.
         const bool swap = lists[1].count || (!lists[0].count && lists[1].n < lists[0].n);
-        if (lists[swap ? 0 : 1].slope) std::fill_n(lists[swap ? 0 : 1].slope, lists[swap ? 0 : 1].n, 0.0);
         lists_by_pairs(lists[swap], lists[!swap], temperature);
     } else if (!cells) {
         lists_by_walk(lists, temperature);
-    } else if (lists[1].weight) {
-        lists_by_cells<T, 2>(lists, low, high, temperature);
     } else {
-        lists_by_cells<T, 1>(lists, low, high, temperature);
+        lists_by_cells(lists, low, high, temperature);
     }
 }
 

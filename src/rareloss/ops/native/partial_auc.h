@@ -43,7 +43,7 @@ template <class T> struct BandRoom {
         const TopPart left = alpha > 0 ? top_part(of, alpha, total, threads, select) : TopPart{1 / 0.0, 0};
         of.iid = nullptr;  // mined negatives too
         double above;
-        const int64_t n = gather(of, T(top.score), T(left.score), true, threads, select.index, &above);
+        const int64_t n = gather<true>(of, T(top.score), T(left.score), threads, select.index, &above);
         positives.clear(), band.clear();
         for (int64_t i = 0; i < n; i++) {
             const int32_t j = select.index[i];
@@ -87,7 +87,9 @@ void partial_auc_of_class(const Pool &pool, int64_t c, double alpha, double beta
     }
     const double pull = pool.in_std && stats.varies ? -moment / stats.std / stats.std / stats.iid_weight : 0;
     const ScaleGradient<T> scale{of, pull, stats.mean};
-    scale.write(room.threads, gradient);
+    parallel(room.threads, (of.live + kGatherPart - 1) / kGatherPart, [&](int64_t part) {
+        scale.write(part * kGatherPart, std::min(of.live, (part + 1) * kGatherPart), gradient);
+    });
     for (const Listed<T> *list : {&positives, &band})
         for (size_t i = 0; i < list->row.size() && list->row[i] < of.live; i++)
             gradient[list->row[i]] = narrow<T>(list->slope[i] + scale.of(list->row[i]));

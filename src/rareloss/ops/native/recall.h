@@ -86,7 +86,7 @@ template <class T> struct Near {
 // Gathers what lies within `reach` of start.
 template <class T> void Near<T>::fill(const Counted<T> &of, double reach, double total) {
     const T low = T(start - reach / unit), high = T(start + reach / unit);
-    n = gather(of, low, high, true, threads, select.index, &above);
+    n = gather<true>(of, low, high, threads, select.index, &above);
     for (Room<T> *room : {&score, &iid, &hit}) room->need(n + 16);
     parallel(n < 4 * kSumPart ? 1 : threads, (n + kSumPart - 1) / kSumPart, [&](int64_t part) {
         for (int64_t i = part * kSumPart; i < std::min(n, (part + 1) * kSumPart); i++) {
@@ -177,6 +177,23 @@ template <class T> double Near<T>::neglected(const Root &root) const {
     return (tail(above, up - root.at) + tail(below, down + root.at)) / root.slope;
 }
 
+// The gradient through the standard deviation: pull * w_j (s_j - mean) of each iid row.
+template <class T> struct ScaleGradient {
+    const Rows<T> &rows;
+    double pull, mean;
+
+    double of(int64_t j) const {
+        if (pull == 0 || (rows.iid && !rows.iid[j])) return 0;
+        if (!rows.weight) return pull * (double(rows.score[j]) - mean);
+        return rows.weight[j] > 0 ? pull * double(rows.weight[j]) * (double(rows.score[j]) - mean) : 0;
+    }
+    void write(int64_t begin, int64_t end, T *gradient) const {
+        if (pull == 0) std::fill(gradient + begin, gradient + end, T(0));
+        else if (rows.weight || rows.iid) for (int64_t j = begin; j < end; j++) gradient[j] = narrow<T>(of(j));
+        else for (int64_t j = begin; j < end; j++) gradient[j] = T(pull * (double(rows.score[j]) - mean));
+    }
+};
+
 // The value's gradient, in units of 1 / t: p_j z_j - c_j z_j D / S with z the slopes, D = sum p z, S = sum c z. Rows
 // that are positive and counted, so that p = c, are in both sums; without them p_j z_j (S - D) / S keeps its digits.
 template <class T> struct RecallGradient {
@@ -204,35 +221,23 @@ template <class T> struct RecallGradient {
     auto in_both(const Some &rows) const {  // in a wide gap z differs between the sums
         return (rows.counted > 0) & (rows.hit > 0) & (V{} < (root.in_wide_gap ? 0.0 : 1.0));
     }
-    // To the rows' places in `gradient` below `live`; with the gradient through the standard deviation.
-    void write(double factor, double pull, double mean, int64_t live, T *gradient) const {
-        for (int64_t i = 0; i < near.n && near.select.index[i] < live; i += kLanes<double>) {
-            const Some rows = near.some(i, root.at);
-            const V hit = rows.hit * rows.lesser * rows.greater;
-            const V slope = in_both(rows) ? hit * share_of_both : hit - near.pull(rows, root) * share;
-            const V whole = slope * factor + (pull != 0 ? rows.iid * (rows.score - mean) * pull : V{});
-            for (int64_t k = i; k < std::min<int64_t>(near.n, i + kLanes<double>); k++)
-                if (near.select.index[k] < live) gradient[near.select.index[k]] = narrow<T>(whole[k - i]);
-        }
-    }
-};
-
-// The gradient through the standard deviation: pull * w_j (s_j - mean) of each iid row.
-template <class T> struct ScaleGradient {
-    const Rows<T> &rows;
-    double pull, mean;
-
-    double of(int64_t j) const {
-        if (pull == 0 || (rows.iid && !rows.iid[j])) return 0;
-        if (!rows.weight) return pull * (double(rows.score[j]) - mean);
-        return rows.weight[j] > 0 ? pull * double(rows.weight[j]) * (double(rows.score[j]) - mean) : 0;
-    }
-    void write(int threads, T *gradient) const {  // of every live row
-        if (pull == 0) { std::memset(gradient, 0, sizeof(T) * rows.live); return; }
-        parallel(threads, (rows.live + kGatherPart - 1) / kGatherPart, [&](int64_t part) {
-            const int64_t begin = part * kGatherPart, end = std::min(rows.live, begin + kGatherPart);
-            if (rows.weight || rows.iid) for (int64_t j = begin; j < end; j++) gradient[j] = narrow<T>(of(j));
-            else for (int64_t j = begin; j < end; j++) gradient[j] = T(pull * (double(rows.score[j]) - mean));
+    // The gradient of the live rows, with `scale`'s part of it. A part of the rows at a time stays in a core's cache.
+    void write(double factor, const ScaleGradient<T> &scale, T *gradient) const {
+        const int64_t live = scale.rows.live;
+        const int32_t *index = near.select.index.get();
+        parallel(near.threads, (live + kGatherPart - 1) / kGatherPart, [&](int64_t part) {
+            const int64_t begin = part * kGatherPart, end = std::min(live, begin + kGatherPart);
+            scale.write(begin, end, gradient);
+            const int64_t last = std::lower_bound(index, index + near.n, end) - index;
+            for (int64_t i = std::lower_bound(index, index + near.n, begin) - index; i < last; i += kLanes<double>) {
+                const Some rows = near.some(i, root.at);
+                const V hit = rows.hit * rows.lesser * rows.greater;
+                const V slope = in_both(rows) ? hit * share_of_both : hit - near.pull(rows, root) * share;
+                double to_write[kLanes<double>];
+                store(to_write, slope * factor + (scale.pull != 0 ? rows.iid * (rows.score - scale.mean) * scale.pull : V{}));
+                for (int64_t k = 0; k < std::min<int64_t>(last - i, kLanes<double>); k++)
+                    gradient[index[i + k]] = narrow<T>(to_write[k]);
+            }
         });
     }
 };
@@ -241,8 +246,12 @@ template <class T> struct ScaleGradient {
 struct ClassWeights { double positive, negative; };
 template <class T> ClassWeights class_weights(const Rows<T> &rows) {
     if (!rows.weight && !rows.iid) {
-        int64_t positives = 0;
-        for (int64_t j = 0; j < rows.count; j++) positives += rows.positive[j];
+        int64_t positives = 0, j = 0;
+        for (uint64_t bytes; j + 8 <= rows.count; j += 8) {
+            std::memcpy(&bytes, rows.positive + j, 8);
+            positives += __builtin_popcountll(bytes);
+        }
+        for (; j < rows.count; j++) positives += rows.positive[j];
         return {double(positives), double(rows.count - positives)};
     }
     double positive[8] = {}, negative[8] = {};
@@ -294,8 +303,7 @@ void recall_of_class(const Pool &pool, int64_t c, double quantile, bool among_ne
         const double factor = near.unit / near.temperature / weight.positive;
         const double pull = factor * slopes.moment / near.unit / stats.std / stats.std / stats.iid_weight;
         const ScaleGradient<T> scale{of, pool.in_std && stats.varies ? -pull : 0, stats.mean};
-        scale.write(near.threads, gradient);
-        slopes.write(factor, scale.pull, scale.mean, of.live, gradient);
+        slopes.write(factor, scale, gradient);
         return;
     }
 }

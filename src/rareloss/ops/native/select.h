@@ -23,7 +23,7 @@ template <class T> struct Counted : Rows<T> {
     }
 };
 
-// Memory that the classes of a call use one after the other; as little as is asked for, which malloc then keeps ready.
+// Memory that the classes of a call use one after the other.
 template <class T> class Room {
   public:
     T *need(int64_t n) {
@@ -43,12 +43,11 @@ struct SelectRoom {
     Room<Weighted> weighted;
 };
 
-constexpr int64_t kGatherPart = 1 << 15;  // rows that one thread gathers at a time
+constexpr int64_t kGatherPart = 1 << 14;  // rows that are worth a thread
 
 // Writes the rows of one part that lie inside [low, high], and adds up the weight of counted rows above.
-template <class T>
-int64_t gather_part(const Counted<T> &of, int64_t begin, int64_t end, T low, T high, bool every_positive,
-                    int32_t *index, double *above) {
+template <bool every_positive, class T>
+int64_t gather_part(const Counted<T> &of, int64_t begin, int64_t end, T low, T high, int32_t *index, double *above) {
     constexpr int64_t kBlock = 512;
     uint8_t counted[kBlock];
     alignas(8) uint8_t mark[kBlock];
@@ -88,25 +87,24 @@ int64_t gather_part(const Counted<T> &of, int64_t begin, int64_t end, T low, T h
 
 // Lists the counted rows of scores in [low, high], in order, and where asked every positive of some weight too;
 // `above` becomes the weight of the other counted rows above.
-template <class T>
-int64_t gather(const Counted<T> &of, T low, T high, bool every_positive, int threads, Room<int32_t> &index,
-               double *above) {
-    const int64_t parts = (of.count + kGatherPart - 1) / kGatherPart;
-    std::vector<std::vector<int32_t>> found(parts);
+template <bool every_positive, class T>
+int64_t gather(const Counted<T> &of, T low, T high, int threads, Room<int32_t> &index, double *above) {
+    const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads, of.count / kGatherPart));
+    std::vector<int64_t> found(parts);
     std::vector<double> beyond(parts);
-    *above = 0;
-    if (parts <= 1) return gather_part(of, 0, of.count, low, high, every_positive, index.need(of.count + 8), above);
+    int32_t *to = index.need(of.count + 8);  // pages that nothing is written to cost nothing
+    auto begin_of = [&](int64_t part) { return part == parts ? of.count : of.count / parts * part / 8 * 8; };
     parallel(threads, parts, [&](int64_t part) {
-        const int64_t begin = part * kGatherPart, end = std::min(of.count, begin + kGatherPart);
-        Buffer<int32_t> room(kGatherPart + 8);
-        const int64_t n = gather_part(of, begin, end, low, high, every_positive, room.get(), &beyond[part]);
-        found[part].assign(room.get(), room.get() + n);
+        const int64_t begin = begin_of(part), end = begin_of(part + 1);
+        found[part] = gather_part<every_positive>(of, begin, end, low, high, to + begin, &beyond[part]);
     });
     int64_t all = 0;
-    for (const auto &rows : found) all += int64_t(rows.size());
-    int32_t *to = index.need(all);
-    for (const auto &rows : found) to = std::copy(rows.begin(), rows.end(), to);
-    for (double weight : beyond) *above += weight;
+    *above = 0;
+    for (int64_t part = 0; part < parts; part++) {
+        if (part) std::memmove(to + all, to + begin_of(part), sizeof(int32_t) * found[part]);
+        all += found[part];
+        *above += beyond[part];
+    }
     return all;
 }
 
@@ -178,7 +176,7 @@ template <class T> Edge find_edge(const Counted<T> &of, double target, double to
     while (true) {
         double above, inside = 0;
         const bool every = !(low > -std::numeric_limits<T>::infinity() || high < std::numeric_limits<T>::infinity());
-        const int64_t n = gather(of, low, high, false, threads, room.index, &above);
+        const int64_t n = gather<false>(of, low, high, threads, room.index, &above);
         Weighted *rows = room.weighted.need(n);
         for (int64_t i = 0; i < n; i++) {
             const int64_t row = room.index[i];
