@@ -4,6 +4,7 @@ Structure (shape, dtype, range of an argument) is checked always. Values inside 
 free: on the CPU, outside of ``torch.compile`` and of ``torch.func`` transforms.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ __all__ = [
     "finite_weights",
     "floating",
     "gathered_shape",
+    "ignore_value",
     "ignored",
     "integer",
     "is_tensor",
@@ -153,8 +155,15 @@ def _alike(shape: Sequence[int], other: Sequence[int]) -> bool:
     return len(shape) == len(other) and all(a == b for a, b in zip(shape, other, strict=True))
 
 
-def ignored(targets: Tensor, ignore_index: int) -> Tensor:
+def ignore_value(name: str, value: float) -> float:
+    """Return ``value``, a whole number or NaN: the target that means absent."""
+    return value if isinstance(value, float) and math.isnan(value) else whole(name, value)  # type: ignore[arg-type]
+
+
+def ignored(targets: Tensor, ignore_index: float) -> Tensor:
     """Find the targets that mean absent; none where their dtype has no such number."""
+    if math.isnan(ignore_index):
+        return targets.isnan()
     if not targets.is_floating_point() and targets.dtype != torch.bool:
         held = torch.iinfo(targets.dtype)
         if not held.min <= ignore_index <= held.max:  # torch would compare with what is left of it: -100 is 156
@@ -162,10 +171,10 @@ def ignored(targets: Tensor, ignore_index: int) -> Tensor:
     return targets == ignore_index
 
 
-def labels(name: str, tensor: Tensor, ignore_index: int | None, check_values: bool | None = None) -> bool:
+def labels(name: str, tensor: Tensor, ignore_index: float | None, check_values: bool | None = None) -> bool:
     """Refuse labels other than 0, 1 and ``ignore_index``; return whether all are known to be 0 or 1."""
     if ignore_index is not None:
-        whole("ignore_index", ignore_index)
+        ignore_value("ignore_index", ignore_index)
     if tensor.dtype not in _NUMBERS:
         raise TypeError(f"{name} must be bool, integers or floats, got dtype {tensor.dtype}; call .long() on it")
     if tensor.dtype == torch.bool or not values_readable(tensor, check_values):
@@ -184,15 +193,15 @@ def labels(name: str, tensor: Tensor, ignore_index: int | None, check_values: bo
     return False
 
 
-def class_indices(name: str, tensor: Tensor, classes: int, ignore_index: int, check_values: bool | None = None) -> None:
-    """Refuse class indices outside of ``0 .. classes - 1`` and ``ignore_index``."""
+def class_indices(name: str, tensor: Tensor, classes: int, ignore_index: int, check_values: bool | None = None) -> bool:
+    """Refuse indices that are neither a class nor ``ignore_index``; return whether all are known to be in range."""
     whole("ignore_index", ignore_index)
     if tensor.dtype not in _NUMBERS:
         raise TypeError(f"{name} must be class indices, got dtype {tensor.dtype}; call .long() on it")
     if not values_readable(tensor, check_values):
-        return
+        return False
     if _within(tensor, 0, classes - 1):
-        return
+        return True
     fits = ((tensor >= 0) & (tensor < classes)) | ignored(tensor, ignore_index)
     if tensor.is_floating_point():
         fits &= tensor == tensor.round()
@@ -202,6 +211,7 @@ def class_indices(name: str, tensor: Tensor, classes: int, ignore_index: int, ch
             f"{name} must hold class indices 0 to {classes - 1} (or {ignore_index}, ignored), got {wrong}; "
             f"the logits have {classes} classes"
         )
+    return False
 
 
 def finite_weights(name: str, tensor: Tensor, check_values: bool | None = None, *, most: float = HEAVIEST) -> None:
@@ -224,7 +234,11 @@ def class_weights(name: str, weights: Sequence[float] | Tensor, most: float = fl
     """Return a copy of the weights that a module keeps for its classes, each from 0 to ``most``."""
     if not isinstance(weights, Tensor):
         # Under torch.device("meta") a tensor made of numbers would hold none.
-        weights = torch.tensor(weights, device="cpu" if torch.get_default_device().type == "meta" else None)
+        device = "cpu" if torch.get_default_device().type == "meta" else None
+        try:
+            weights = torch.tensor(weights, device=device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{name} must be a tensor or a sequence of numbers, got {_said(weights)}") from error
     if weights.is_meta:
         raise ValueError(f"{name} is on the meta device and holds no numbers; make it with device='cpu'")
     finite_weights(name, weights)

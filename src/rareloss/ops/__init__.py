@@ -2,7 +2,7 @@
 
 from rareloss.ops.counts import count_above, soft_count
 from rareloss.ops.exponentials import exponential_count, order_together
-from rareloss.ops.focal import Terms, fused, sigmoid_pass, sigmoid_slope, softmax_pass, softmax_slope
+from rareloss.ops.focal import SigmoidFocal, SoftmaxFocal, focal_loss
 from rareloss.ops.functions import eager_twin, fold_into_batch, is_eager, without_second_derivative
 from rareloss.ops.grid import grid_count, grid_nodes
 from rareloss.ops.one_vs_rest import log_odds
@@ -13,14 +13,15 @@ from rareloss.ops.standardization import standardize
 from rareloss.ops.threshold import margin_over_threshold
 
 __all__ = [
-    "Terms",
+    "SigmoidFocal",
+    "SoftmaxFocal",
     "Top",
     "count_above",
     "dense_pairs",
     "eager_twin",
     "exponential_count",
+    "focal_loss",
     "fold_into_batch",
-    "fused",
     "grid_count",
     "grid_nodes",
     "hard_count",
@@ -28,12 +29,8 @@ __all__ = [
     "log_odds",
     "margin_over_threshold",
     "order_together",
-    "sigmoid_pass",
-    "sigmoid_slope",
     "soft_count",
     "soft_ranks",
-    "softmax_pass",
-    "softmax_slope",
     "standardize",
     "top",
     "without_second_derivative",
