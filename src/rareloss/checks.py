@@ -249,7 +249,11 @@ def class_weights(name: str, weights: Sequence[float] | Tensor, most: float = fl
     """Return a copy of the weights that a module keeps for its classes, each from 0 to ``most``."""
     if not isinstance(weights, Tensor):
         # Under torch.device("meta") a tensor made of numbers would hold none.
-        weights = torch.tensor(weights, device="cpu" if torch.empty(0).is_meta else None)
+        device = "cpu" if torch.empty(0).is_meta else None
+        try:
+            weights = torch.tensor(weights, device=device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"{name} must be a tensor or a sequence of numbers, got {_said(weights)}") from error
     if weights.is_meta:
         raise ValueError(f"{name} is on the meta device and holds no numbers; make it with device='cpu'")
     finite_weights(name, weights)

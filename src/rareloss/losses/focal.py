@@ -8,15 +8,16 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
 
 from rareloss import checks, distributed
 from rareloss.losses.buffers import keeping_numbers
-from rareloss.ops import Terms, fused, sigmoid_pass, sigmoid_slope, softmax_pass, softmax_slope
+from rareloss.ops import SigmoidFocal, SoftmaxFocal, focal_loss
 
 __all__ = ["SigmoidFocalLoss", "SoftmaxFocalLoss", "sigmoid_focal_loss", "softmax_focal_loss"]
 
 _REDUCTIONS = ("mean", "mean_positive", "sum", "none")
+# The sum of the losses or each of them, the sum of the weights, and that of the positives' weights.
+_Sums = tuple[Tensor, Tensor, Tensor]
 
 
 def sigmoid_focal_loss(
@@ -61,7 +62,7 @@ def sigmoid_focal_loss(
         tensor(0.0433)
     """
     checks.choice("reduction", reduction, _REDUCTIONS)
-    return _reduced(partial(_sigmoid_terms, logits, targets, alpha, gamma, weight, ignore_index), reduction)
+    return _reduced(partial(_sigmoid_sums, logits, targets, alpha, gamma, weight, ignore_index), reduction)
 
 
 def softmax_focal_loss(
@@ -109,44 +110,32 @@ def softmax_focal_loss(
         tensor(0.1733)
     """
     checks.choice("reduction", reduction, _REDUCTIONS)
-    options = (alpha, gamma, label_smoothing, weight, ignore_index, checks.whole("background_class", background_class))
-    return _reduced(partial(_softmax_terms, logits, targets, *options), reduction)
+    options = (alpha, gamma, label_smoothing, weight, ignore_index, background_class)
+    return _reduced(partial(_softmax_sums, logits, targets, *options), reduction)
 
 
-def _sigmoid_terms(
+def _sigmoid_sums(
     logits: Tensor,
     targets: Tensor,
     alpha: float | Tensor | None,
     gamma: float,
     weight: Tensor | None,
-    ignore_index: int,
+    ignore_index: float,
     summed: bool,
-) -> Terms:
+    weight_name: str = "weight",
+) -> _Sums:
     checks.floating("logits", logits)
     checks.same_shape("targets", targets, logits.shape)
-    all_labelled = checks.labels("targets", targets, ignore_index) and ignore_index not in (0, 1)
+    labels_only = checks.labels("targets", targets, ignore_index) and ignore_index not in (0, 1)
     checks.non_negative("gamma", gamma)
     alpha = _sigmoid_alpha(alpha, logits)
-    weight = _full_weight(weight, targets, logits)
-
-    def plain(logits: Tensor, with_slope: bool) -> Terms:
-        label = targets.to(torch.promote_types(logits.dtype, torch.float32))  # compiled, it compares faster
-        z, counted = _present(logits, label, weight, ignore_index)
-        y = (label == 1).to(z.dtype)
-        x = z - y * z - y * z  # the log-odds of the wrong label; NaN where z is not finite
-        a = counted if alpha is None else counted * (1 - alpha + y * (2 * alpha - 1))
-        if with_slope:
-            loss, slope = sigmoid_slope(x, gamma)
-            return Terms(a * loss, counted, counted * y, a * slope * (1 - 2 * y))
-        log_p = logsigmoid(-x)
-        # (1 - p)^gamma as an exponential of a log: finite gradients for every gamma, where a power has none at 0.
-        return Terms(-a * torch.exp(gamma * (x + log_p)) * log_p, counted, counted * y)
-
-    run = sigmoid_pass(alpha, gamma, None if all_labelled else ignore_index)
-    return fused(run, plain, logits, targets, weight, alpha, summed)
+    weight = _expanded_weight(weight_name, weight, targets)
+    return focal_loss(
+        SigmoidFocal(alpha, gamma, None if labels_only else ignore_index), logits, targets, weight, summed
+    )
 
 
-def _softmax_terms(
+def _softmax_sums(
     logits: Tensor,
     targets: Tensor,
     alpha: Sequence[float] | Tensor | None,
@@ -156,95 +145,72 @@ def _softmax_terms(
     ignore_index: int,
     background_class: int,
     summed: bool,
-) -> Terms:
+    weight_name: str = "weight",
+) -> _Sums:
     checks.floating("logits", logits)
     classes_on = 0 if logits.ndim == 1 else 1
     if logits.ndim == 0 or logits.shape[classes_on] < 2:
         raise ValueError(f"logits must have shape [N, C, ...] with C of at least 2, got {tuple(logits.shape)}")
     classes = logits.shape[classes_on]
     checks.same_shape("targets", targets, logits.shape[:classes_on] + logits.shape[classes_on + 1 :])
-    checks.class_indices("targets", targets, classes, ignore_index)
+    classes_only = checks.class_indices("targets", targets, classes, ignore_index) and not 0 <= ignore_index < classes
     checks.non_negative("gamma", gamma)
     checks.probability("label_smoothing", label_smoothing)
-    alpha = _softmax_alpha(alpha, classes, logits)
-    weight = _full_weight(weight, targets, logits)
-
-    def plain(logits: Tensor, with_slope: bool) -> Terms:
-        z, counted = _present(logits, targets, weight, ignore_index, classes_on)
-        y = torch.where(checks.ignored(targets, ignore_index), 0, targets).long().unsqueeze(classes_on)
-        positive = counted * (y.squeeze(classes_on) != background_class)
-        a = counted if alpha is None else counted * alpha[y.squeeze(classes_on)]
-        if with_slope:
-            loss, slope = softmax_slope(z, y, gamma, label_smoothing, classes_on)
-            return Terms(a * loss.squeeze(classes_on), counted, positive, a.unsqueeze(classes_on) * slope)
-        log_p = z.log_softmax(classes_on)
-        log_likelihood = log_p.gather(classes_on, y).squeeze(classes_on)
-        log_rest = log_p.scatter(classes_on, y, -torch.inf).logsumexp(classes_on)
-        if label_smoothing:
-            log_likelihood = (1 - label_smoothing) * log_likelihood + label_smoothing * log_p.mean(classes_on)
-        return Terms(-a * torch.exp(gamma * log_rest) * log_likelihood, counted, positive)
-
-    run = softmax_pass(alpha, gamma, label_smoothing, ignore_index, background_class)
-    return fused(run, plain, logits, targets, weight, alpha, summed)
+    if checks.integer("background_class", background_class, least=0) >= classes:
+        raise ValueError(f"background_class must be one of the {classes} classes of the logits, got {background_class}")
+    if alpha is not None:
+        alpha = torch.as_tensor(alpha)
+        if alpha.shape != (classes,):
+            raise ValueError(f"alpha must hold a weight for each of the {classes} classes, got {tuple(alpha.shape)}")
+        checks.finite_weights("alpha", alpha)
+        alpha = alpha.to(logits.device)
+    weight = _expanded_weight(weight_name, weight, targets)
+    equation = SoftmaxFocal(alpha, gamma, label_smoothing, None if classes_only else ignore_index, background_class)
+    return focal_loss(equation, logits, targets, weight, summed)
 
 
-def _full_weight(weight: Tensor | None, targets: Tensor, logits: Tensor) -> Tensor | None:
+def _expanded_weight(name: str, weight: Tensor | None, targets: Tensor) -> Tensor | None:
     if weight is None:
         return None
     shapes = [targets.shape[:leading] for leading in range(targets.ndim, 0, -1)] or [targets.shape]
-    checks.same_shape("weight", weight, *shapes)
-    checks.finite_weights("weight", weight)
-    weight = weight.detach().to(torch.promote_types(logits.dtype, torch.float32))
-    return weight.reshape(*weight.shape, *[1] * (targets.ndim - weight.ndim)).expand(targets.shape)
-
-
-def _present(
-    logits: Tensor, targets: Tensor, weight: Tensor | None, ignore_index: int, classes_on: int | None = None
-) -> tuple[Tensor, Tensor]:
-    # The logits, upcast once and 0 where absent; the weights, 0 where absent.
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    counted = (~checks.ignored(targets, ignore_index)).to(dtype)
-    if weight is not None:
-        counted = counted * weight
-    present = counted > 0 if classes_on is None else (counted > 0).unsqueeze(classes_on)
-    return torch.where(present, logits.to(dtype), 0.0), counted
+    checks.same_shape(name, weight, *shapes)
+    checks.finite_weights(name, weight)
+    return weight.detach().reshape(*weight.shape, *[1] * (targets.ndim - weight.ndim))
 
 
 def _sigmoid_alpha(alpha: float | Tensor | None, logits: Tensor) -> float | Tensor | None:
     if not isinstance(alpha, Tensor):
         return None if alpha is None else checks.probability("alpha", alpha)
-    sizes = zip(alpha.shape[::-1], logits.shape[::-1], strict=False)
-    if alpha.ndim > logits.ndim or not all(size in (1, wanted) for size, wanted in sizes):
+    shape = tuple(alpha.shape)
+    if alpha.ndim == 1 and alpha.numel() > 1 and logits.ndim > 2:
+        if len(alpha) != logits.shape[1]:
+            raise ValueError(
+                f"alpha must hold a weight for each of the {logits.shape[1]} classes on dimension 1 of the logits "
+                f"{tuple(logits.shape)}, got {len(alpha)}; an alpha of more dimensions broadcasts as tensors do"
+            )
+        shape = (len(alpha), *[1] * (logits.ndim - 2))
+    sizes = zip(shape[::-1], tuple(logits.shape)[::-1], strict=False)
+    if len(shape) > logits.ndim or not all(size in (1, wanted) for size, wanted in sizes):
         raise ValueError(f"alpha {tuple(alpha.shape)} does not broadcast to logits {tuple(logits.shape)}")
     checks.finite_weights("alpha", alpha, most=1.0)
-    return alpha.to(logits.device, torch.promote_types(logits.dtype, torch.float32))
-
-
-def _softmax_alpha(alpha: Sequence[float] | Tensor | None, classes: int, logits: Tensor) -> Tensor | None:
-    if alpha is None:
-        return None
-    alpha = torch.as_tensor(alpha)
-    if alpha.shape != (classes,):
-        raise ValueError(f"alpha must hold a weight for each of the {classes} classes, got shape {tuple(alpha.shape)}")
-    checks.finite_weights("alpha", alpha)
-    return alpha.to(logits.device, torch.promote_types(logits.dtype, torch.float32))
+    return alpha.to(logits.device).reshape(*[1] * (logits.ndim - len(shape)), *shape)
 
 
 def _reduced(
-    terms: Callable[[bool], Terms],
+    sums: Callable[[bool], _Sums],
     reduction: str,
     group: distributed.ProcessGroup | None = None,
     *,
     among_ranks: bool = False,
 ) -> Tensor:
     if reduction == "none":
-        return terms(False).loss
+        return sums(False)[0]
 
-    def sums() -> tuple[Tensor, Tensor | None]:
-        found = terms(True)
-        return found.loss, {"mean": found.weight, "mean_positive": found.positive, "sum": None}[reduction]
+    def total_and_divisor() -> tuple[Tensor, Tensor | None]:
+        loss, weight, positive = sums(True)
+        return loss, {"mean": weight, "mean_positive": positive, "sum": None}[reduction]
 
-    return distributed.mean_over_ranks(sums, group, among_ranks=among_ranks)
+    return distributed.mean_over_ranks(total_and_divisor, group, among_ranks=among_ranks)
 
 
 class _FocalLoss(nn.Module):
@@ -263,8 +229,8 @@ class _FocalLoss(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_FocalLoss":
         return super()._apply(keeping_numbers(fn), recurse)  # type: ignore[no-untyped-call, no-any-return]
 
-    def _over_ranks(self, terms: Callable[[bool], Terms]) -> Tensor:
-        return _reduced(terms, self.reduction, self.process_group, among_ranks=self.training)
+    def _over_ranks(self, sums: Callable[[bool], _Sums]) -> Tensor:
+        return _reduced(sums, self.reduction, self.process_group, among_ranks=self.training)
 
 
 class SigmoidFocalLoss(_FocalLoss):
@@ -309,13 +275,11 @@ class SigmoidFocalLoss(_FocalLoss):
     def forward(self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
         """Compute the loss; logits ``[N, 1]`` may come with targets ``[N]``."""
 
-        def terms(summed: bool) -> Terms:
-            y = targets
-            if isinstance(y, Tensor) and isinstance(logits, Tensor) and logits.shape == (*y.shape, 1):
-                y = y[..., None]
-            return _sigmoid_terms(logits, y, self.alpha, self.gamma, sample_weight, self.ignore_index, summed)
-
-        return self._over_ranks(terms)
+        y = targets
+        if isinstance(y, Tensor) and isinstance(logits, Tensor) and logits.shape == (*y.shape, 1):
+            y = y[..., None]
+        options = (self.alpha, self.gamma, sample_weight, self.ignore_index)
+        return self._over_ranks(partial(_sigmoid_sums, logits, y, *options, weight_name="sample_weight"))
 
 
 class SoftmaxFocalLoss(_FocalLoss):
@@ -358,7 +322,7 @@ class SoftmaxFocalLoss(_FocalLoss):
     ) -> None:
         super().__init__(gamma, reduction, ignore_index, process_group)
         self.label_smoothing = checks.probability("label_smoothing", label_smoothing)
-        self.background_class = checks.whole("background_class", background_class)
+        self.background_class = checks.integer("background_class", background_class, least=0)
         if isinstance(alpha, (int, float)):
             raise TypeError(f"alpha must hold a weight per class, got {alpha}; give a sequence or a tensor [C]")
         weights = None if alpha is None else checks.class_weights("alpha", alpha)
@@ -367,4 +331,5 @@ class SoftmaxFocalLoss(_FocalLoss):
     def forward(self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
         """Compute the loss of logits ``[N, C, ...]`` and class indices ``[N, ...]``."""
         options = (self.alpha, self.gamma, self.label_smoothing, sample_weight, self.ignore_index)
-        return self._over_ranks(partial(_softmax_terms, logits, targets, *options, self.background_class))
+        options = (*options, self.background_class)
+        return self._over_ranks(partial(_softmax_sums, logits, targets, *options, weight_name="sample_weight"))

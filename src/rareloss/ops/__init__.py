@@ -2,7 +2,7 @@
 
 from rareloss.ops.counts import count_above, few_pairs, soft_count
 from rareloss.ops.exponentials import SLOPE_COEFFICIENTS, VALUE_COEFFICIENTS, count_by_exponentials, locate
-from rareloss.ops.focal import Terms, fused, sigmoid_pass, sigmoid_slope, softmax_pass, softmax_slope
+from rareloss.ops.focal import SigmoidFocal, SoftmaxFocal, focal_loss
 from rareloss.ops.functions import accumulator, eager_twin, fold_into_batch, without_second_derivative
 from rareloss.ops.metric import SoftMetric, average_precision_in_one_call, evaluate
 from rareloss.ops.one_vs_rest import log_odds, log_odds_by_class
@@ -13,13 +13,14 @@ from rareloss.ops.standardization import standardize
 from rareloss.ops.threshold import margin_over_threshold
 
 __all__ = [
-    "SLOPE_COEFFICIENTS",
-    "VALUE_COEFFICIENTS",
     "CountRequest",
     "Counts",
+    "SLOPE_COEFFICIENTS",
+    "SigmoidFocal",
     "SoftMetric",
-    "Terms",
+    "SoftmaxFocal",
     "Top",
+    "VALUE_COEFFICIENTS",
     "accumulator",
     "average_precision_in_one_call",
     "band_fraction",
@@ -29,19 +30,15 @@ __all__ = [
     "eager_twin",
     "evaluate",
     "few_pairs",
+    "focal_loss",
     "fold_into_batch",
-    "fused",
     "hard_count",
     "locate",
     "log_odds",
     "log_odds_by_class",
     "margin_over_threshold",
-    "sigmoid_pass",
-    "sigmoid_slope",
     "soft_count",
     "soft_ranks",
-    "softmax_pass",
-    "softmax_slope",
     "standardize",
     "top",
     "without_second_derivative",
