@@ -61,6 +61,8 @@ def margin_over_threshold(
     """
     # Not so low that a gradient overflows: a sum of infinite ones would be NaN.
     temperature = max(temperature, 16 / torch.finfo(scores.dtype).max)
+    # Where less than rounding is to lie below, no sum says which row is the last.
+    share = min(share, 1 - 10 * _ROUNDING)
     function: Any = _EagerOffset if is_eager(scores, threshold_weight) else _Offset
     start, offset = function.apply(scores, threshold_weight, share, temperature)
     if at is None:
@@ -183,7 +185,7 @@ def _snapped_target(rows: Tensor, edge: Top, share: float) -> tuple[Tensor, Tens
     total = edge.target / share
     with_edge = edge.above + edge.tied
     below_edge = (with_edge - edge.target).abs() <= _ROUNDING * total
-    above_edge = ~below_edge & ((edge.above - edge.target).abs() <= _ROUNDING * total)
+    above_edge = ~below_edge & (edge.above > 0) & ((edge.above - edge.target).abs() <= _ROUNDING * total)
     upper = torch.where(above_edge, rows > 0, rows >= 0)
     target = torch.where(below_edge, with_edge, torch.where(above_edge, edge.above, edge.target))
     return target, upper, torch.where(above_edge, edge.above, with_edge) - target
