@@ -124,7 +124,7 @@ def _count(
     values: bool,
     slopes: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    # Values, slopes and the order in which the exponentials found scores and points: ``[B, 0]`` where that is not new.
+    # Values, slopes and the order in which the exponentials have scores and points: ``[B, 0]`` where that is not new.
     request = CountRequest(scores, weights, at, temperature, values, slopes)
     no_order = torch.empty(len(scores), 0, dtype=torch.int32, device=scores.device)
     with _without_autocast(scores):
@@ -150,11 +150,11 @@ def _(
     slopes: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     (pools, sets, rows), points = weights.shape, (scores if at is None else at).shape[1]
-    found = few_pairs(pools, rows, points) or (order is not None and order.shape[1] > 0)
+    no_order = few_pairs(pools, rows, points) or (order is not None and order.shape[1] > 0)
     return (
         weights.new_empty(pools, sets if values else 0, points),
         weights.new_empty(pools, sets if slopes else 0, points),
-        weights.new_empty(pools, 0 if found else rows + points, dtype=torch.int32),
+        weights.new_empty(pools, 0 if no_order else rows + points, dtype=torch.int32),
     )
 
 

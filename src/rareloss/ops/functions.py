@@ -70,11 +70,11 @@ def eager_twin(function: Any) -> Any:
     return type(function.__name__, (torch.autograd.Function,), twin)
 
 
-def without_second_derivative(pull: Callable[..., Any], what: str) -> Callable[..., Any]:
-    """Make ``pull``, which computes a gradient, refuse to be differentiated itself.
+def without_second_derivative(vjp: Callable[..., Any], what: str) -> Callable[..., Any]:
+    """Make ``vjp``, which computes a vector-Jacobian product, refuse to be differentiated itself.
 
     Args:
-        pull: takes and returns tensors.
+        vjp: takes and returns tensors.
         what: of which it is the gradient, as a sentence begins.
     """
 
@@ -82,14 +82,14 @@ def without_second_derivative(pull: Callable[..., Any], what: str) -> Callable[.
         raise RuntimeError(f"{what} no second derivative here; call backward without create_graph=True")
 
     refusing: Any = type(
-        pull.__name__,
+        vjp.__name__,
         (torch.autograd.Function,),
         {
             "generate_vmap_rule": True,
-            "forward": staticmethod(lambda *inputs: pull(*inputs)),
+            "forward": staticmethod(lambda *inputs: vjp(*inputs)),
             "setup_context": staticmethod(lambda ctx, inputs, output: None),
             "backward": staticmethod(backward),
         },
     )
     # Only where a graph of the gradient is asked for is there something to refuse.
-    return lambda *inputs: (refusing.apply if torch.is_grad_enabled() else pull)(*inputs)
+    return lambda *inputs: (refusing.apply if torch.is_grad_enabled() else vjp)(*inputs)

@@ -71,14 +71,14 @@ def top(scores: Tensor, weight: Tensor, share: float) -> Top:
     fixed = scores.detach()
     if scores.shape[1] > _SORTED_ROWS and checks.values_readable(scores) and checks.values_readable(weight):
         low, high = _bracket(fixed, weight, share)
-        places, heavy = chosen(weight, fixed >= low)
-        rows = picked(scores, places)
+        indices, heavy = chosen(weight, fixed >= low)
+        rows = picked(scores, indices)
         inside, already = (rows.detach(), heavy), torch.zeros_like(total)
         if rows.shape[1] > _SORTED_ROWS:
             beyond = rows.detach() > high
             already = _sum(torch.where(beyond, heavy, 0.0))
-            places, rest = chosen(heavy, ~beyond)
-            inside = picked(rows.detach(), places), rest
+            indices, rest = chosen(heavy, ~beyond)
+            inside = picked(rows.detach(), indices), rest
         sure = (already < target) & ((_sum(heavy) >= target) | (low == -torch.inf)) | (total == 0)
         if bool(sure.all()):
             return Top(rows, heavy, *_edge(*inside, target, already), target)
@@ -135,7 +135,7 @@ def hard_count(
     """
     rows, points = scores.shape[1], at.shape[1]
     parts = max(1, min(_MOST_PARTS, rows // _PART, rows // (_ROWS_OF_A_POINT * max(1, points))))
-    # Points in order look up neighbouring places.
+    # Points in order look up neighbours.
     at, place = at.sort(dim=1, descending=True)
     dtype = accumulator(weight)
     counts = [torch.zeros_like(at, dtype=dtype) for _ in with_ties]

@@ -114,10 +114,16 @@ _EagerOffset = eager_twin(_Offset)
 def _solve(scores: Tensor, threshold_weight: Tensor, share: float, temperature: float) -> tuple[Tensor, Tensor]:
     # A score near the threshold and the threshold's offset from it, [C] each.
     dtype = accumulator(scores)
-    if dtype != torch.float64:
-        # A root that is exact to rounding takes float64, which this device has not: the CPU finds it.
-        start, offset = _solve(scores.cpu(), threshold_weight.cpu(), share, temperature)
-        return start.to(scores.device, dtype), offset.to(scores.device, dtype)
+    if dtype == torch.float64:
+        return _solve_in_float64(scores, threshold_weight, share, temperature)
+    # A root that is exact to rounding takes float64, which this device has not: the CPU finds it.
+    start, offset = _solve_in_float64(scores.cpu(), threshold_weight.cpu(), share, temperature)
+    return start.to(dtype).to(scores.device), offset.to(dtype).to(scores.device)
+
+
+def _solve_in_float64(
+    scores: Tensor, threshold_weight: Tensor, share: float, temperature: float
+) -> tuple[Tensor, Tensor]:
     scores, on_cpu = scores.detach(), scores.device.type == "cpu"
     edge = top(scores, threshold_weight, share)
     nothing = edge.target <= 0
@@ -157,8 +163,8 @@ def _root(
         above = distance > 0
         tail = (-distance.abs()).exp_()
         tail /= 1 + tail
-        whole = above.double() - upper.double()
-        excess = surplus + (weight * (whole + torch.where(above, -tail, tail))).sum(1, keepdim=True)
+        crossed = above.double() - upper.double()
+        excess = surplus + (weight * (crossed + torch.where(above, -tail, tail))).sum(1, keepdim=True)
         slope = (weight * tail * (1 - tail)).sum(1, keepdim=True)
         low, high = torch.where(excess > 0, root, low), torch.where(excess < 0, root, high)
         # Newton's step for the log-odds of the share above: exact for equal scores, few for others.
