@@ -733,6 +733,23 @@ def test_vanishing_temperatures_count_hard(rows: int, temperature: float) -> Non
     torch.testing.assert_close(counts.double(), above @ weights.double(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [60, 9000])
+@pytest.mark.parametrize("temperature", [1e-300, 1e-45, 2e-8, 1e45, 1e100, 1e300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_at_temperatures_of_any_size(rows: int, temperature: float, dtype: torch.dtype) -> None:
+    drawn, positive = torch.randn(rows, dtype=torch.float64), torch.arange(rows) % 9 == 0
+    weight = draw_weights(rows).to(dtype)
+    for scores in (drawn, 1 + 2e-8 * drawn, (2 * drawn).round()):
+        for soft in (smooth_average_precision, soft_partial_auc):
+            value, gradient = value_and_gradient(
+                lambda s, soft=soft: soft(s, positive, weight, temperature=temperature).value, scores.to(dtype)
+            )
+            assert 0 <= value <= 1 + 1e-6
+            assert torch.isfinite(gradient).all()
+            if temperature > 1e40:
+                assert gradient.abs().max() <= 1e-38
+
+
 @pytest.mark.parametrize("case", TAKES)
 @pytest.mark.parametrize("factor", [1e-30, 1e30])
 def test_one_factor_on_all_weights_changes_nothing(case: str, factor: float) -> None:

@@ -297,3 +297,16 @@ def test_temperatures_of_any_size_have_a_value_and_a_gradient(
             if temperature >= 1e30:  # every row is found with the quantile, and nothing can change that
                 assert value.item() == pytest.approx(quantile, rel=1e-6)
                 assert not gradient.abs().max() > 1e-29
+
+
+@pytest.mark.parametrize("rows", [30, 20_000])
+@pytest.mark.parametrize("quantile", [1e-300, 1e-14, 1 - 1e-14, 1 - 2**-53])
+def test_quantiles_at_either_end(rows: int, quantile: float) -> None:
+    scores, positive = torch.randn(rows, dtype=torch.float64), torch.arange(rows) % 3 == 0
+    weight = torch.rand(rows, dtype=torch.float64) + 0.01
+    scores.requires_grad_()
+    value, _ = soft_recall_at_quantile(scores, positive, weight, quantile=quantile, temperature=0.1)
+    value.backward()
+    assert value.item() == pytest.approx(quantile, abs=1e-9)
+    assert scores.grad is not None
+    assert torch.isfinite(scores.grad).all()

@@ -4,7 +4,17 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-__all__ = ["is_eager", "is_recomputation", "is_training_call"]
+__all__ = ["is_eager", "is_plain", "is_recomputation", "is_training_call"]
+
+
+def is_plain(*tensors: Tensor) -> bool:
+    """Say whether all of ``tensors`` hold numbers now: no graph is traced, no transform or mode wraps them."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    return not any(
+        tensor.is_meta or isinstance(tensor, FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        for tensor in tensors
+    )
 
 
 def is_eager(*tensors: Tensor, check_values: bool | None = None) -> bool:
@@ -14,14 +24,7 @@ def is_eager(*tensors: Tensor, check_values: bool | None = None) -> bool:
         tensors: any.
         check_values: whether to look although a device has to wait for it.
     """
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
-        return False
-    return all(
-        (tensor.device.type == "cpu" or (bool(check_values) and tensor.device.type != "meta"))
-        and not isinstance(tensor, FakeTensor)
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        for tensor in tensors
-    )
+    return is_plain(*tensors) and (bool(check_values) or all(tensor.device.type == "cpu" for tensor in tensors))
 
 
 def is_training_call(module: nn.Module) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rareloss import checks, distributed
+from rareloss.eager import is_training_call
 from rareloss.losses.buffers import keeping_numbers
 from rareloss.ops import SigmoidFocal, SoftmaxFocal, focal_loss
 
@@ -230,7 +231,7 @@ class _FocalLoss(nn.Module):
         return super()._apply(keeping_numbers(fn), recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     def _over_ranks(self, sums: Callable[[bool], _Sums]) -> Tensor:
-        return _reduced(sums, self.reduction, self.process_group, among_ranks=self.training)
+        return _reduced(sums, self.reduction, self.process_group, among_ranks=is_training_call(self))
 
 
 class SigmoidFocalLoss(_FocalLoss):

@@ -13,14 +13,14 @@ from rareloss.ops.standardization import standardize
 from rareloss.ops.threshold import margin_over_threshold
 
 __all__ = [
+    "SLOPE_COEFFICIENTS",
+    "VALUE_COEFFICIENTS",
     "CountRequest",
     "Counts",
-    "SLOPE_COEFFICIENTS",
     "SigmoidFocal",
     "SoftMetric",
     "SoftmaxFocal",
     "Top",
-    "VALUE_COEFFICIENTS",
     "accumulator",
     "average_precision_in_one_call",
     "band_fraction",

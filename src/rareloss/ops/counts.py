@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from rareloss import checks
+from rareloss.eager import is_plain
 from rareloss.ops.exponentials import count_by_exponentials, locate, swapped
-from rareloss.ops.functions import eager_twin, fold_into_batch, is_eager, without_second_derivative
+from rareloss.ops.functions import eager_twin, fold_into_batch, without_second_derivative
 from rareloss.ops.pairs import CountRequest, count_by_pairs
 
 __all__ = ["count_above", "few_pairs", "soft_count"]
@@ -100,7 +101,7 @@ def count_above(scores: Tensor, weights: Tensor, at: Tensor | None = None, *, te
     """
     # Another view, since the points may be the scores: dynamo refuses one tensor in two places.
     at = None if at is None else at.view_as(at)
-    eager = is_eager(scores, weights, *([] if at is None else [at]))
+    eager = is_plain(scores, weights, *([] if at is None else [at]))
     needs_slopes = torch.is_grad_enabled() and (not eager or (scores if at is None else at).requires_grad)
     function: Any = _EagerSoftCount if eager else _SoftCount
     values: Tensor = function.apply(scores, weights, at, temperature, needs_slopes)[0]
@@ -124,7 +125,7 @@ def _count(
     values: bool,
     slopes: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    # Values, slopes and the order in which the exponentials found scores and points: ``[B, 0]`` where that is not new.
+    # Values, slopes and the order in which the exponentials have scores and points: ``[B, 0]`` where that is not new.
     request = CountRequest(scores, weights, at, temperature, values, slopes)
     no_order = torch.empty(len(scores), 0, dtype=torch.int32, device=scores.device)
     with _without_autocast(scores):
@@ -150,11 +151,11 @@ def _(
     slopes: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     (pools, sets, rows), points = weights.shape, (scores if at is None else at).shape[1]
-    found = few_pairs(pools, rows, points) or (order is not None and order.shape[1] > 0)
+    no_order = few_pairs(pools, rows, points) or (order is not None and order.shape[1] > 0)
     return (
         weights.new_empty(pools, sets if values else 0, points),
         weights.new_empty(pools, sets if slopes else 0, points),
-        weights.new_empty(pools, 0 if found else rows + points, dtype=torch.int32),
+        weights.new_empty(pools, 0 if no_order else rows + points, dtype=torch.int32),
     )
 
 
@@ -175,7 +176,7 @@ class _SoftCount(torch.autograd.Function):
     def forward(
         scores: Tensor, weights: Tensor, at: Tensor | None, temperature: float, with_slopes: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        count = _count if is_eager(scores, weights, *([] if at is None else [at])) else _count_op
+        count = _count if is_plain(scores, weights, *([] if at is None else [at])) else _count_op
         values, slopes, order = count(scores, weights, at, None, temperature, True, with_slopes)
         return values, slopes, order
 
@@ -213,7 +214,7 @@ def _vjp(
         at_gradient = -(grad_output * slopes).sum(1)
     if to_scores or to_weights:
         points, swapped_at = (scores, None) if at is None else (at, scores)
-        count = _count if is_eager(grad_output, scores, weights, points, order) else _count_op
+        count = _count if is_plain(grad_output, scores, weights, points, order) else _count_op
         known = swapped(order, scores.shape[1]) if order.shape[1] else None
         values, pair_slopes, _ = count(points, grad_output, swapped_at, known, temperature, to_weights, to_scores)
         if to_scores:

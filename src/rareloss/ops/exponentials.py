@@ -118,7 +118,8 @@ def count_by_exponentials(request: CountRequest, order: Tensor) -> Counts:
     scores, weights, points, dtype = request.scores, request.weights, request.points, request.scores.dtype
     # One row of coefficients for each kernel wanted: of the tails of rows below the points, and of rows above.
     kernels = [VALUE_COEFFICIENTS[dtype]] * request.values + [SLOPE_COEFFICIENTS[dtype]] * request.slopes
-    below = torch.tensor(kernels, dtype=accumulator(scores), device=scores.device)
+    # Not waited for: a GPU gets the numbers in its stream.
+    below = torch.tensor(kernels, dtype=accumulator(scores)).to(scores.device, non_blocking=True)
     above = below.clone()
     if request.values:
         above[0].neg_()  # what lies above a point counts as one, less its tail

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rareloss.ops.functions import accumulator, eager_twin, fold_into_batch, is_eager, without_second_derivative
+from rareloss.eager import is_plain
+from rareloss.ops.functions import accumulator, eager_twin, fold_into_batch, without_second_derivative
 from rareloss.ops.selection import Top, top
 from rareloss.pool import gather_indices, select
 
@@ -61,7 +62,9 @@ def margin_over_threshold(
     """
     # Not so low that a gradient overflows: a sum of infinite ones would be NaN.
     temperature = max(temperature, 16 / torch.finfo(scores.dtype).max)
-    function: Any = _EagerOffset if is_eager(scores, threshold_weight) else _Offset
+    # Where less than rounding is to lie below, no sum says which row is the last.
+    share = min(share, 1 - 10 * _ROUNDING)
+    function: Any = _EagerOffset if is_plain(scores, threshold_weight) else _Offset
     start, offset = function.apply(scores, threshold_weight, share, temperature)
     if at is None:
         at = scores if indices is None else scores.gather(1, indices)
@@ -76,7 +79,7 @@ class _Offset(torch.autograd.Function):
 
     @staticmethod
     def forward(scores: Tensor, threshold_weight: Tensor, share: float, temperature: float) -> tuple[Tensor, Tensor]:
-        solve = _solve if is_eager(scores, threshold_weight) else _solve_op
+        solve = _solve if is_plain(scores, threshold_weight) else _solve_op
         start, offset = solve(scores, threshold_weight, share, temperature)
         return start, offset
 
@@ -112,10 +115,16 @@ _EagerOffset = eager_twin(_Offset)
 def _solve(scores: Tensor, threshold_weight: Tensor, share: float, temperature: float) -> tuple[Tensor, Tensor]:
     # A score near the threshold and the threshold's offset from it, [C] each.
     dtype = accumulator(scores)
-    if dtype != torch.float64:
-        # A root that is exact to rounding takes float64, which this device has not: the CPU finds it.
-        start, offset = _solve(scores.cpu(), threshold_weight.cpu(), share, temperature)
-        return start.to(scores.device, dtype), offset.to(scores.device, dtype)
+    if dtype == torch.float64:
+        return _solve_in_float64(scores, threshold_weight, share, temperature)
+    # A root that is exact to rounding takes float64, which this device has not: the CPU finds it.
+    start, offset = _solve_in_float64(scores.cpu(), threshold_weight.cpu(), share, temperature)
+    return start.to(dtype).to(scores.device), offset.to(dtype).to(scores.device)
+
+
+def _solve_in_float64(
+    scores: Tensor, threshold_weight: Tensor, share: float, temperature: float
+) -> tuple[Tensor, Tensor]:
     scores, on_cpu = scores.detach(), scores.device.type == "cpu"
     edge = top(scores, threshold_weight, share)
     nothing = edge.target <= 0
@@ -155,8 +164,8 @@ def _root(
         above = distance > 0
         tail = (-distance.abs()).exp_()
         tail /= 1 + tail
-        whole = above.double() - upper.double()
-        excess = surplus + (weight * (whole + torch.where(above, -tail, tail))).sum(1, keepdim=True)
+        crossed = above.double() - upper.double()
+        excess = surplus + (weight * (crossed + torch.where(above, -tail, tail))).sum(1, keepdim=True)
         slope = (weight * tail * (1 - tail)).sum(1, keepdim=True)
         low, high = torch.where(excess > 0, root, low), torch.where(excess < 0, root, high)
         # Newton's step for the log-odds of the share above: exact for equal scores, few for others.
@@ -183,7 +192,7 @@ def _snapped_target(rows: Tensor, edge: Top, share: float) -> tuple[Tensor, Tens
     total = edge.target / share
     with_edge = edge.above + edge.tied
     below_edge = (with_edge - edge.target).abs() <= _ROUNDING * total
-    above_edge = ~below_edge & ((edge.above - edge.target).abs() <= _ROUNDING * total)
+    above_edge = ~below_edge & (edge.above > 0) & ((edge.above - edge.target).abs() <= _ROUNDING * total)
     upper = torch.where(above_edge, rows > 0, rows >= 0)
     target = torch.where(below_edge, with_edge, torch.where(above_edge, edge.above, edge.target))
     return target, upper, torch.where(above_edge, edge.above, with_edge) - target
