@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -239,10 +240,7 @@ class LossWarmupWrapper(nn.Module):
         if loss.reduction == "none":
             return _torch_terms(loss, logits, targets, ignore_index)[0]
 
-        def sums() -> tuple[Tensor, Tensor | None]:
-            terms, weights = _torch_terms(loss, logits, targets, ignore_index)
-            return terms.sum(), weights.sum() if loss.reduction == "mean" else None
-
+        sums = partial(_torch_sums, loss, logits, targets, ignore_index)
         gathers = getattr(self.main_loss, "gather_distributed", None) is not False
         gathers = gathers and self.training and torch.is_grad_enabled()
         return distributed.mean_over_ranks(sums, getattr(self.main_loss, "process_group", None), among_ranks=gathers)
@@ -282,6 +280,11 @@ def _has_threshold(loss: nn.Module) -> bool:
 def _is_torch(loss: nn.Module) -> bool:
     # These two themselves: a class made from one of them has a forward of its own to call.
     return type(loss) in (nn.BCEWithLogitsLoss, nn.CrossEntropyLoss)
+
+
+def _torch_sums(loss: nn.Module, logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor | None]:
+    terms, weights = _torch_terms(loss, logits, targets, ignore_index)
+    return terms.sum(), weights.sum() if loss.reduction == "mean" else None
 
 
 def _torch_terms(loss: nn.Module, logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
