@@ -133,7 +133,7 @@ template <class T> Statistics statistics(const Rows<T> &rows, int threads) {
         }
         const double offset = all.sum[2] / weight;
         mean = anchor + offset, variance = std::max(0.0, all.sum[3] / weight - offset * offset);
-        if (offset * offset <= 1e4 * variance || mean == anchor) break;
+        if (offset * offset <= 100 * variance || mean == anchor) break;
         anchor = mean;
     }
     const bool varies = variance > 0;
@@ -241,8 +241,12 @@ struct Line {
         }
     }
 };
-// Whether cells pay for so many rows over such a range, in temperatures: one costs as much as some 25 rows, and memory.
-inline bool cells_pay(double range, int64_t rows) { return range < 4096 + double(rows) / 16; }
+// About so many nanoseconds for a pair (`pass_over`), for a cell, for a row in cells, for a row in a walk.
+constexpr double kPairCost = 0.7, kCellCost = 120, kCellRowCost = 7, kWalkRowCost = 50;
+// Whether cells are cheaper than a walk for so many rows over such a range, in temperatures; each also takes memory.
+inline bool cells_pay(double range, int64_t rows) {
+    return kCellCost * range < (kWalkRowCost - kCellRowCost) * rows && range < 4096 + double(rows) / 16;
+}
 inline Line line_of(double low, double high, double temperature) {
     return {low, 1 / temperature, int64_t((high - low) * (1 / temperature)) + 1};
 }

@@ -1,10 +1,7 @@
-// Sums over all pairs of two lists: each pair, where they are few; else by cells or a walk.
+// Sums over all pairs: each pair of a row with many, in vectors; and of two lists, by cells or a walk.
 #pragma once
 
 #include "cells.h"
-
-// One call of `pass_over` takes about so many nanoseconds a pair; a cell, a row in cells, a row in a walk.
-constexpr double kPairCost = 0.7, kCellCost = 120, kCellRowCost = 7, kWalkRowCost = 50;
 
 // ---------------------------------------------------------------- each pair
 
@@ -60,23 +57,6 @@ template <class T> struct List {
     double *count, *slope;  // of each row here, over the other list: w sigmoid((other - here) / t), and its slope; or null
 };
 
-template <class T> void lists_by_pairs(const List<T> &outer, const List<T> &inner, double temperature) {
-    Buffer<T> score(inner.n + kLanes<T>), weight(inner.n + kLanes<T>), slope(inner.n + kLanes<T>);
-    double heaviest = 0;
-    for (int64_t j = 0; j < inner.n && inner.weight; j++) heaviest = std::max(heaviest, double(inner.weight[j]));
-    const double scale = weight_scale(heaviest), rate = M_LOG2E / temperature;
-    for (int64_t j = 0; j < inner.n; j++) score[j] = inner.score[j];
-    for (int64_t j = 0; j < inner.n; j++) weight[j] = inner.weight ? T(inner.weight[j] * scale) : T(0);
-    pad(score.get(), weight.get(), inner.n);
-    for (int64_t i = 0; i < outer.n; i++) {
-        const PairSums sums = pass_over(score.get(), weight.get(), inner.n, outer.score[i], rate, slope.get());
-        if (outer.count) outer.count[i] = sums.count / scale;
-        if (outer.slope) outer.slope[i] = sums.slope / scale;
-        if (inner.slope)
-            for (int64_t j = 0; j < inner.n; j++) inner.slope[j] += double(outer.weight[i]) * slope[j];
-    }
-}
-
 template <class T> void lists_by_cells(const List<T> *lists, double low, double high, double temperature) {
     const Line line = line_of(low, high, temperature);
     Buffer<Nodes<T>> moments(2 * line.cells), counts(2 * line.cells);
@@ -122,35 +102,21 @@ template <class T> void lists_by_walk(const List<T> *lists, double temperature) 
     walk<T>(decay.get(), all, source, wanted, take);
 }
 
-// The soft counts and slopes that two lists ask of one another, by whichever way is cheapest. `slope` is given wherever
-// `count` is; the second list's weight may be null.
+// The soft counts and slopes that two lists ask of one another. `slope` is given wherever `count` is.
 template <class T> void soft_counts_between(const List<T> *lists, double temperature) {
-    const int64_t all = lists[0].n + lists[1].n;
-    for (int l = 0; l < 2; l++) {
-        if (lists[l].count) std::fill_n(lists[l].count, lists[l].n, 0.0);
-        if (lists[l].slope) std::fill_n(lists[l].slope, lists[l].n, 0.0);
+    double low = INFINITY, high = -INFINITY;
+    for (const List<T> *list : {lists, lists + 1}) {
+        if (list->count) std::fill_n(list->count, list->n, 0.0);
+        if (list->slope) std::fill_n(list->slope, list->n, 0.0);
+        for (int64_t i = 0; i < list->n; i++)
+            low = std::min(low, double(list->score[i])), high = std::max(high, double(list->score[i]));
     }
     if (lists[0].n == 0 || lists[1].n == 0) return;
-    double low = INFINITY, high = -INFINITY;
-    for (int l = 0; l < 2; l++)
-        for (int64_t i = 0; i < lists[l].n; i++)
-            low = std::min(low, double(lists[l].score[i])), high = std::max(high, double(lists[l].score[i]));
-    const double range = (high - low) / temperature;
-    const bool cells = cells_pay(range, all);
-    const double linear = cells ? kCellCost * range + kCellRowCost * all : kWalkRowCost * all;
-    if (pairs_in_range<T>(temperature) && kPairCost * lists[0].n * lists[1].n < linear) {
-        // Only the outer list gets counts; it is the shorter one where nobody asks for them.
-        const bool swap = lists[1].count || (!lists[0].count && lists[1].n < lists[0].n);
-        lists_by_pairs(lists[swap], lists[!swap], temperature);
-    } else if (!cells) {
-        lists_by_walk(lists, temperature);
-    } else {
-        lists_by_cells(lists, low, high, temperature);
-    }
+    if (cells_pay((high - low) / temperature, lists[0].n + lists[1].n)) lists_by_cells(lists, low, high, temperature);
+    else lists_by_walk(lists, temperature);
 }
 
-// sum_ij u_i v_j sigmoid((a_i - b_j) / temperature) of two weighted lists, returned, by pairs or by cells, whichever is
-// cheaper. Slopes, in units of 1 / temperature (multiply by 1 / temperature and the row's own weight for a gradient):
+// sum_ij u_i v_j sigmoid((a_i - b_j) / temperature) of two weighted lists, returned. Slopes, in units of 1 / temperature (multiply by 1 / temperature and the row's own weight for a gradient):
 // a_slope_i = sum_j v_j sigmoid'(.), b_slope_j = sum_i u_i sigmoid'(.), both positive, both or neither null.
 // Scores are finite; weights above 0 or 0, any scale. No padding or alignment is asked of the arrays.
 template <class T>
