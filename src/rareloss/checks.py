@@ -19,6 +19,7 @@ from rareloss.eager import is_eager
 __all__ = [
     "HEAVIEST",
     "LIGHTEST",
+    "as_weights",
     "between",
     "boolean",
     "choice",
@@ -245,15 +246,19 @@ def finite_weights(name: str, tensor: Tensor, check_values: bool | None = None, 
         )
 
 
+def as_weights(name: str, weights: Sequence[float] | Tensor, device: str | None = None) -> Tensor:
+    """Return ``weights``, a tensor or a sequence of numbers, as a tensor."""
+    try:
+        return torch.as_tensor(weights, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be a tensor or a sequence of numbers, got {_said(weights)}") from error
+
+
 def class_weights(name: str, weights: Sequence[float] | Tensor, most: float = float("inf")) -> Tensor:
     """Return a copy of the weights that a module keeps for its classes, each from 0 to ``most``."""
     if not isinstance(weights, Tensor):
         # Under torch.device("meta") a tensor made of numbers would hold none.
-        device = "cpu" if torch.empty(0).is_meta else None
-        try:
-            weights = torch.tensor(weights, device=device)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(f"{name} must be a tensor or a sequence of numbers, got {_said(weights)}") from error
+        weights = as_weights(name, weights, "cpu" if torch.empty(0).is_meta else None)
     if weights.is_meta:
         raise ValueError(f"{name} is on the meta device and holds no numbers; make it with device='cpu'")
     finite_weights(name, weights)

@@ -6,7 +6,7 @@ Reference: Lin, Goyal, Girshick, He and Dollár, "Focal Loss for Dense Object De
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import torch
+import torch  # noqa: F401 (the examples call it)
 from torch import Tensor, nn
 
 from rareloss import checks, distributed
@@ -28,7 +28,7 @@ def sigmoid_focal_loss(
     alpha: float | Tensor | None = 0.25,
     gamma: float = 2.0,
     weight: Tensor | None = None,
-    ignore_index: int = -100,
+    ignore_index: float = -100,
     reduction: str = "mean",
 ) -> Tensor:
     r"""Compute the focal loss of each label on its own, binary or multi-label.
@@ -40,20 +40,22 @@ def sigmoid_focal_loss(
     Args:
         logits: z, any shape; float.
         targets: y in {0, 1}, same shape; bool, integer or float.
-        alpha: weight of the positive class in [0, 1], a float or a tensor that broadcasts to the logits (``[C]`` for
-            logits ``[N, C]``); None for no weighting. It is not part of the divisor of ``mean``.
+        alpha: weight of the positive class in [0, 1], a float or ``[C]``, one per class: the classes of logits
+            ``[N, C]`` or, as in ``F.cross_entropy``, of dimension 1 in ``[N, C, ...]``. A tensor of more dimensions
+            broadcasts to the logits. None for no weighting. It is not part of the divisor of ``mean``.
         gamma: focusing exponent, at least 0; 0 is cross-entropy.
         weight: not negative, the shape of the logits or of their leading dimensions; 0 means absent.
-        ignore_index: the target that means absent.
+        ignore_index: the target that means absent; NaN is one for float targets.
         reduction: ``"mean"`` over the weight of what is not ignored, ``"mean_positive"`` (the sum over the weight of
             positives; over 1 where there are none), ``"sum"`` or ``"none"``.
 
     Returns:
-        0-d, or the shape of the logits; float32 at least. A mean over nothing is 0.
+        0-d, or the shape of the logits; float32 at least. A mean over nothing is 0. Where targets are not looked at
+        (under ``torch.compile`` or ``torch.func``, or off the CPU), a label that is none of these makes the loss NaN.
 
     Raises:
         TypeError: a wrong dtype.
-        ValueError: a wrong shape, a label other than 0, 1 and ``ignore_index``, or an argument out of range.
+        ValueError: a wrong shape, on the CPU a label other than 0, 1 and ``ignore_index``, or an argument out of range.
 
     Reference:
         Lin et al., ICCV 2017, equation 5; ``mean_positive`` is its section 4.1.
@@ -97,11 +99,12 @@ def softmax_focal_loss(
             what is not background; over 1 where there is none), ``"sum"`` or ``"none"``.
 
     Returns:
-        0-d, or the shape of the targets; float32 at least. A mean over nothing is 0.
+        0-d, or the shape of the targets; float32 at least. A mean over nothing is 0. Where targets are not looked at
+        (under ``torch.compile`` or ``torch.func``, or off the CPU), an index that is no class makes the loss NaN.
 
     Raises:
         TypeError: a wrong dtype.
-        ValueError: a wrong shape, a class index out of range, or an argument out of range.
+        ValueError: a wrong shape, on the CPU a class index out of range, or an argument out of range.
 
     Reference:
         Lin et al., ICCV 2017, equation 5, with softmax for sigmoid; ``mean_positive`` is its section 4.1.
@@ -128,12 +131,9 @@ def _sigmoid_sums(
     checks.floating("logits", logits)
     checks.same_shape("targets", targets, logits.shape)
     labels_only = checks.labels("targets", targets, ignore_index) and ignore_index not in (0, 1)
-    checks.non_negative("gamma", gamma)
-    alpha = _sigmoid_alpha(alpha, logits)
-    weight = _expanded_weight(weight_name, weight, targets)
-    return focal_loss(
-        SigmoidFocal(alpha, gamma, None if labels_only else ignore_index), logits, targets, weight, summed
-    )
+    alpha, gamma = _sigmoid_alpha(alpha, logits), checks.non_negative("gamma", gamma)
+    equation = SigmoidFocal(alpha, gamma, None if labels_only else ignore_index)
+    return focal_loss(equation, logits, targets, _expanded_weight(weight_name, weight, targets), summed)
 
 
 def _softmax_sums(
@@ -155,19 +155,24 @@ def _softmax_sums(
     classes = logits.shape[classes_on]
     checks.same_shape("targets", targets, logits.shape[:classes_on] + logits.shape[classes_on + 1 :])
     classes_only = checks.class_indices("targets", targets, classes, ignore_index) and not 0 <= ignore_index < classes
-    checks.non_negative("gamma", gamma)
-    checks.probability("label_smoothing", label_smoothing)
     if checks.integer("background_class", background_class, least=0) >= classes:
         raise ValueError(f"background_class must be one of the {classes} classes of the logits, got {background_class}")
-    if alpha is not None:
-        alpha = torch.as_tensor(alpha)
-        if alpha.shape != (classes,):
-            raise ValueError(f"alpha must hold a weight for each of the {classes} classes, got {tuple(alpha.shape)}")
-        checks.finite_weights("alpha", alpha)
-        alpha = alpha.to(logits.device)
-    weight = _expanded_weight(weight_name, weight, targets)
-    equation = SoftmaxFocal(alpha, gamma, label_smoothing, None if classes_only else ignore_index, background_class)
-    return focal_loss(equation, logits, targets, weight, summed)
+    equation = SoftmaxFocal(
+        None if alpha is None else _class_weights(alpha, classes).to(logits.device),
+        checks.non_negative("gamma", gamma),
+        checks.probability("label_smoothing", label_smoothing),
+        None if classes_only else ignore_index,
+        background_class,
+    )
+    return focal_loss(equation, logits, targets, _expanded_weight(weight_name, weight, targets), summed)
+
+
+def _class_weights(alpha: Sequence[float] | Tensor, classes: int) -> Tensor:
+    alpha = checks.as_weights("alpha", alpha)
+    if alpha.shape != (classes,):
+        raise ValueError(f"alpha must hold a weight for each of the {classes} classes, got shape {tuple(alpha.shape)}")
+    checks.finite_weights("alpha", alpha)
+    return alpha
 
 
 def _expanded_weight(name: str, weight: Tensor | None, targets: Tensor) -> Tensor | None:
@@ -217,11 +222,15 @@ def _reduced(
 class _FocalLoss(nn.Module):
     # What the two modules share: the divisor of a mean is that of all ranks, in training mode.
 
-    def __init__(self, gamma: float, reduction: str, ignore_index: int, group: distributed.ProcessGroup | None) -> None:
+    ignore_index: float
+
+    def __init__(
+        self, gamma: float, reduction: str, ignore_index: float, group: distributed.ProcessGroup | None
+    ) -> None:
         super().__init__()
         self.gamma = checks.non_negative("gamma", gamma)
         self.reduction = checks.choice("reduction", reduction, _REDUCTIONS)
-        self.ignore_index = checks.whole("ignore_index", ignore_index)
+        self.ignore_index = ignore_index
         self.process_group = group
 
     def extra_repr(self) -> str:
@@ -241,10 +250,11 @@ class SigmoidFocalLoss(_FocalLoss):
     is its share times the number of ranks: their mean, and DDP's gradient, are those of one process on the whole batch.
 
     Args:
-        alpha: weight of the positive class in [0, 1], a float or per class; None for no weighting.
+        alpha: weight of the positive class in [0, 1], a float or ``[C]``, one per class (on dimension 1 of logits
+            ``[N, C, ...]``); None for no weighting.
         gamma: focusing exponent, at least 0.
         reduction: ``"mean"``, ``"mean_positive"``, ``"sum"`` or ``"none"``.
-        ignore_index: the target that means absent.
+        ignore_index: the target that means absent; NaN is one for float targets.
         process_group: the ranks that take part; the default group if None.
 
     Raises:
@@ -264,10 +274,10 @@ class SigmoidFocalLoss(_FocalLoss):
         alpha: float | Tensor | None = 0.25,
         gamma: float = 2.0,
         reduction: str = "mean",
-        ignore_index: int = -100,
+        ignore_index: float = -100,
         process_group: distributed.ProcessGroup | None = None,
     ) -> None:
-        super().__init__(gamma, reduction, ignore_index, process_group)
+        super().__init__(gamma, reduction, checks.ignore_value("ignore_index", ignore_index), process_group)
         if isinstance(alpha, Tensor):
             self.register_buffer("alpha", checks.class_weights("alpha", alpha, most=1), persistent=False)
         else:
@@ -275,7 +285,6 @@ class SigmoidFocalLoss(_FocalLoss):
 
     def forward(self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
         """Compute the loss; logits ``[N, 1]`` may come with targets ``[N]``."""
-
         y = targets
         if isinstance(y, Tensor) and isinstance(logits, Tensor) and logits.shape == (*y.shape, 1):
             y = y[..., None]
@@ -310,6 +319,7 @@ class SoftmaxFocalLoss(_FocalLoss):
     """
 
     alpha: Tensor | None
+    ignore_index: int
 
     def __init__(
         self,
@@ -321,16 +331,16 @@ class SoftmaxFocalLoss(_FocalLoss):
         background_class: int = 0,
         process_group: distributed.ProcessGroup | None = None,
     ) -> None:
-        super().__init__(gamma, reduction, ignore_index, process_group)
+        super().__init__(gamma, reduction, checks.whole("ignore_index", ignore_index), process_group)
         self.label_smoothing = checks.probability("label_smoothing", label_smoothing)
         self.background_class = checks.integer("background_class", background_class, least=0)
-        if isinstance(alpha, (int, float)):
-            raise TypeError(f"alpha must hold a weight per class, got {alpha}; give a sequence or a tensor [C]")
         weights = None if alpha is None else checks.class_weights("alpha", alpha)
+        if weights is not None and weights.ndim != 1:
+            raise TypeError(f"alpha must hold a weight per class, got {alpha!r}; give a sequence or a tensor [C]")
         self.register_buffer("alpha", weights, persistent=False)
 
     def forward(self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
         """Compute the loss of logits ``[N, C, ...]`` and class indices ``[N, ...]``."""
-        options = (self.alpha, self.gamma, self.label_smoothing, sample_weight, self.ignore_index)
-        options = (*options, self.background_class)
-        return self._over_ranks(partial(_softmax_sums, logits, targets, *options, weight_name="sample_weight"))
+        options = (self.alpha, self.gamma, self.label_smoothing, sample_weight)
+        rules = (self.ignore_index, self.background_class)
+        return self._over_ranks(partial(_softmax_sums, logits, targets, *options, *rules, weight_name="sample_weight"))

@@ -228,27 +228,31 @@ class _Focal(torch.autograd.Function):
         summed: bool,
         keep: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        *sums, ctx.slope = _compute(equation, logits, targets, weight, summed, with_slope=keep)
+        loss, weights, positives, ctx.slope = _compute(equation, logits, targets, weight, summed, with_slope=keep)
         ctx.equation = equation
         ctx.save_for_backward(logits, targets, weight)
-        ctx.mark_non_differentiable(*sums[1:])
-        return tuple(sums)
+        ctx.mark_non_differentiable(weights, positives)
+        return loss, weights, positives
 
     @staticmethod
     def backward(ctx: Any, *grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, factor = (ctx.equation, *ctx.saved_tensors), grad_output[0]
-        logits = ctx.saved_tensors[0]
+        (logits, targets, weight), factor = ctx.saved_tensors, grad_output[0]
+
+        def slope_again(in_chunks: bool) -> Tensor:
+            inputs = ctx.equation, logits, targets, weight
+            slope: Tensor = _compute(*inputs, summed=True, with_slope=True, in_chunks=in_chunks)[3]
+            return slope
+
         if 0 < factor.ndim < logits.ndim:  # one a row, whose classes are on dimension 1
             factor = factor.unsqueeze(1)
         if torch.compiler.is_compiling():
             gradient = ctx.slope * factor
         elif torch.is_grad_enabled():  # create_graph=True: autograd differentiates the slope as it stands
-            gradient = _compute(*inputs, True, with_slope=True, in_chunks=False)[3] * factor
+            gradient = slope_again(in_chunks=False) * factor
         else:
             # Scaled in place and given away; a second backward pass through a retained graph works it out again.
             slope, ctx.slope = ctx.slope, None
-            slope = _compute(*inputs, True, with_slope=True)[3] if slope is None else slope
-            gradient = slope.mul_(factor)
+            gradient = (slope_again(in_chunks=True) if slope is None else slope).mul_(factor)
         return gradient.to(logits.dtype), None, None, None, None, None
 
 
@@ -269,9 +273,9 @@ def _compute(
     size = equation.chunk * 4 // dtype.itemsize if device.type == "cpu" else _CHUNK_OFF_CPU
     if not in_chunks or torch.compiler.is_compiling() or logits.numel() <= size:
         terms = equation.terms(inputs, with_slope)
-        total, *weights = _summed(terms)
+        total, weights, positives = _summed(terms)
         slope = None if terms.slope is None else terms.slope.reshape(logits.shape)
-        return total if summed else terms.loss.reshape(targets.shape), *weights, slope
+        return total if summed else terms.loss.reshape(targets.shape), weights, positives, slope
     slope = torch.empty(logits.shape, dtype=dtype, device=device) if with_slope else None
     loss = None if summed else torch.empty(targets.shape, dtype=dtype, device=device)
     # In float64 where there surely is one.
@@ -283,8 +287,8 @@ def _compute(
         sums += torch.stack(_summed(terms))
         if loss_out is not None:
             loss_out.copy_(terms.loss)
-    total, *weights = (each.to(dtype, copy=True) for each in sums)
-    return total if loss is None else loss, *weights, slope
+    total, weights, positives = (each.to(dtype, copy=True) for each in sums)
+    return total if loss is None else loss, weights, positives, slope
 
 
 def _summed(terms: _Terms) -> tuple[Tensor, Tensor, Tensor]:
