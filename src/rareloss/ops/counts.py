@@ -185,15 +185,15 @@ class _SoftCount(torch.autograd.Function):
         scores, weights, at, ctx.temperature, _ = inputs
         _, slopes, order = output
         ctx.mark_non_differentiable(slopes, order)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(scores, weights, at, slopes, order)
+        # Without a None, which torch 2.6 does not save under vmap.
+        ctx.save_for_backward(scores, weights, slopes, order, *([] if at is None else [at]))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        if gradients[0] is None:
-            return (None,) * 5
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         needs = ctx.needs_input_grad[:3]
-        results = _vjp_once(gradients[0], *ctx.saved_tensors, ctx.temperature, *needs)
+        scores, weights, slopes, order, *at = ctx.saved_tensors
+        saved = (scores, weights, at[0] if at else None, slopes, order)
+        results = _vjp_once(gradients[0], *saved, ctx.temperature, *needs)
         return (*(one if needed else None for one, needed in zip(results, needs, strict=True)), None, None)
 
 
