@@ -35,7 +35,7 @@ CORE = LAYERS[: LAYERS.index("testing") + 1]
 DOORS = ("ops", "losses", "training", "testing")
 FAMILIES = ("average_precision", "focal", "partial_auc", "recall")  # the loss files, which never import each other
 # These show a user the public names, so they import everything of the core, and the core nothing of them.
-FACADES = ("", "functional")
+FACADES = ("", "functional", "native")
 PACKAGE = Path(rareloss.__file__).parent
 
 

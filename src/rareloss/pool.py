@@ -1,5 +1,6 @@
 """The rows that are ranked, class by class: scores, positives and weights, and the value that a metric gives them."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -60,7 +61,8 @@ class PerClass(NamedTuple):
         return PerClass(self.value[0], self.defined[0]) if scores.ndim == 1 else self
 
 
-class Pool(NamedTuple):
+@dataclass(frozen=True)
+class Pool:
     """Rows by class, ``[C, M]``; weight 0 means absent.
 
     Attributes:

@@ -1,5 +1,6 @@
 """What the losses are computed with: soft counts and ranks, thresholds, log-odds, focal terms; no idea of modules."""
 
+from rareloss.ops import native
 from rareloss.ops.counts import count_above, few_pairs, soft_count
 from rareloss.ops.exponentials import SLOPE_COEFFICIENTS, VALUE_COEFFICIENTS, count_by_exponentials, locate
 from rareloss.ops.focal import SigmoidFocal, SoftmaxFocal, focal_loss
@@ -37,6 +38,7 @@ __all__ = [
     "log_odds",
     "log_odds_by_class",
     "margin_over_threshold",
+    "native",
     "soft_count",
     "soft_ranks",
     "standardize",

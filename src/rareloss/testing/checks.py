@@ -502,7 +502,7 @@ def _support(case: Case) -> Outcome:
         raise NotApplicable("It has no diagnose that says how many rows it needs.")
     for _ in range(-(-loss.queue.size // max(1, len(case.targets)))):
         loss(case.logits, case.targets)
-    seen = loss.diagnose(case.logits, case.targets)  # type: ignore[operator]
+    seen = loss.diagnose(case.logits, case.targets)
     present = seen["positives_pool"] > 0
     if not bool(present.any()):
         raise NotApplicable("No class has positives in this batch.")
