@@ -235,7 +235,8 @@ template <class T> struct RecallGradient {
                 const Some rows = near.some(i, root.at);
                 const V hit = rows.hit * rows.lesser * rows.greater;
                 const V slope = in_both(rows) ? hit * share_of_both : hit - near.pull(rows, root) * share;
-                const V through_std = scale.pull != 0 ? rows.iid * scale.pull * ((rows.score - scale.mean) / scale.std) : V{};
+                const V in_std = (rows.score - scale.mean) / scale.std;
+                const V through_std = scale.pull != 0 ? rows.iid * scale.pull * in_std : V{};
                 double to_write[kLanes<double>];
                 store(to_write, slope * factor + through_std);
                 for (int64_t k = 0; k < std::min<int64_t>(last - i, kLanes<double>); k++)
