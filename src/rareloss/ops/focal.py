@@ -138,8 +138,8 @@ class SoftmaxFocal(NamedTuple):
         rows, classes = (1, len(logits)) if logits.ndim == 1 else logits.shape[:2]
         rest = logits.shape[2:].numel()
         if weight is not None:
-            alike = weight.numel() == rows
-            weight = weight.reshape(rows, 1, 1) if alike else weight.expand(targets.shape).reshape(rows, 1, rest)
+            only_rows = weight.numel() == rows
+            weight = weight.reshape(rows, 1, 1) if only_rows else weight.expand(targets.shape).reshape(rows, 1, rest)
         alpha = None if self.alpha is None else self.alpha.reshape(1, classes, 1)
         return _Inputs(logits.reshape(rows, classes, rest), targets.reshape(rows, 1, rest), weight, alpha)
 
