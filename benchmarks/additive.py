@@ -59,7 +59,7 @@ def measure(
     found = {
         name: float(objective.metric(torch.from_numpy(np.asarray(each)), label).value) for name, each in scores.items()
     }
-    print(additive.stage_, {name: round(value, 4) for name, value in found.items()}, flush=True)
+    print(additive.finetuned_, {name: round(value, 4) for name, value in found.items()}, flush=True)
     return found, {LINEAR: middle - start, STAGE: end - middle, TREES: last - end}
 
 

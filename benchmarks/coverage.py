@@ -202,9 +202,9 @@ def chosen_best(objective: str, rate: float) -> float:
     recall, fpr = norm.sf(cuts - SHIFT), norm.sf(cuts)
     if read.fn is not None and read.fp is not None:
         return float(cuts[np.argmin(read.fn * rate * (1 - recall) + read.fp * (1 - rate) * fpr)])
-    if read.kind == "recall@precision":
-        return float(cuts[rate * recall / (rate * recall + (1 - rate) * fpr) >= read.level].min())
-    return float(norm.isf(read.level or 0.0) + SHIFT)
+    if read.precision is not None:
+        return float(cuts[rate * recall / (rate * recall + (1 - rate) * fpr) >= read.precision].min())
+    return float(norm.isf(read.recall or 0.0) + SHIFT)
 
 
 def _ratio_of(usual: float, at_once: float) -> str:

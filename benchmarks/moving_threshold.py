@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from rareloss import LossWarmupWrapper, Objective, RecallAtQuantileLoss, finetune, metrics
 from rareloss.integrations.logistic import solve_logistic
+from rareloss.objectives import AveragePrecision, RecallAtTop
 from rareloss.pool import PerClass, Pool
 
 Parts = dict[str, tuple[Tensor, Tensor]]
@@ -149,8 +150,8 @@ def main() -> None:
     constant: list[nn.Module] = [
         ConstantThresholdLoss(1, rate, queue_size=0, temperature=t, temperature_unit="logit") for t in (0.1, 0.3)
     ]
-    compare(Objective("recall@top", rate), {"moving threshold": None, "constant threshold": constant})
-    compare(Objective("ap"), {"Smooth-AP": None})
+    compare(RecallAtTop(rate), {"moving threshold": None, "constant threshold": constant})
+    compare(AveragePrecision(), {"Smooth-AP": None})
 
 
 if __name__ == "__main__":

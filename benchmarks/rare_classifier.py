@@ -101,7 +101,7 @@ def main() -> None:
         found = average_precision_score(y_test, model.decision_function(x_test))
         table.add_row(name, f"{medians[name]:.2f}", f"{medians[name] / first:.1f}", f"{found:.4f}")
     Console().print(table)
-    print(models['RareClassifier("ap")'].stage_)
+    print(models['RareClassifier("ap")'].finetuned_)
     print(f"largest resident size {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
 
 

@@ -36,7 +36,7 @@ QUEUE = 1024
 
 @dataclass(frozen=True)
 class Case:
-    """A loss of a library, and how it is tried.
+    """A loss of a library, and how it is called.
 
     Args:
         library: the distribution's name.
@@ -54,7 +54,7 @@ class Case:
 
 
 def on_probabilities(loss: nn.Module, logits: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
-    """Call a loss of LibAUC, which takes probabilities, and numbers rows by their place in the training data."""
+    """Call a loss of LibAUC, which takes probabilities, and identifies rows by their index in the training data."""
     value: Tensor = loss(torch.sigmoid(logits), targets, index=rows)
     return value
 
@@ -67,7 +67,7 @@ def labels() -> tuple[Tensor, Tensor]:
 
 
 def warmup() -> nn.Module:
-    """Make a schedule whose phases all lie within the steps that are tried."""
+    """Make a schedule whose phases all lie within the steps of a check."""
     return LossWarmupWrapper(nn.BCEWithLogitsLoss(), SmoothAPLoss(1, QUEUE), warmup_steps=2, blend_steps=2)
 
 
@@ -124,7 +124,7 @@ OF_LIBRARY = {
         "each rank's own rows alone, so that DDP's mean is 1 / ranks of the gradient."
     ),
     "libauc": (
-        "Called with `torch.sigmoid(logits)` and the rows' places, and made by each process after the process group "
+        "Called with `torch.sigmoid(logits)` and the rows' indices, and made by each process after the process group "
         "exists, since they look for it when they are made. Their running averages are tensors, no buffers."
     ),
     "torch": (
@@ -156,7 +156,7 @@ def page(reports: Sequence[tuple[Case, Report]], missing: Sequence[str]) -> Iter
         yield f"{name} is not installed here and is left out."
     yield ""
     yield (
-        "A number is the measured error of the case that is worst by its tolerance, or what was counted: graph breaks; "
+        "A number is the measured error of the variant that is worst by its tolerance, or a count: graph breaks; "
         "values, gradients and numbers in the state that are not finite; rows behind the operating point. *raised* "
         "stands where the loss raised an exception. A dash: it did not apply, the reason is in the report."
     )
@@ -175,32 +175,32 @@ def page(reports: Sequence[tuple[Case, Report]], missing: Sequence[str]) -> Iter
             yield f"**`{case.shown}`**: {report.verdict}"
             if failed:
                 yield ""
-                yield from (f"- {remark}" for remark in report.remarks()[: _failing_promises(report)])
+                yield from (f"- {remark}" for remark in report.remarks()[: _failing_checks(report)])
             yield ""
 
 
-def _failing_promises(report: Report) -> int:
-    return len({finding.promise for finding in report.failures})
+def _failing_checks(report: Report) -> int:
+    return len({check.name for check in report.failures})
 
 
 def _table(several: Sequence[tuple[Case, Report]]) -> Iterator[str]:
-    promises = list(dict.fromkeys(finding.promise for finding in several[0][1].findings))
-    yield f"| promise | {' | '.join(f'`{case.shown}`' for case, _ in several)} |"
+    names = list(dict.fromkeys(check.name for check in several[0][1].checks))
+    yield f"| check | {' | '.join(f'`{case.shown}`' for case, _ in several)} |"
     yield f"| --- |{' --- |' * len(several)}"
-    for promise in promises:
-        cells = [_cell([finding for finding in report.findings if finding.promise == promise]) for _, report in several]
-        yield f"| {promise} | {' | '.join(cells)} |"
+    for name in names:
+        cells = [_cell([check for check in report.checks if check.name == name]) for _, report in several]
+        yield f"| {name} | {' | '.join(cells)} |"
 
 
-def _cell(findings: Sequence[Check]) -> str:
-    tried = [finding for finding in findings if finding.verdict in ("pass", "fail")]
-    if not tried:
+def _cell(checks: Sequence[Check]) -> str:
+    ran = [check for check in checks if check.verdict in ("pass", "fail")]
+    if not ran:
         return "–"
-    failed = [finding for finding in tried if finding.verdict == "fail"]
-    measured = [finding for finding in failed or tried if finding.measured is not None]
+    failed = [check for check in ran if check.verdict == "fail"]
+    measured = [check for check in failed or ran if check.measured is not None]
     number = "raised"
     if measured:
-        worst = max(measured, key=lambda finding: (finding.measured or 0) / (finding.tolerance or 1e-300))
+        worst = max(measured, key=lambda check: (check.measured or 0) / (check.tolerance or 1e-300))
         number = f"{worst.measured:.2g}"
     return f"**fails**, {number}" if failed else number
 

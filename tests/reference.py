@@ -90,6 +90,35 @@ def band_weights(scores: Vector, negative: Vector, alpha: float, beta: float) ->
     return included
 
 
+def mined_weights(scores: Vector, negative: Vector, mined: Vector, alpha: float, beta: float) -> Vector:
+    """Return how much of each mined negative's weight lies in the band whose edges ``negative`` sets."""
+    total = negative.sum()
+    fractions = band_weights(scores, negative, alpha, beta)
+    included = np.zeros_like(mined)
+    for j in np.flatnonzero(mined):
+        tied = np.flatnonzero((scores == scores[j]) & (negative > 0))
+        above = negative[scores > scores[j]].sum()
+        inside = fractions[tied[0]] / negative[tied[0]] if len(tied) else float(alpha * total <= above < beta * total)
+        included[j] = mined[j] * inside
+    return included
+
+
+def band_of(
+    scores: Vector,
+    positive: NDArray[np.bool_],
+    weight: Vector,
+    alpha: float,
+    beta: float,
+    iid: NDArray[np.bool_] | None,
+) -> Vector:
+    """Return the weight of every negative in the band, iid or mined."""
+    iid = np.ones_like(positive) if iid is None else iid
+    negative = weight * ~positive
+    return band_weights(scores, negative * iid, alpha, beta) + mined_weights(
+        scores, negative * iid, negative * ~iid, alpha, beta
+    )
+
+
 # Soft metrics of one class
 
 
@@ -130,8 +159,7 @@ def soft_partial_auc(
     iid: NDArray[np.bool_] | None = None,
 ) -> float:
     """Return the mean of ``sigmoid((s_i - s_j) / t)`` over positives i and negatives j of the band."""
-    negative = weight * ~positive * (np.ones_like(positive) if iid is None else iid)
-    band = band_weights(scores, negative, alpha, beta)
+    band = band_of(scores, positive, weight, alpha, beta, iid)
     total = 0.0
     for i in np.flatnonzero(positive & (weight > 0)):
         for j in np.flatnonzero(band):
@@ -149,8 +177,7 @@ def soft_partial_auc_gradient(
     iid: NDArray[np.bool_] | None = None,
 ) -> Vector:
     """Return the gradient at fixed membership of the band, which is exact where no tie lies on an edge."""
-    negative = weight * ~positive * (np.ones_like(positive) if iid is None else iid)
-    band = band_weights(scores, negative, alpha, beta)
+    band = band_of(scores, positive, weight, alpha, beta, iid)
     gradient = np.zeros_like(scores)
     for i in np.flatnonzero(positive & (weight > 0)):
         for j in np.flatnonzero(band):
@@ -211,7 +238,10 @@ def partial_auc(
     beta: float,
     iid: NDArray[np.bool_] | None = None,
 ) -> float:
-    """Return the area under the ROC's straight segments between two false-positive rates, over the width."""
+    """Return the area under the ROC's straight segments between two false-positive rates, over the width.
+
+    Mined negatives in the band join as pairs, of which a tie counts one half.
+    """
     negative = weight * ~positive * (np.ones_like(positive) if iid is None else iid)
     positives = weight * positive
     fpr, tpr = [0.0], [0.0]
@@ -225,4 +255,13 @@ def partial_auc(
         if width > 0 and end > start:
             middle = ((start + end) / 2.0 - fpr[left]) / width
             area += (end - start) * (tpr[left] + middle * (tpr[left + 1] - tpr[left]))
-    return area / (beta - alpha)
+    if iid is None:
+        return area / (beta - alpha)
+    mined = mined_weights(scores, negative, weight * ~positive * ~iid, alpha, beta)
+    pairs = sum(
+        positives[i] * mined[j] * (1.0 if scores[i] > scores[j] else 0.5 if scores[i] == scores[j] else 0.0)
+        for i in np.flatnonzero(positives)
+        for j in np.flatnonzero(mined)
+    )
+    of_iid, width = area * negative.sum(), (beta - alpha) * negative.sum()
+    return float((of_iid + pairs / positives.sum()) / (width + mined.sum()))

@@ -123,7 +123,7 @@ def test_monotone_curves_are_so_everywhere_before_and_after_the_stage(
     misfit: tuple[AdditiveRareClassifier, Rows],
 ) -> None:
     model, (x, _) = misfit
-    assert model.stage_.changed
+    assert model.finetuned_.changed
     for place, order in ((1, 1), (2, -1)):
         grid = np.linspace(x[:, place].min() - 3, x[:, place].max() + 3, 20_001)
         for points in (model.points_, model.cross_entropy_):
@@ -138,7 +138,7 @@ def test_the_stage_gains_under_bounds_and_without(misfit: tuple[AdditiveRareClas
     x, y = bent(12_000, 1)
     for model in (bounded, short().fit(*rows)):
         start = sum(model.shape(place, x[:, place], of=model.cross_entropy_) for place in range(3))
-        assert model.stage_.after > model.stage_.before
+        assert model.finetuned_.after > model.finetuned_.before
         assert average_precision_score(y, model.decision_function(x)) > average_precision_score(y, start) + 0.005
 
 

@@ -65,3 +65,18 @@ def test_perfect_order_has_almost_no_gradient_and_a_wrong_one_has() -> None:
     assert slopes["right"].abs().max() < 1e-6
     assert slopes["wrong"][0] > 1
     assert (slopes["wrong"][1:] < 0).all()
+
+
+@pytest.mark.parametrize("rows", [60, 3000, 30_000])
+@pytest.mark.parametrize("apart", [4.0, 10.0, 16.0])
+def test_gradient_of_a_well_separated_pool_keeps_its_digits(rows: int, apart: float) -> None:
+    # Precisions are 1 to the last digits, and so are the ranks of the positives among each other.
+    generator = torch.Generator().manual_seed(rows)
+    positive = torch.arange(rows) % 20 == 0
+    scores = torch.where(positive, 1.0, 0.0) + 0.05 * torch.rand(rows, generator=generator)
+    single, double = scores.requires_grad_(), scores.detach().double().requires_grad_()
+    for leaf in (single, double):
+        smooth_average_precision(leaf, positive, temperature=1 / apart).value.backward()
+    assert single.grad is not None
+    assert double.grad is not None
+    assert (single.grad - double.grad).norm() <= 5e-6 * double.grad.norm()

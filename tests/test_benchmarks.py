@@ -284,8 +284,8 @@ def not_there() -> SmoothAPLoss:
 
 
 @pytest.fixture
-def few_promises(monkeypatch: pytest.MonkeyPatch) -> None:
-    only = ["undiluted queue", "NaN poisoning", "resume"]
+def few_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    only = ["queue gradient scale", "NaN poisoning", "resume"]
 
     def shortened(make: Any, **given: Any) -> Any:
         return verify(make, ranks=(), rows=64, only=only, **given)
@@ -293,7 +293,7 @@ def few_promises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verified, "verify", shortened)
 
 
-@pytest.mark.usefixtures("few_promises")
+@pytest.mark.usefixtures("few_checks")
 def test_page_of_what_verify_finds_names_each_defect_of_a_peer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -306,13 +306,13 @@ def test_page_of_what_verify_finds_names_each_defect_of_a_peer(
     own, other = text.split("## imbalanced-losses")
     assert "fails" not in own
     rows = {line.split(" | ")[0].strip("| "): line for line in other.splitlines() if line.startswith("| ")}
-    for promise in ("undiluted queue", "NaN poisoning"):
-        assert "**fails**" in rows[promise]
-        assert f"- {promise} failed" in other
+    for check in ("queue gradient scale", "NaN poisoning"):
+        assert "**fails**" in rows[check]
+        assert f"- {check} failed" in other
     assert "fails" not in rows["resume"]
 
 
-@pytest.mark.usefixtures("few_promises")
+@pytest.mark.usefixtures("few_checks")
 def test_page_of_a_broken_loss_of_our_own_ends_with_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,7 +37,7 @@ ROWS, FLAGS = torch.zeros(4), torch.tensor([True, False, False, True])
         (lambda: SmoothAPLoss(1, temperature=0.0), ValueError, "temperature"),
         (lambda: SmoothAPLoss(1, temperature=float("nan")), ValueError, "temperature"),
         (lambda: SmoothAPLoss(1, temperature="low"), TypeError, "temperature"),
-        (lambda: SmoothAPLoss(1, temperature_unit="std"), ValueError, "std"),
+        (lambda: SmoothAPLoss(1, temperature_unit="spread"), ValueError, "spread"),
         (lambda: SmoothAPLoss(1, reduction="average"), ValueError, "average"),
         (lambda: RecallAtQuantileLoss(1, 0.0), ValueError, "quantile"),
         (lambda: RecallAtQuantileLoss(1, 1.0), ValueError, "quantile"),

@@ -36,7 +36,7 @@ LOSSES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {
     "ap_classes": (lambda: SmoothAPLoss(3, queue_size=100), 3, 1),
     "recall": (lambda: RecallAtQuantileLoss(1, 0.1, queue_size=100), 1, 1),
     "pauc": (lambda: PAUCAtBudgetLoss(1, 0.1, 0.4, queue_size=100), 1, 1),
-    "warm_up": (warmed, 1, 3),
+    "warm_up": (warmed, 1, 4),  # warm-up, its last call (which empties the queue), blend, after
 }
 
 
@@ -106,6 +106,11 @@ def test_compiled_schedule_is_where_the_counted_one_is() -> None:
         compiled(torch.randn(32, 1), batch(number, 1, "ap")[1])
     assert loss.step == 14
     assert loss.main_weight == pytest.approx(3 / 13)
+    with torch.no_grad():
+        compiled(torch.randn(32, 1), batch(1, 1, "ap")[1])
+    with loss.frozen_queue():
+        compiled(torch.randn(32, 1), batch(1, 1, "ap")[1])
+    assert loss.step == 14
     twin = copy.deepcopy(loss)
     twin(torch.randn(32, 1), batch(1, 1, "ap")[1])
     assert (loss.step, twin.step) == (14, 15)

@@ -1,4 +1,4 @@
-"""A ranking stage returns what validation prefers, changes nothing that it was given, and says what it did."""
+"""Fine-tuning returns what validation prefers, changes nothing that it was given, and says what it did."""
 
 import copy
 import itertools
@@ -16,13 +16,15 @@ from rareloss import FineTuned, Objective, SigmoidFocalLoss, SmoothAPLoss, finet
 from rareloss.training import (
     PENALTIES,
     Batch,
-    descend,
-    follow_path,
-    pools,
+    ValidationMetric,
+    Validator,
+    bootstrap_weights,
+    find_restart,
+    fit_regularization_path,
     repeat_finetune,
-    start_elsewhere,
+    sample_pools,
+    train_with_early_stopping,
 )
-from rareloss.training.finetuning import _judged, _weights_drawn
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*are needed for a stable gradient:UserWarning")
 Rows = tuple[Tensor, Tensor]
@@ -64,25 +66,27 @@ def value(objective: str, model: nn.Module, rows: Rows) -> float:
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adamw"])
 @pytest.mark.parametrize("objective", ["ap", "recall@top=5%", "recall@fpr=1%", "pauc@fpr=0-2%"])
-def test_stage_improves_validation_and_leaves_the_given_model(
+def test_finetuning_improves_validation_and_leaves_the_given_model(
     objective: str, optimizer: str, parts: tuple[nn.Linear, Rows, Rows]
 ) -> None:
     model, train, validation = parts
     given = model.weight.clone()
-    stage = finetune(model, objective, train, validation, optimizer=optimizer, steps=60)
+    finetuned = finetune(model, objective, train, validation, optimizer=optimizer, steps=60)
     assert torch.equal(model.weight, given)
-    assert stage.before == pytest.approx(value(objective, model, validation))
-    assert stage.after == pytest.approx(value(objective, stage.model, validation))
-    assert stage.after > stage.before + 0.02
-    assert stage.changed
-    assert f"{stage.before:.4f} to {stage.after:.4f}" in str(stage)
-    looks = [look for one in stage.looks for look in one]
-    assert stage.after in [look.validation for look in looks]
-    assert [one[0].validation for one in stage.looks] == pytest.approx([stage.before] * len(stage.looks))
+    assert finetuned.before == pytest.approx(value(objective, model, validation))
+    assert finetuned.after == pytest.approx(value(objective, finetuned.model, validation))
+    assert finetuned.after > finetuned.before + 0.02
+    assert finetuned.changed
+    assert f"{finetuned.before:.4f} to {finetuned.after:.4f}" in str(finetuned)
+    evaluations = [evaluation for one in finetuned.evaluations for evaluation in one]
+    assert finetuned.after in [evaluation.validation for evaluation in evaluations]
+    assert [one[0].validation for one in finetuned.evaluations] == pytest.approx(
+        [finetuned.before] * len(finetuned.evaluations)
+    )
 
 
 @pytest.mark.parametrize("optimizer", ["lbfgs", "adamw"])
-def test_stage_that_finds_nothing_says_so(optimizer: str, parts: tuple[nn.Linear, Rows, Rows]) -> None:
+def test_finetuning_that_finds_nothing_says_so(optimizer: str, parts: tuple[nn.Linear, Rows, Rows]) -> None:
     model, train, _ = parts
     model = finetune(model, "ap", train, train).model  # so that every way from here leads down
 
@@ -90,15 +94,15 @@ def test_stage_that_finds_nothing_says_so(optimizer: str, parts: tuple[nn.Linear
         def forward(self, logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
             return super().forward(-logits, targets, **options)
 
-    stage = finetune(
+    finetuned = finetune(
         model, "ap", train, train, losses=[Reversed(1, queue_size=0)], optimizer=optimizer, learning_rate=1.0
     )
-    assert not stage.changed
-    assert stage.step == 0
-    assert stage.loss is None
-    assert stage.before == stage.after
-    assert "nothing changed" in str(stage)
-    for name, number in stage.model.state_dict().items():
+    assert not finetuned.changed
+    assert finetuned.step == 0
+    assert finetuned.loss is None
+    assert finetuned.before == finetuned.after
+    assert "nothing changed" in str(finetuned)
+    for name, number in finetuned.model.state_dict().items():
         assert torch.equal(number, model.state_dict()[name])
 
 
@@ -113,15 +117,15 @@ def test_loss_that_is_not_finite_ends_its_steps(parts: tuple[nn.Linear, Rows, Ro
             return super().forward(logits, targets, **options) * (math.nan if self.calls > 15 else 1.0)
 
     broken = Broken(1, queue_size=0, temperature=0.03)
-    stage = finetune(model, "ap", train, validation, losses=[broken], optimizer="adamw", steps=60, every=5)
+    finetuned = finetune(model, "ap", train, validation, losses=[broken], optimizer="adamw", steps=60, eval_every=5)
     assert broken.calls == 16
-    assert stage.step <= 15
-    assert torch.isfinite(stage.model.weight).all()
+    assert finetuned.step <= 15
+    assert torch.isfinite(finetuned.model.weight).all()
     broken.calls = 0
-    stage = finetune(model, "ap", train, validation, losses=[broken])
+    finetuned = finetune(model, "ap", train, validation, losses=[broken])
     assert 15 < broken.calls < 80
-    assert all(look.step <= 15 for look in stage.looks[0])
-    assert torch.isfinite(stage.model.weight).all()
+    assert all(evaluation.step <= 15 for evaluation in finetuned.evaluations[0])
+    assert torch.isfinite(finetuned.model.weight).all()
 
 
 def test_chunks_and_a_loader_of_everything_rank_the_same(parts: tuple[nn.Linear, Rows, Rows]) -> None:
@@ -146,10 +150,10 @@ def test_small_batches_are_ranked_with_the_queue(parts: tuple[nn.Linear, Rows, R
     model, train, validation = parts
     generator = torch.Generator().manual_seed(0)
     loader = DataLoader(TensorDataset(*train), batch_size=128, shuffle=True, generator=generator)
-    stage = finetune(model, "ap", loader, validation, steps=60, learning_rate=3e-2)
-    assert stage.loss is not None
-    assert stage.loss.queue.size > 0
-    assert stage.after > stage.before + 0.02
+    finetuned = finetune(model, "ap", loader, validation, steps=60, learning_rate=3e-2)
+    assert finetuned.loss is not None
+    assert finetuned.loss.queue.size > 0
+    assert finetuned.after > finetuned.before + 0.02
 
 
 def test_weights_are_seen_by_loss_and_by_judge(parts: tuple[nn.Linear, Rows, Rows]) -> None:
@@ -189,21 +193,21 @@ def test_network_of_two_inputs_and_three_classes() -> None:
     model = Two().eval()
     model.dropout.train()
     rows = ((number, flag), target)
-    stage = finetune(model, "ap", rows, rows, steps=40, learning_rate=1e-2, pool_size=300, chunk_size=100)
-    assert stage.after > stage.before
-    assert torch.equal(stage.model.norm.running_mean, model.norm.running_mean)
+    finetuned = finetune(model, "ap", rows, rows, steps=40, learning_rate=1e-2, pool_size=300, chunk_size=100)
+    assert finetuned.after > finetuned.before
+    assert torch.equal(finetuned.model.norm.running_mean, model.norm.running_mean)
     # Modes of the parts are as they were given.
-    assert [part.training for part in stage.model.modules()] == [part.training for part in model.modules()]
+    assert [part.training for part in finetuned.model.modules()] == [part.training for part in model.modules()]
     again = finetune(model, "ap", rows, rows, steps=40, learning_rate=1e-2, pool_size=300, losses=[SmoothAPLoss(3)])
-    assert len(again.looks) == 1
+    assert len(again.evaluations) == 1
 
 
 def test_any_loss_can_be_continued(parts: tuple[nn.Linear, Rows, Rows]) -> None:
     model, train, validation = parts
     focal = SigmoidFocalLoss(alpha=None, gamma=2.0)
-    stage = finetune(model, Objective.parse("recall@top=5%"), train, validation, losses=[focal], steps=20)
-    assert isinstance(stage, FineTuned)
-    assert stage.after >= stage.before
+    finetuned = finetune(model, Objective.parse("recall@top=5%"), train, validation, losses=[focal], steps=20)
+    assert isinstance(finetuned, FineTuned)
+    assert finetuned.after >= finetuned.before
 
 
 @pytest.mark.parametrize(
@@ -213,10 +217,11 @@ def test_any_loss_can_be_continued(parts: tuple[nn.Linear, Rows, Rows]) -> None:
         ({"objective": 3}, TypeError, "objective"),
         ({"objective": "auc"}, ValueError, "objective"),
         ({"steps": 0}, ValueError, "steps"),
-        ({"every": 0}, ValueError, "every"),
+        ({"eval_every": 0}, ValueError, "eval_every"),
         ({"chunk_size": 1.5}, TypeError, "chunk_size"),
         ({"pool_size": 1}, ValueError, "pool_size"),
         ({"learning_rate": -1.0}, ValueError, "learning_rate"),
+        ({"learning_rate": 0.0}, ValueError, "learning_rate"),
         ({"weight_decay": -1.0}, ValueError, "weight_decay"),
         ({"losses": []}, ValueError, "losses"),
         ({"train": torch.zeros(3, 2)}, TypeError, "train"),
@@ -234,7 +239,7 @@ def test_any_loss_can_be_continued(parts: tuple[nn.Linear, Rows, Rows]) -> None:
         ({"train": (torch.full((50, 2), math.inf), bent(50, 0)[1])}, ValueError, "infinite"),
     ],
 )
-def test_stage_refuses(change: dict[str, Any], error: type[Exception], said: str) -> None:
+def test_finetuning_refuses(change: dict[str, Any], error: type[Exception], said: str) -> None:
     given = {"model": nn.Linear(2, 1), "objective": "ap", "train": bent(50, 0), "validation": bent(50, 1)}
     with pytest.raises(error, match=said):
         finetune(**{**given, **change})
@@ -245,18 +250,18 @@ def test_inputs_of_any_size_and_no_change_is_none_to_the_last_bit(
     factor: float, parts: tuple[nn.Linear, Rows, Rows]
 ) -> None:
     model, (x, y), held_out = parts
-    stage = finetune(model, "ap", (x * factor, y), held_out)
-    assert stage.after >= stage.before == pytest.approx(value("ap", model, held_out))
-    assert stage.changed or torch.equal(stage.model.weight, model.weight)
-    assert stage.changed == (stage.after > stage.before)
+    finetuned = finetune(model, "ap", (x * factor, y), held_out)
+    assert finetuned.after >= finetuned.before == pytest.approx(value("ap", model, held_out))
+    assert finetuned.changed or torch.equal(finetuned.model.weight, model.weight)
+    assert finetuned.changed == (finetuned.after > finetuned.before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_models_of_other_precisions(dtype: torch.dtype, parts: tuple[nn.Linear, Rows, Rows]) -> None:
     model, (x, y), (x_held, y_held) = parts
-    stage = finetune(copy.deepcopy(model).to(dtype), "ap", (x.to(dtype), y), (x_held.to(dtype), y_held))
-    assert stage.model.weight.dtype == dtype
-    assert stage.after > stage.before + 0.02
+    finetuned = finetune(copy.deepcopy(model).to(dtype), "ap", (x.to(dtype), y), (x_held.to(dtype), y_held))
+    assert finetuned.model.weight.dtype == dtype
+    assert finetuned.after > finetuned.before + 0.02
 
 
 def test_weights_of_zero_are_a_start_too(parts: tuple[nn.Linear, Rows, Rows]) -> None:
@@ -278,19 +283,19 @@ def test_path_leads_from_the_start_to_the_minimum(parts: tuple[nn.Linear, Rows, 
     moved, values = [0.0], []
     for many in range(1, len(PENALTIES) + 1, 2):
         walker = copy.deepcopy(model)
-        # Judged by the number of looks, so that the last place on the path is kept.
-        looked = itertools.count()
-        found = follow_path(
+        # Judged by the number of evaluations, so that the end of the path is kept.
+        evaluated = itertools.count()
+        found = fit_regularization_path(
             walker,
             loss,
             Batch(x, y),
-            lambda looked=looked: torch.tensor([float(next(looked))]),
+            lambda evaluated=evaluated: float(next(evaluated)),
             penalties=PENALTIES[:many],
         )
-        assert [look.validation for look in found.looks] == list(range(many + 1))
-        assert found.kept == found.looks[-1]
+        assert [evaluation.validation for evaluation in found.evaluations] == list(range(many + 1))
+        assert found.best == found.evaluations[-1]
         moved.append(((walker.weight - start).norm() / start.norm()).item())
-        values.append(found.kept.loss)
+        values.append(found.best.loss)
     assert moved == sorted(moved)
     assert values == sorted(values, reverse=True)
     with torch.no_grad():
@@ -317,18 +322,23 @@ def test_what_is_kept_is_what_was_judged_better(
     model, (x, y), _ = parts
     walker, seen = copy.deepcopy(model), []
 
-    def judge() -> Tensor:
+    def judge() -> ValidationMetric:
         seen.append(copy.deepcopy(walker.state_dict()))
-        return torch.tensor(judged[len(seen) - 1])
+        metric, *bootstrap = judged[len(seen) - 1]
+        return ValidationMetric(metric, lambda: torch.tensor(bootstrap))
 
     loss = SmoothAPLoss(1, queue_size=0, temperature=0.1)
     if way == "steps":
         steps = len(judged) - 1
-        found = descend(walker, loss, [Batch(x, y)], judge, steps=steps, learning_rate=0.1, every=1, margin=margin)
+        found = train_with_early_stopping(
+            walker, loss, [Batch(x, y)], judge, steps=steps, learning_rate=0.1, eval_every=1, margin=margin
+        )
     else:
-        found = follow_path(walker, loss, Batch(x, y), judge, penalties=PENALTIES[: len(judged) - 1], margin=margin)
-    assert found.kept is found.looks[kept]
-    assert len(found.looks) == len(seen) == len(judged)
+        found = fit_regularization_path(
+            walker, loss, Batch(x, y), judge, penalties=PENALTIES[: len(judged) - 1], margin=margin
+        )
+    assert found.best is found.evaluations[kept]
+    assert len(found.evaluations) == len(seen) == len(judged)
     assert all(torch.equal(number, seen[kept][name]) for name, number in walker.state_dict().items())
     assert len({tuple(state["weight"].flatten().tolist()) for state in seen}) == len(seen)
 
@@ -337,23 +347,23 @@ def test_what_is_kept_is_what_was_judged_better(
 @pytest.mark.parametrize("outputs", [1, 3])
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("at_once", [None, 500])  # None: as many reweightings as the module takes
-def test_reweighted_judgements_are_the_metric_under_each_weight(
+def test_bootstrap_values_are_the_metric_under_each_weight(
     point: str, outputs: int, weighted: bool, at_once: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if at_once is not None:
-        monkeypatch.setattr("rareloss.training.finetuning._DRAWN_AT_ONCE", at_once)
+        monkeypatch.setattr("rareloss.training.validation._WEIGHTS_AT_ONCE", at_once)
     generator, objective = torch.Generator().manual_seed(0), Objective.parse(point)
     scores = torch.randn(200, outputs, generator=generator)
     targets = torch.randint(max(2, outputs), (200,), generator=generator)
     weight = torch.rand(200, generator=generator) if weighted else None
-    drawn = _weights_drawn(200)
-    found = _judged(scores, Batch(None, targets, weight), objective, lambda: drawn)
+    drawn = bootstrap_weights(200)
+    found = Validator(Batch(None, targets, weight), objective, lambda model, inputs: inputs).metric(scores)
 
     def value(own: Tensor) -> float:
         return objective.metric(scores, targets, own if weight is None else own * weight).value.mean().item()
 
     assert found.value == pytest.approx(value(torch.ones(200)), abs=1e-12)
-    assert found.reweighted.tolist() == pytest.approx([value(one) for one in drawn], abs=1e-7)
+    assert found.bootstrap_values.tolist() == pytest.approx([value(one) for one in drawn], abs=1e-7)
 
 
 def turning(rows: int, seed: int) -> Rows:
@@ -372,42 +382,42 @@ def test_another_minimum_is_found_where_the_path_ends_in_a_local_one(seed: int) 
     loss = SmoothAPLoss(1, queue_size=0, temperature=0.03)
     walker = copy.deepcopy(model)
     held = partial(value, "ap", walker, validation)
-    alone = follow_path(walker, loss, Batch(*train), lambda: torch.tensor([held()]))
-    stage = finetune(model, "ap", train, validation)
-    assert walker.weight[0, 1] < stage.model.weight[0, 1]
-    assert stage.after > 1.3 * alone.kept.validation
+    alone = fit_regularization_path(walker, loss, Batch(*train), lambda: held())
+    finetuned = finetune(model, "ap", train, validation)
+    assert walker.weight[0, 1] < finetuned.model.weight[0, 1]
+    assert finetuned.after > 1.3 * alone.best.validation
     # It was reached from the free end of the path, and a refit goes to the same place.
-    (looks,) = stage.looks
-    walked = [look.penalty for look in looks]
+    (evaluations,) = finetuned.evaluations
+    walked = [evaluation.penalty for evaluation in evaluations]
     back = walked[len(walked) - 1 - walked[::-1].index(PENALTIES[-1]) :]
     assert back == list(PENALTIES[::-1][: len(back)])
-    assert stage.step > looks[len(looks) - len(back) - 1].step
-    again = repeat_finetune(stage, solved(x, y), (x, y))
+    assert finetuned.step > evaluations[len(evaluations) - len(back) - 1].step
+    again = repeat_finetune(finetuned, solved(x, y), (x, y))
     assert again.weight[0, 1] > 0
 
 
-def test_nothing_is_found_elsewhere_where_cross_entropy_is_right() -> None:
+def test_no_restart_is_found_where_cross_entropy_is_right() -> None:
     x = torch.randn(8_000, 3, generator=torch.Generator().manual_seed(0))
     y = (torch.rand(8_000, generator=torch.Generator().manual_seed(1)) < (2 * x[:, 0] - 4).sigmoid()).long()
     loss = SmoothAPLoss(1, queue_size=0, temperature=0.03)
-    ap = Objective("ap")
-    assert start_elsewhere(solved(x, y), loss, Batch(x, y), ap) is None
+    ap = Objective.parse("ap")
+    assert find_restart(solved(x, y), loss, Batch(x, y), ap) is None
     wrong = nn.Linear(3, 1)
     nn.init.constant_(wrong.weight, -1.0)
-    assert start_elsewhere(wrong, loss, Batch(x, y), ap) is None  # its own steps lead to where the others end
-    assert start_elsewhere(wrong, BrokenLoss(), Batch(x, y), ap) is None
+    assert find_restart(wrong, loss, Batch(x, y), ap) is None  # its own steps lead to where the others end
+    assert find_restart(wrong, BrokenLoss(), Batch(x, y), ap) is None
 
 
-def test_rows_without_a_label_are_no_part_of_the_search_elsewhere() -> None:
+def test_rows_without_a_label_are_no_part_of_the_search_for_a_restart() -> None:
     x, y = turning(8_000, 0)
     model, loss = solved(x, y), SmoothAPLoss(1, queue_size=0, temperature=0.03)
-    found = start_elsewhere(model, loss, Batch(x, y), Objective("ap"))
+    found = find_restart(model, loss, Batch(x, y), Objective.parse("ap"))
     more = Batch(torch.cat([x, 1e6 * torch.ones(50, 3)]), torch.cat([y, torch.full((50,), -100)]))
-    again = start_elsewhere(model, loss, more, Objective("ap"))
+    again = find_restart(model, loss, more, Objective.parse("ap"))
     assert found is not None
     assert again is not None
     assert torch.equal(found.weight, again.weight)
-    assert start_elsewhere(model, loss, Batch(x[:1], y[:1] * 0 + 1), Objective("ap")) is None
+    assert find_restart(model, loss, Batch(x[:1], y[:1] * 0 + 1), Objective.parse("ap")) is None
 
 
 class BrokenLoss(nn.Module):
@@ -421,13 +431,13 @@ def test_path_that_leads_nowhere_is_left(parts: tuple[nn.Linear, Rows, Rows]) ->
     model, (x, y), _ = parts
     walker, worse = copy.deepcopy(model), itertools.count()
     loss = SmoothAPLoss(1, queue_size=0, temperature=0.1)
-    found = follow_path(walker, loss, Batch(x, y), lambda: torch.tensor([-float(next(worse))]))
-    assert len(found.looks) == 4
+    found = fit_regularization_path(walker, loss, Batch(x, y), lambda: -float(next(worse)))
+    assert len(found.evaluations) == 4
     assert torch.equal(walker.weight, model.weight)
 
 
 def test_few_positives_for_many_weights_have_to_convince_validation() -> None:
-    # A straight line is right here, so that what a stage finds is chance: 30 positives for 60 weights.
+    # A straight line is right here, so that what fine-tuning finds is chance: 30 positives for 60 weights.
     changed = 0
     for seed in range(6):
         generator = torch.Generator().manual_seed(seed)
@@ -437,9 +447,9 @@ def test_few_positives_for_many_weights_have_to_convince_validation() -> None:
         with torch.no_grad():
             model.weight.copy_(0.02 * torch.randn(1, 60, generator=generator))
             model.weight[0, 0] = 1.0
-        stage = finetune(model, "ap", (x[:600], y[:600]), (x[600:], y[600:]))
-        assert len(stage.looks[0]) > 1
-        changed += stage.changed
+        finetuned = finetune(model, "ap", (x[:600], y[:600]), (x[600:], y[600:]))
+        assert len(finetuned.evaluations[0]) > 1
+        changed += finetuned.changed
     assert changed <= 1
 
 
@@ -447,7 +457,7 @@ def test_few_positives_for_many_weights_have_to_convince_validation() -> None:
 def test_pool_holds_rare_classes_whole_and_stands_for_all(counts: list[int]) -> None:
     targets = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     size = 4_000
-    rows, weight = next(pools(targets, size, torch.Generator().manual_seed(0)))
+    rows, weight = next(sample_pools(targets, size, torch.Generator().manual_seed(0)))
     assert isinstance(rows, Tensor)
     assert weight is not None
     assert len(rows) == len(weight) == rows.unique().numel()
@@ -461,25 +471,25 @@ def test_pool_holds_rare_classes_whole_and_stands_for_all(counts: list[int]) -> 
 
 def test_pool_of_labels_is_drawn_alike_and_a_large_one_is_everything() -> None:
     labels = torch.zeros(100, 3)
-    rows, weight = next(pools(labels, 10, torch.Generator()))
+    rows, weight = next(sample_pools(labels, 10, torch.Generator()))
     assert isinstance(rows, Tensor)
     assert len(rows.unique()) == 10
     assert weight is None
     for size in (None, 100, 500):
-        assert next(pools(labels[:, 0], size, torch.Generator())) == (slice(None), None)
+        assert next(sample_pools(labels[:, 0], size, torch.Generator())) == (slice(None), None)
 
 
-def test_descent_refuses_batches_that_end() -> None:
+def test_early_stopping_refuses_batches_that_end() -> None:
     model = nn.Linear(2, 1)
 
     def two() -> Iterator[Batch]:
         yield from [Batch(*bent(50, seed)) for seed in range(2)]
 
     with pytest.raises(ValueError, match="no batch"):
-        descend(model, SmoothAPLoss(1, queue_size=0), two(), lambda: torch.zeros(1), steps=5, learning_rate=0.1)
+        train_with_early_stopping(model, SmoothAPLoss(1, queue_size=0), two(), lambda: 0.0, steps=5, learning_rate=0.1)
 
 
-def test_optimiser_of_ones_own_searches_each_place_of_the_path(parts: tuple[nn.Linear, Rows, Rows]) -> None:
+def test_optimiser_of_ones_own_searches_for_each_penalty_of_the_path(parts: tuple[nn.Linear, Rows, Rows]) -> None:
     made: list[int] = []
 
     class NotNegative(torch.optim.LBFGS):
@@ -494,9 +504,9 @@ def test_optimiser_of_ones_own_searches_each_place_of_the_path(parts: tuple[nn.L
 
     model, train, validation = parts
     model = nn.Sequential(model)  # solved in its own coordinates
-    stage = finetune(model, "ap", train, validation, optimizer=lambda trained: NotNegative(trained, max_iter=10))
-    assert len(made) == len(stage.looks[0]) - 1 > 0
-    assert not stage.changed or bool((stage.model[0].weight >= 0).all())
+    finetuned = finetune(model, "ap", train, validation, optimizer=lambda trained: NotNegative(trained, max_iter=10))
+    assert len(made) == len(finetuned.evaluations[0]) - 1 > 0
+    assert not finetuned.changed or bool((finetuned.model[0].weight >= 0).all())
     with pytest.raises(ValueError, match="all rows"):
         finetune(model, "ap", train, validation, optimizer=NotNegative, pool_size=50)
     with pytest.raises((TypeError, ValueError), match="optimizer"):

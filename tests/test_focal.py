@@ -369,3 +369,80 @@ def test_alpha_of_any_shape_that_broadcasts(shape: tuple[int, ...]) -> None:
     for other in ((*shape, 2, 2), (4,), (1, *logits.shape), (0,)):
         with pytest.raises(ValueError, match="broadcast"):
             sigmoid_focal_loss(logits, labels, alpha=torch.rand(other))
+
+
+@pytest.mark.parametrize("module", [False, True])
+def test_unknown_labels_may_be_nan(module: bool) -> None:
+    logits, labels = torch.randn(6, requires_grad=True), torch.tensor([1.0, 0.0, math.nan, 0.0, math.nan, 1.0])
+    known = ~labels.isnan()
+    loss: Any = SigmoidFocalLoss(ignore_index=math.nan) if module else sigmoid_focal_loss
+    options = {} if module else {"ignore_index": math.nan}
+    got = loss(logits, labels, **options)
+    torch.testing.assert_close(got, sigmoid_focal_loss(logits[known], labels[known]))
+    got.backward()
+    assert logits.grad is not None
+    assert logits.grad[~known].tolist() == [0.0, 0.0]
+    assert logits.grad[known].isfinite().all()
+    # Whole numbers hold no NaN, so that none of them is absent; and -100 no longer means it.
+    torch.testing.assert_close(
+        loss(logits[:2], torch.tensor([1, 0]), **options), loss(logits[:2], labels[:2], **options)
+    )
+    with pytest.raises(ValueError, match=r"0 and 1 \(or nan, ignored\), got -100"):
+        loss(logits[:2], torch.tensor([1.0, -100.0]), **options)
+    with pytest.raises(ValueError, match="got nan"):
+        sigmoid_focal_loss(logits, labels)
+
+
+def test_alpha_per_class_of_images_is_for_dimension_one() -> None:
+    # As many columns as classes: what broadcast alone would weigh by column.
+    logits, labels, alpha = torch.randn(2, 3, 4, 3), torch.randint(0, 2, (2, 3, 4, 3)), torch.tensor([0.1, 0.5, 0.9])
+    got = sigmoid_focal_loss(logits, labels, alpha=alpha, reduction="none")
+    torch.testing.assert_close(SigmoidFocalLoss(alpha, reduction="none")(logits, labels), got)
+    for c in range(3):
+        expected = sigmoid_focal_loss(logits[:, c], labels[:, c], alpha=alpha[c].item(), reduction="none")
+        torch.testing.assert_close(got[:, c], expected)
+    by_column = sigmoid_focal_loss(logits, labels, alpha=alpha.view(1, 1, 1, 3), reduction="none")
+    torch.testing.assert_close(
+        by_column[..., 2], sigmoid_focal_loss(logits, labels, alpha=0.9, reduction="none")[..., 2]
+    )
+    with pytest.raises(ValueError, match=r"each of the 3 classes on dimension 1 .* got 4"):
+        sigmoid_focal_loss(logits, labels, alpha=torch.rand(4))
+    with pytest.raises(ValueError, match=r"each of the 3 classes on dimension 1 .* got 4"):
+        SigmoidFocalLoss(torch.rand(4))(logits, labels)
+
+
+@pytest.mark.parametrize("alpha", [{0: 0.5, 1: 1.0}, "balanced", {0.5}, ["a", "b"], 0.25, True, [[1.0, 2.0]], [None]])
+def test_alpha_of_a_wrong_type_is_refused(alpha: Any) -> None:
+    with pytest.raises(TypeError, match="alpha must"):
+        SoftmaxFocalLoss(alpha=alpha)
+    with pytest.raises((TypeError, ValueError), match="alpha must"):
+        softmax_focal_loss(torch.zeros(2, 3), torch.tensor([0, 1]), alpha=alpha)
+    if alpha != 0.25:
+        with pytest.raises(TypeError, match="alpha must"):
+            SigmoidFocalLoss(alpha=alpha)
+        with pytest.raises(TypeError, match="alpha must"):
+            sigmoid_focal_loss(torch.zeros(2), torch.tensor([0, 1]), alpha=alpha)
+
+
+def test_background_class_out_of_range_is_refused() -> None:
+    logits, classes = torch.zeros(2, 3), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match="background_class must be at least 0"):
+        SoftmaxFocalLoss(background_class=-1)
+    with pytest.raises(ValueError, match="background_class must be at least 0"):
+        softmax_focal_loss(logits, classes, background_class=-1)
+    for call in (SoftmaxFocalLoss(background_class=3), lambda z, y: softmax_focal_loss(z, y, background_class=3)):
+        with pytest.raises(ValueError, match="background_class must be one of the 3 classes of the logits, got 3"):
+            call(logits, classes)
+
+
+@pytest.mark.parametrize(
+    "weight", [torch.ones(7), torch.tensor([1.0, -1.0]), torch.tensor([1.0, math.nan]), [1.0, 1.0]]
+)
+def test_weights_are_refused_by_the_name_that_the_caller_used(weight: Any) -> None:
+    logits, labels, classes = torch.zeros(2, 3), torch.zeros(2, 3), torch.tensor([0, 1])
+    for module, targets in ((SigmoidFocalLoss(), labels), (SoftmaxFocalLoss(), classes)):
+        with pytest.raises((TypeError, ValueError), match=r"^sample_weight must"):
+            module(logits, targets, sample_weight=weight)
+    for function, targets in ((sigmoid_focal_loss, labels), (softmax_focal_loss, classes)):
+        with pytest.raises((TypeError, ValueError), match=r"^weight must"):
+            function(logits, targets, weight=weight)

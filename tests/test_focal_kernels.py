@@ -1,5 +1,6 @@
-"""The fused pass of the focal losses against the plain formula, which ``torch.func`` transforms still take."""
+"""The closed form of the focal losses, in chunks and whole, against autograd of the value, as ``torch.func`` has it."""
 
+import gc
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -74,10 +75,11 @@ def test_softmax_pass_equals_the_formula(
 
 
 CASES: list[tuple[Loss, Tensor, Tensor]] = [
-    (sigmoid_focal_loss, torch.linspace(-60, 60, 70_001), torch.arange(70_001) % 3 == 0),
-    (softmax_focal_loss, torch.linspace(-9, 9, 7 * 60_001).view(7, 60_001).T, torch.arange(60_001) % 7),
-    (softmax_focal_loss, torch.linspace(-9, 9, 2 * 3 * 100_003).view(2, 3, -1), torch.arange(200_006).view(2, -1) % 3),
-    (softmax_focal_loss, torch.linspace(-9, 9, 3 * 140_000).sin().view(3, -1), torch.tensor([0, 139_999, 7])),
+    (sigmoid_focal_loss, torch.linspace(-60, 60, 220_001), torch.arange(220_001) % 3 == 0),
+    (sigmoid_focal_loss, torch.linspace(-60, 60, 2 * 120_001).view(2, -1), torch.arange(240_002).view(2, -1) % 3 == 0),
+    (softmax_focal_loss, torch.linspace(-9, 9, 7 * 160_001).view(7, 160_001).T, torch.arange(160_001) % 7),
+    (softmax_focal_loss, torch.linspace(-9, 9, 2 * 3 * 200_003).view(2, 3, -1), torch.arange(400_006).view(2, -1) % 3),
+    (softmax_focal_loss, torch.linspace(-9, 9, 3 * 540_000).sin().view(3, -1), torch.tensor([0, 539_999, 7])),
 ]
 
 
@@ -85,6 +87,103 @@ CASES: list[tuple[Loss, Tensor, Tensor]] = [
 def test_many_chunks_equal_the_formula(loss: Loss, logits: Tensor, targets: Tensor) -> None:
     for reduction in ("mean", "none"):
         assert_same(lambda z: loss(z, targets, reduction=reduction), logits, 2e-5)  # noqa: B023
+
+
+@pytest.mark.parametrize("shape", [(70_001, 3), (2, 3, 40_003), (1, 150_001)])
+def test_weights_and_alpha_follow_the_chunks(shape: tuple[int, ...]) -> None:
+    logits, labels = 3 * torch.randn(shape, dtype=torch.float64), torch.rand(shape) < 0.3
+    for weight in (torch.rand(shape[0]), torch.rand(shape), None):
+        for alpha in (torch.rand(shape[1]), torch.rand(shape), torch.rand(shape[0], *[1] * (len(shape) - 1))):
+            options: dict[str, Any] = {"weight": weight, "alpha": alpha, "reduction": "none"}
+            assert_same(lambda z: sigmoid_focal_loss(z, labels, **options), logits, 1e-11)  # noqa: B023
+            sums = sigmoid_focal_loss(logits, labels, alpha=alpha, weight=weight)
+            mean = sigmoid_focal_loss(logits, labels, **options).sum() / (
+                logits.numel() if weight is None else weight.double().sum() * logits.numel() / weight.numel()
+            )
+            torch.testing.assert_close(sums, mean)
+
+
+def held_for_backward(loss: Callable[[Tensor], Tensor], logits: Tensor, *others: Tensor) -> int:
+    """Count the bytes that are held between the passes and are in none of the inputs: by autograd or by any object."""
+
+    def key(x: Tensor) -> int:
+        return x.untyped_storage()._cdata
+
+    def alive() -> dict[int, Tensor]:
+        return {key(x): x for x in gc.get_objects() if issubclass(type(x), Tensor) and x.ndim}
+
+    held, before = {}, alive()
+
+    def pack(x: Tensor) -> Tensor:
+        if x.ndim:
+            held[key(x)] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        value = loss(logits).sum()
+    held |= {number: x.untyped_storage().nbytes() for number, x in alive().items() if number not in before}
+    value.backward()
+    return sum(nbytes for number, nbytes in held.items() if number not in {key(x) for x in (logits, *others)})
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_no_more_is_saved_than_the_inputs(reduction: str, device: str) -> None:
+    logits = torch.zeros(300, 7, dtype=torch.bfloat16, device=device, requires_grad=True)
+    weight, alpha = torch.ones(300, device=device, dtype=torch.float64), torch.ones(7, device=device)
+    labels, indices = torch.ones(300, 7, device=device, dtype=torch.long), torch.ones(300, device=device)
+    options: dict[str, Any] = {"alpha": alpha, "gamma": 1.5, "weight": weight, "reduction": reduction}
+    # On the CPU the gradient itself is kept instead of a second pass, where there is one factor for all of it.
+    most = 4 * logits.numel() if (device, reduction) == ("cpu", "mean") else 0
+    of_labels = partial(sigmoid_focal_loss, targets=labels, **options)
+    assert held_for_backward(of_labels, logits, labels, weight, alpha) <= most
+    of_indices = partial(softmax_focal_loss, targets=indices, label_smoothing=0.1, **options)
+    assert held_for_backward(of_indices, logits, indices, weight, alpha) <= most
+    # What is counted of autograd's own way.
+    plain = held_for_backward(lambda z: -z.float().sigmoid().log() * (1 - z.float().sigmoid()) ** 2, logits)
+    assert plain > 3 * 4 * logits.numel()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_devices_without_a_look_at_values_give_gradients_of_the_logits(reduction: str) -> None:
+    for loss, targets in ((sigmoid_focal_loss, torch.ones(5, 4)), (softmax_focal_loss, torch.ones(5))):
+        logits = torch.zeros(5, 4, dtype=torch.float16, device="meta", requires_grad=True)
+        value = loss(logits, targets.to("meta"), reduction=reduction)
+        value.sum().backward()
+        assert value.dtype == torch.float32
+        assert logits.grad is not None
+        assert (logits.grad.shape, logits.grad.dtype) == (logits.shape, logits.dtype)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0, 2.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_transforms_have_finite_gradients_at_extreme_logits(dtype: torch.dtype, gamma: float) -> None:
+    values = torch.tensor([0.0, 80.0, -80.0, 120.0, -120.0, 1e4, -1e4, 1e30], dtype=dtype)
+    for label in (0, 1):
+        labels = torch.full((8,), label)
+        leaf = values.clone().requires_grad_()
+        sigmoid_focal_loss(leaf, labels, gamma=gamma).backward()
+        got = torch.func.grad(lambda z: sigmoid_focal_loss(z, labels, gamma=gamma))(values)  # noqa: B023
+        torch.testing.assert_close(got, leaf.grad)
+        rows = torch.stack([values, torch.zeros_like(values), torch.ones_like(values)], dim=1)
+        leaf = rows.clone().requires_grad_()
+        options = {"gamma": gamma, "label_smoothing": 0.1}
+        softmax_focal_loss(leaf, labels, **options).backward()
+        got = torch.func.grad(lambda z: softmax_focal_loss(z, labels, **options))(rows)  # noqa: B023
+        assert got.isfinite().all()
+        torch.testing.assert_close(got, leaf.grad)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 2.0])
+def test_classes_masked_with_minus_infinity_are_out(gamma: float) -> None:
+    logits = torch.tensor([[0.3, -torch.inf, 1.0], [0.5, -torch.inf, -torch.inf]], requires_grad=True)
+    each = softmax_focal_loss(logits, torch.tensor([0, 0]), gamma=gamma, reduction="none")
+    kept = softmax_focal_loss(logits[:1, [0, 2]], torch.tensor([0]), gamma=gamma)
+    torch.testing.assert_close(each, torch.stack([kept, torch.tensor(0.0)]))
+    each.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert logits.grad[logits == -torch.inf].tolist() == [0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("reduction", ["sum", "none"])
@@ -224,6 +323,58 @@ def test_compiled_transforms_and_second_derivatives() -> None:
     # Torch 2.6 refuses in other words: it gives the slope no graph.
     with pytest.raises(RuntimeError, match="does not currently support double backward|does not require grad"):
         slope.square().sum().backward()
+
+
+def unchecked(loss: Loss, logits: Tensor, targets: Tensor, way: str, **options: Any) -> tuple[Tensor, Tensor]:
+    """Return losses and the gradient of their sum, computed in a way that cannot look at targets."""
+    if way == "vmap":
+        of = torch.func.vmap(lambda z, y: loss(z[None], y[None], reduction="none", **options)[0])
+        return of(logits, targets), torch.func.grad(lambda z: of(z, targets).sum())(logits)
+    torch.compiler.reset()
+    leaf = logits.clone().requires_grad_()
+    value = torch.compile(loss, fullgraph=True, backend="aot_eager")(leaf, targets, reduction="none", **options)
+    value.sum().backward()
+    assert leaf.grad is not None
+    return value.detach(), leaf.grad
+
+
+@pytest.mark.parametrize("way", ["vmap", "compile"])
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's own
+def test_labels_that_are_none_make_the_loss_nan_where_nobody_looks(way: str) -> None:
+    labels = torch.tensor([1.0, 0.0, -100.0, torch.nan, -1.0, 0.95, 2.0, torch.inf])
+    logits = torch.randn(8)
+    good = torch.tensor([True, True, True] + [False] * 5)
+    loss, slope = unchecked(sigmoid_focal_loss, logits, labels, way)
+    assert (loss.isnan() == ~good).all()
+    assert slope[good].isfinite().all()
+    leaf = logits[:3].clone().requires_grad_()
+    expected = sigmoid_focal_loss(leaf, labels[:3], reduction="none")
+    expected.sum().backward()
+    torch.testing.assert_close((loss[:3], slope[:3]), (expected.detach(), leaf.grad))
+    # NaN that means unknown is no fault; -100 then is.
+    loss, _ = unchecked(sigmoid_focal_loss, logits, labels, way, ignore_index=torch.nan)
+    assert loss.isnan().tolist() == [False, False, True, False, True, True, True, True]
+    assert loss[3] == 0
+    whole = torch.tensor([1, 0, -100, -1, 2, 255])
+    loss, _ = unchecked(sigmoid_focal_loss, torch.randn(6), whole, way)
+    assert loss.isnan().tolist() == [False, False, False, True, True, True]
+
+
+@pytest.mark.parametrize("way", ["vmap", "compile"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.float32])
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's own
+def test_indices_that_are_no_class_make_the_loss_nan_where_nobody_looks(dtype: torch.dtype, way: str) -> None:
+    indices = torch.tensor([0, 2, -100, 3, -1, 10**6]).to(dtype)
+    if dtype == torch.float32:
+        indices = torch.cat([indices, torch.tensor([1.5, torch.nan, torch.inf])])
+    logits = torch.randn(len(indices), 3)
+    good = torch.tensor([True, True, True] + [False] * (len(indices) - 3))
+    loss, slope = unchecked(softmax_focal_loss, logits, indices, way, alpha=torch.tensor([1.0, 2.0, 0.5]))
+    assert (loss.isnan() == ~good).all()
+    assert slope[good].isfinite().all()
+    assert loss[2] == 0
+    with pytest.raises(ValueError, match="class indices 0 to 2"):
+        softmax_focal_loss(logits, indices)
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's own

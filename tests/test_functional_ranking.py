@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 import reference
 from pools import RANKINGS, WITH_IID, Pool, Ranking, gradient, make_pool, pools
+from rareloss import functional, metrics
 
 every_ranking = pytest.mark.parametrize("ranking", RANKINGS.values(), ids=RANKINGS.keys())
 every_ranking_with_iid = pytest.mark.parametrize("ranking", WITH_IID.values(), ids=WITH_IID.keys())
@@ -326,9 +327,9 @@ def test_iid_mask_equals_the_oracle(ranking: Ranking, pool: Pool, seed: int) -> 
     assert value.item() == pytest.approx(ranking.oracle(*pool.arrays(), 0.1, iid.numpy()), abs=1e-9)
 
 
-@every_ranking_with_iid
-def test_negative_that_is_not_iid_has_no_part(ranking: Ranking) -> None:
-    pool = make_pool(4, 30)
+@pytest.mark.parametrize("name", [name for name in WITH_IID if name.startswith("recall")])
+def test_negative_that_is_not_iid_has_no_part_in_recall(name: str) -> None:
+    ranking, pool = RANKINGS[name], make_pool(4, 30)
     mined = torch.cat([pool.scores, torch.tensor([50.0, -50.0, 0.1], dtype=torch.float64)])
     positive = torch.cat([pool.positive, torch.zeros(3, dtype=torch.bool)])
     weight = torch.cat([pool.weight, torch.ones(3, dtype=torch.float64)])
@@ -341,6 +342,24 @@ def test_negative_that_is_not_iid_has_no_part(ranking: Ranking) -> None:
     assert ranking.hard(mined, positive, weight, iid_mask=iid).value.item() == pytest.approx(
         ranking.hard(*pool).value.item(), abs=1e-12
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_mined_negative_joins_the_band_and_moves_no_edge(dtype: torch.dtype) -> None:
+    # iid negatives 4, 3, 2, 1 and the band from .25 to .75: 3 and 2 are in it, and what is mined between 3 and 2.
+    scores = torch.tensor([3.5, 4.0, 3.0, 2.0, 1.0, 2.5, 50.0, 0.5], dtype=dtype)
+    positive = torch.arange(8) == 0
+    iid = torch.arange(8) < 5
+    leaf = scores.clone().requires_grad_()
+    soft = functional.soft_partial_auc(leaf, positive, alpha=0.25, beta=0.75, temperature=1.0, iid_mask=iid).value
+    expected = torch.sigmoid(3.5 - torch.tensor([3.0, 2.0, 2.5], dtype=dtype)).mean()
+    assert soft.item() == pytest.approx(expected.item(), abs=1e-6)
+    soft.backward()
+    assert leaf.grad is not None
+    assert (leaf.grad[[2, 3, 5]] < 0).all()
+    assert leaf.grad[[1, 4, 6, 7]].tolist() == [0.0, 0.0, 0.0, 0.0]
+    exact = metrics.partial_auc(scores, positive, alpha=0.25, beta=0.75, iid_mask=iid).value
+    assert exact.item() == pytest.approx(1.0)
 
 
 @every_ranking_with_iid

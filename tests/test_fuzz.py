@@ -90,7 +90,7 @@ class Model:
                 self.rows.append(row._replace(weight=torch.tensor(row.weight).tolist()))
 
     def defined(self, rows: list[Row]) -> list[bool]:
-        among_iid = self.loss.threshold_from_iid_rows
+        among_iid = self.loss.has_threshold
 
         def has(c: int, positive: bool) -> bool:
             return any(
@@ -175,7 +175,7 @@ class LifeOfALoss(RuleBasedStateMachine):
 
     def batch(self, data: st.DataObject) -> Batch:
         type(self).fed += 1
-        takes_iid = self.loss.threshold_from_iid_rows
+        takes_iid = self.loss.has_threshold
         return data.draw(batches(self.loss.num_classes, self.loss.ignore_index, takes_iid=takes_iid))
 
     def check(self, batch: Batch, value: Tensor, rows: list[Row], finite: bool) -> None:
@@ -440,4 +440,4 @@ PIECES = (
 def test_objectives(text: str) -> None:
     with suppress(ValueError):
         objective = Objective.parse(text)
-        assert Objective.parse(str(objective)).kind == objective.kind
+        assert type(Objective.parse(str(objective))) is type(objective)

@@ -11,7 +11,7 @@ from sklearn import metrics as sklearn_metrics
 
 import reference
 from pools import Pool, make_pool, pools
-from rareloss import metrics
+from rareloss import functional, metrics
 
 
 def found(scores: list[float], positive: str, **options: object) -> float:
@@ -220,3 +220,30 @@ def test_large_pools_with_ties_equal_scikit_learn(rate: float, weighted: bool) -
     area = 0.005**2 / 2 + (2 * corrected - 1) * (0.005 - 0.005**2 / 2)
     got = metrics.partial_auc(scores, positive, weight, beta=0.005).value.item()
     assert got == pytest.approx(area / 0.005, abs=1e-8)
+
+
+def test_a_value_of_one_class_is_printed_and_converted_as_a_number() -> None:
+    scores, positive = torch.tensor([0.9, 0.8, 0.7]), torch.tensor([True, False, True])
+    one = metrics.average_precision(scores, positive)
+    column = metrics.average_precision(scores[:, None], positive[:, None])
+    undefined = metrics.average_precision(scores, torch.zeros_like(positive))
+    assert f"{one:.3f}" == f"{column:.3f}" == "0.833"
+    assert f"AP {one:.1%}" == "AP 83.3%"
+    assert f"{undefined:.3f}" == "nan"
+    assert float(one) == float(column) == pytest.approx(5 / 6)
+    assert f"{one}" == str(one) == repr(one)
+    assert one == (one.value, one.defined)  # a tuple still
+    soft = functional.smooth_average_precision(scores.clone().requires_grad_(), positive, temperature=1e-3)
+    assert f"{soft:.3f}" == "0.833"
+
+
+def test_values_of_several_classes_are_printed_each() -> None:
+    scores = torch.tensor([[0.9, 0.1, 0.3], [0.8, 0.2, 0.2], [0.7, 0.3, 0.1]])
+    positive = torch.tensor([[True, True, False], [False, False, False], [True, False, False]])
+    several = metrics.average_precision(scores, positive)
+    assert f"{several:.2f}" == "[0.83, 0.33, nan]"
+    assert f"{several}" == repr(several)
+    with pytest.raises(TypeError, match="3 classes"):
+        float(several)
+    with pytest.raises(ValueError, match="format"):
+        f"{several:no format}"

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from pools import make_pool
 from rareloss import PAUCAtBudgetLoss, RecallAtQuantileLoss, SmoothAPLoss, functional, metrics
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*are needed for a stable gradient:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*are needed for a stable gradient:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*nothing is learned:UserWarning"),
+]
 
 Make = Callable[..., Any]
 LOSSES: dict[str, Make] = {

@@ -342,5 +342,4 @@ def test_hard_examples_of_all_rows_are_cross_entropy(outputs: int) -> None:
 def test_objective_at_the_base_rate_is_that_of_the_table(folder: Path) -> None:
     table = grid.open_set("small", folder / "data")
     found = grid.objective_of("recall@top=rate", table)
-    assert found.kind == "recall@top"
-    assert found.level == pytest.approx(table.rate, rel=0.01)
+    assert found.quantile == pytest.approx(table.rate, rel=0.01)

@@ -266,11 +266,14 @@ def test_eval_neither_reads_nor_writes_unless_asked(name: str) -> None:
     for key, buffer in loss.state_dict().items():
         assert torch.equal(buffer, before[key])
     asked, trained = (LOSSES[name](1, queue_size=64, queue_in_eval=flag) for flag in (True, False))
-    asked.eval()
     first, second = batch(40), batch(40)
     fill(asked, first)
     fill(trained, first)
+    asked.eval()
+    before = copy.deepcopy(asked.state_dict())
     assert asked(*second).item() == trained(*second).item()
+    for key, buffer in asked.state_dict().items():
+        assert torch.equal(buffer, before[key])
 
 
 @every_loss

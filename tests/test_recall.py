@@ -204,12 +204,34 @@ def test_non_finite_score_of_a_large_pool_shows_everywhere() -> None:
         assert bool(scores.grad.isnan().all())
 
 
-def test_second_derivative_is_refused() -> None:
-    scores = torch.randn(100, requires_grad=True)
-    value, _ = soft_recall_at_quantile(scores, torch.arange(100) < 10, quantile=0.1, temperature=0.5)
-    (slope,) = torch.autograd.grad(value, scores, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiat"):
-        slope.square().sum().backward()
+@pytest.mark.parametrize("classes", [(), (3,)])
+@pytest.mark.parametrize("rows", [100, 10_000])
+def test_second_derivative_is_refused(rows: int, classes: tuple[int, ...]) -> None:
+    scores = torch.randn(rows, *classes, requires_grad=True)
+    positive = (torch.arange(rows) < rows // 10).view(-1, *[1 for _ in classes]).expand_as(scores)
+
+    def slope_of(value: torch.Tensor) -> torch.Tensor:
+        (slope,) = torch.autograd.grad(value.sum(), scores, create_graph=True)
+        return slope.square().sum()
+
+    value, _ = soft_recall_at_quantile(scores, positive, quantile=0.1, temperature=0.5)
+    by_class = scores.reshape(rows, -1).mT
+    margin, _ = margin_over_threshold(by_class, torch.ones_like(by_class), 0.1, 0.5)
+    for linear_or_not in (value, margin[:, 0]):
+        slope = slope_of(linear_or_not)
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            torch.autograd.grad(slope, scores, retain_graph=True)
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            slope.backward(retain_graph=True)
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            slope.backward(inputs=[scores])
+    twice = torch.func.grad(lambda s: torch.func.grad(lambda r: recall_of(r, positive))(s).square().sum())
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        twice(scores.detach())
+
+
+def recall_of(scores: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
+    return soft_recall_at_quantile(scores, positive, quantile=0.1, temperature=0.5).value.sum()
 
 
 @pytest.mark.parametrize("rows", [2, 17, 3000])
@@ -229,3 +251,62 @@ def test_scores_near_the_end_of_float64_have_a_gradient(rows: int, quantile: flo
     (gradients,) = torch.autograd.grad(values.sum(), by_class)
     assert values[0].item() == pytest.approx(value.item(), abs=1e-9)
     assert torch.isfinite(gradients).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # dynamo's own
+@pytest.mark.parametrize("way", ["eager", "vmap", "compiled", "classes"])
+@pytest.mark.parametrize("above", [7, 14, 28, 29, 55, 57, 58])
+@pytest.mark.parametrize("copies", [1, 100])
+def test_share_between_two_rows_but_for_rounding_lies_halfway(above: int, way: str, copies: int) -> None:
+    # above / 100 times 100 is not always above in floating point: the threshold would lie 33 temperatures from a row.
+    quantile = above / 100
+    scores = 100.0 * torch.arange(100.0, dtype=torch.float64).repeat_interleave(copies)[None]
+    weight = torch.ones_like(scores)
+
+    def offset(scores: torch.Tensor) -> torch.Tensor:
+        return margin_over_threshold(scores, weight.expand_as(scores), quantile, 1.0)[0]
+
+    expected = scores - 100.0 * (99.5 - above)
+    if way == "vmap":
+        margin = torch.vmap(offset)(scores[None])[0]
+    elif way == "compiled":
+        torch.compiler.reset()
+        margin = torch.compile(offset, fullgraph=True, backend="aot_eager")(scores)
+    elif way == "classes":
+        margin = offset(scores.expand(2, -1).contiguous())[1:]
+    else:
+        margin = offset(scores)
+    torch.testing.assert_close(margin, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rows", [40, 9000])
+@pytest.mark.parametrize("temperature", [1e-300, 1e-45, 1e-30, 2e-8, 1e30, 1e45, 1e100, 1e300])
+def test_temperatures_of_any_size_have_a_value_and_a_gradient(
+    rows: int, temperature: float, dtype: torch.dtype
+) -> None:
+    drawn = torch.randn(rows, dtype=torch.float64)
+    positive = torch.arange(rows) % 7 == 0
+    for scores in (drawn, 1 + 2e-8 * drawn, (2 * drawn).round()):
+        for quantile in (0.1, 0.3, 1 / 3):
+            leaf = scores.to(dtype).requires_grad_()
+            value, _ = soft_recall_at_quantile(leaf, positive, quantile=quantile, temperature=temperature)
+            (gradient,) = torch.autograd.grad(value, leaf)
+            assert -1e-9 <= value.item() <= 1 + 1e-6
+            assert torch.isfinite(gradient).all()
+            if temperature >= 1e30:  # every row is found with the quantile, and nothing can change that
+                assert value.item() == pytest.approx(quantile, rel=1e-6)
+                assert not gradient.abs().max() > 1e-29
+
+
+@pytest.mark.parametrize("rows", [30, 20_000])
+@pytest.mark.parametrize("quantile", [1e-300, 1e-14, 1 - 1e-14, 1 - 2**-53])
+def test_quantiles_at_either_end(rows: int, quantile: float) -> None:
+    scores, positive = torch.randn(rows, dtype=torch.float64), torch.arange(rows) % 3 == 0
+    weight = torch.rand(rows, dtype=torch.float64) + 0.01
+    scores.requires_grad_()
+    value, _ = soft_recall_at_quantile(scores, positive, weight, quantile=quantile, temperature=0.1)
+    value.backward()
+    assert value.item() == pytest.approx(quantile, abs=1e-9)
+    assert scores.grad is not None
+    assert torch.isfinite(scores.grad).all()

@@ -191,7 +191,7 @@ def batch_of_logits(step: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize("lost", ["scores", "positive", "weight", "iid", "pointer"])
+@pytest.mark.parametrize("lost", ["scores", "is_positive", "weight", "iid", "pointer"])
 def test_half_a_queue_is_refused_and_nothing_of_it_loaded(lost: str, strict: bool) -> None:
     saved, loss = SmoothAPLoss(CLASSES, QUEUE), SmoothAPLoss(CLASSES, QUEUE)
     saved(*batch_of_logits(0))

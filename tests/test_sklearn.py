@@ -83,8 +83,8 @@ def test_threshold_keeps_the_capacity(objective: str) -> None:
     x, y = bent(20_000, 3)
     flagged = model.predict(x) == "fraud"
     share = flagged.mean() if "top" in objective else flagged[y == "fine"].mean()
-    assert 0.3 < share / Objective.parse(objective).level < 3
-    assert model.stage_.after >= model.stage_.before
+    assert 0.3 < share / Objective.parse(objective).budget < 3
+    assert model.finetuned_.after >= model.finetuned_.before
 
 
 def test_penalties_beyond_the_draws_are_tried_while_they_are_better() -> None:
@@ -261,7 +261,7 @@ def test_a_sample_of_many_rows_leads_to_nearly_the_same_model(refit: bool, monke
 def test_loss(loss: Any) -> None:
     x, y = bent(2_000, 12)
     model = RareClassifier("ap", loss=loss, trials=1, random_state=0).fit(x, y)
-    assert (model.stage_ is None) == (loss == "cross_entropy")
+    assert (model.finetuned_ is None) == (loss == "cross_entropy")
     assert model.predict_proba(x).shape == (2_000, 2)
 
 

@@ -1,12 +1,17 @@
 """Warm-up: it counts itself, blends, decays, drops the warm-up's rows, takes torch's losses, resumes anywhere."""
 
+import contextlib
+import copy
 import io
+import pickle
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from rareloss import (
     LossWarmupWrapper,
@@ -15,6 +20,7 @@ from rareloss import (
     SigmoidFocalLoss,
     SmoothAPLoss,
     SoftmaxFocalLoss,
+    distributed,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*are needed for a stable gradient:UserWarning")
@@ -114,6 +120,83 @@ def test_eval_does_not_count_and_is_the_loss_of_the_step() -> None:
     assert loss.step == 1
     assert loss.eval()(logits, targets).item() == SmoothAPLoss(1, queue_size=0)(logits, targets).item()
     assert loss.step == 1
+
+
+def test_validation_in_training_mode_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    loss, gathered = wrapper(warmup_steps=1, blend_steps=0), []
+    monkeypatch.setattr(distributed, "mean_over_ranks", lambda sums, group, among_ranks: gathered.append(among_ranks))
+    with torch.no_grad():
+        for _ in range(3):
+            loss(*batch())
+    with torch.inference_mode():
+        loss(*batch())
+    assert loss.step == 0
+    loss(*batch())
+    assert loss.step == 1
+    assert gathered == [False] * 4 + [True]  # nor does it wait for other ranks
+
+
+def test_calls_within_frozen_queue_do_not_count() -> None:
+    class Freezing(SmoothAPLoss):
+        frozen = 0
+
+        @contextlib.contextmanager
+        def frozen_queue(self) -> Iterator[None]:
+            self.frozen += 1
+            yield
+            self.frozen -= 1
+
+    main = Freezing(1)
+    loss = LossWarmupWrapper(nn.BCEWithLogitsLoss(), main, warmup_steps=1)
+    with loss.frozen_queue(), loss.frozen_queue():
+        loss(*batch())
+        assert main.frozen == 2
+    with pytest.raises(ValueError, match="targets"), loss.frozen_queue():
+        loss(torch.randn(24, 1), torch.zeros(23))
+    assert loss.step == 0
+    loss(*batch())
+    assert loss.step == 1
+
+
+def test_closures_of_lbfgs_count_once_where_all_but_one_call_are_frozen() -> None:
+    model, loss = nn.Linear(3, 1), wrapper(warmup_steps=100)
+    inputs, targets = torch.randn(24, 3), batch()[1]
+    optimizer, calls = torch.optim.LBFGS(model.parameters(), max_iter=4), []
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = loss(model(inputs), targets)
+        value.backward()
+        calls.append(loss.step)
+        return value
+
+    for _ in range(2):
+        with loss.frozen_queue():
+            optimizer.step(closure)
+        loss(model(inputs), targets)
+    assert len(calls) > 4
+    assert loss.step == 2
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_recomputation_in_a_checkpoint_does_not_count_again(reentrant: bool) -> None:
+    loss = wrapper(warmup_steps=10)
+    for step in range(3):
+        logits, targets = batch()
+        value = checkpoint(loss, logits.requires_grad_(), targets, use_reentrant=reentrant)
+        value.backward()
+        assert loss.step == step + 1
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda loss: pickle.loads(pickle.dumps(loss))])
+def test_copy_counts_for_itself(copied: Callable[[LossWarmupWrapper], LossWarmupWrapper]) -> None:
+    loss = wrapper()
+    for _ in range(3):
+        loss(*batch())
+    twin = copied(loss)
+    twin(*batch())
+    assert (loss.step, twin.step) == (3, 4)
+    assert (loss.in_blend, twin.in_blend) == (True, True)
 
 
 def test_step_can_be_set() -> None:
@@ -356,13 +439,56 @@ def test_sample_weight_reaches_both_losses() -> None:
         assert got == pytest.approx(expected.item(), abs=1e-6)
 
 
-@pytest.mark.parametrize("step", [0, 1, 3])
+@pytest.mark.parametrize("step", [0, 1])
 def test_sample_weight_that_a_loss_cannot_take_is_refused(step: int) -> None:
     loss = wrapper(warmup_steps=1, blend_steps=1)
     loss.step = step
     with pytest.raises(TypeError, match="sample_weight"):
         loss(*batch(), sample_weight=torch.ones(24))
     assert loss.step == step
+
+
+def test_sample_weight_of_a_main_loss_that_cannot_take_it_is_refused_from_the_start() -> None:
+    loss = LossWarmupWrapper(SigmoidFocalLoss(), nn.BCEWithLogitsLoss(), warmup_steps=5)
+    with pytest.raises(TypeError, match="takes no sample_weight"):
+        loss(*batch(), sample_weight=torch.ones(24))
+    assert loss.step == 0
+
+
+def test_after_the_switch_only_the_main_loss_has_to_take_sample_weight() -> None:
+    loss, main = wrapper(warmup_steps=1, blend_steps=1), SmoothAPLoss(1, queue_size=64)
+    loss.step = 2
+    (logits, targets), weight = batch(), torch.rand(24)
+    assert loss(logits, targets, sample_weight=weight).item() == main(logits, targets, sample_weight=weight).item()
+    mixed = wrapper(warmup_steps=1, blend_steps=1, final_main_weight=0.5)
+    mixed.step = 2
+    with pytest.raises(TypeError, match="takes no sample_weight"):
+        mixed(logits, targets, sample_weight=weight)
+
+
+def test_other_losses_get_keywords_only_where_they_are_given() -> None:
+    class Recording(nn.Module):
+        has_threshold = True
+
+        def forward(self, logits: Tensor, targets: Tensor, **options: Tensor) -> Tensor:
+            self.options = options
+            return logits.sum()
+
+    class Plain(nn.Module):
+        def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+            return logits.sum()
+
+    loss, ones = LossWarmupWrapper(Recording(), SmoothAPLoss(1), warmup_steps=5), torch.ones(24)
+    loss(*batch())
+    assert loss.warmup_loss.options == {}
+    loss(*batch(), sample_weight=ones, iid_mask=ones > 0)
+    assert set(loss.warmup_loss.options) == {"sample_weight", "iid_mask"}
+    plain = LossWarmupWrapper(Plain(), SmoothAPLoss(1), warmup_steps=5)
+    with pytest.raises(TypeError, match="sample_weight"):
+        plain(*batch(), sample_weight=ones)
+    with pytest.raises(TypeError, match="neither loss has a threshold"):
+        plain(*batch(), iid_mask=ones > 0)
+    assert plain.step == 0
 
 
 def test_iid_mask_goes_to_the_loss_that_has_a_threshold() -> None:

@@ -19,7 +19,7 @@ from benchmarks.geometries.draws import Drawn, bent, best_line, contested, with_
 from benchmarks.geometries.page import page
 from torch.utils.data import DataLoader, TensorDataset
 
-from rareloss import Objective, finetune
+from rareloss import Objective, SmoothAPLoss, finetune
 from rareloss.study.arms import arms_for
 from rareloss.study.data import load
 from rareloss.study.fitting import Task
@@ -129,7 +129,7 @@ def _stepped(task: Task, fitted: Any, cell: Record) -> torch.nn.Module:
         return finetune(fitted.model, "ap", (x, task.train_target), validation, pool_size=pool, **steps).model
     generator = torch.Generator().manual_seed(cell["seed"])
     batches = DataLoader(TensorDataset(x, task.train_target), 1024, shuffle=True, generator=generator, drop_last=True)
-    loss = Objective("ap").loss(1, queue_size=cell["queue"], temperature=0.03)
+    loss = SmoothAPLoss(1, queue_size=cell["queue"], temperature=0.03)
     return finetune(fitted.model, "ap", batches, validation, losses=[loss], **steps).model
 
 

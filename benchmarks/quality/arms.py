@@ -19,14 +19,11 @@ from rareloss.study.ways import best_of, draws_for, fit_trees, further, network
 
 __all__ = ["core", "missing", "more", "outside"]
 
-# The loss of the same name as the objective.
-OWN_LOSS = {"ap": "smooth_ap", "pauc@fpr": "pauc"}
-
 
 def core(objective: Objective) -> tuple[Arm, ...]:
     """Return tuned cross-entropy, its continuation, our pure stage, focal loss, and imbalanced-losses."""
     ours = {arm.name: arm for arm in arms_for(objective)}
-    chosen = [ours[name] for name in ("tuned_ce", "ce_continued", f"{_own(objective)}_stage")]
+    chosen = [ours[name] for name in ("tuned_ce", "ce_continued", f"{objective.loss_name}_stage")]
     chosen.append(
         Arm("focal", "Focal loss", "gamma 1 or 2; scorecards from the tuned solution", "reweight", fit=_focal)
     )
@@ -36,7 +33,7 @@ def core(objective: Objective) -> tuple[Arm, ...]:
 def more(objective: Objective, scorer: str, multiclass: bool) -> tuple[Arm, ...]:
     """Return the arms of the full grid, beside tuned cross-entropy, where they start."""
     ours = {arm.name: arm for arm in arms_for(objective)}
-    names = [f"{_own(objective)}_warmup", *(["pauc_stage"] if "pauc_stage" in ours and objective.level else [])]
+    names = [f"{objective.loss_name}_warmup", *(["pauc_stage"] if "pauc_stage" in ours else [])]
     rivals = [
         Arm(
             "logit_adjusted",
@@ -76,10 +73,6 @@ def outside(objective: Objective) -> tuple[Arm, ...]:
 def missing() -> list[str]:
     """Return a sentence for each library that is not installed, whose arms are left out."""
     return peers.missing()
-
-
-def _own(objective: Objective) -> str:
-    return OWN_LOSS.get(objective.kind, "recall")
 
 
 # -------------------------------------------------------------------------------------------------------------- rivals

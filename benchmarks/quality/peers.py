@@ -17,7 +17,7 @@ from rareloss.study.arms import RECIPE, Arm
 from rareloss.study.fitting import Fitted, Task, cross_entropy, descend, fitted, new_model
 from rareloss.study.scorers import Scorer, logits_of
 from rareloss.study.ways import best_of, draws_for
-from rareloss.training import Look
+from rareloss.training import Evaluation
 
 __all__ = ["imbalanced_losses", "libauc", "missing"]
 
@@ -39,14 +39,16 @@ def missing() -> list[str]:
 
 def imbalanced_losses(objective: Objective) -> tuple[Arm, ...]:
     """Return the arm of imbalanced-losses that fits the objective, if it is installed and has one."""
-    names = {
-        "ap": ("smooth_ap", "Smooth-AP", "SmoothAPLoss"),
-        "recall@top": ("recall", "Recall", "RecallAtQuantileLoss"),
-        "recall@fpr": ("pauc", "Partial AUC", "PAUCAtBudgetLoss"),
-    }
-    if objective.kind not in names or load("imbalanced-losses") is None:
+    if load("imbalanced-losses") is None:
         return ()
-    loss, label, name = names[objective.kind]
+    if objective.quantile is not None:
+        loss, label, name = "recall", "Recall", "RecallAtQuantileLoss"
+    elif objective.fpr is not None:
+        loss, label, name = "pauc", "Partial AUC", "PAUCAtBudgetLoss"
+    elif not objective.sets_threshold:
+        loss, label, name = "smooth_ap", "Smooth-AP", "SmoothAPLoss"
+    else:
+        return ()
     return (
         Arm(
             f"imbalanced_losses_{loss}",
@@ -73,8 +75,8 @@ def _imbalanced_losses(task: Task, scorer: Scorer, tuned: Fitted, trials: int) -
                 _Told(_their_loss(task, warm_up, steps)),
                 batches(task.train_target, size, task.seed),
                 steps=steps,
-                warm_up=RECIPE["network_warm_up_steps"],
-                every=RECIPE["network_look_every"],
+                warmup_steps=RECIPE["network_warm_up_steps"],
+                eval_every=RECIPE["network_look_every"],
                 chosen={"kind": tuned.kind, **draw},
                 **draw,
             )
@@ -102,14 +104,14 @@ def _copy_of(task: Task, scorer: Scorer, tuned: Fitted) -> nn.Module:
 def _their_loss(task: Task, warm_up: int, steps: int) -> nn.Module:
     theirs: Any = load("imbalanced-losses")
     objective = task.objective
-    if objective.kind == "ap":
-        main = theirs.SmoothAPLoss(task.outputs)
-    elif objective.kind == "recall@top":
-        main = theirs.RecallAtQuantileLoss(task.outputs, quantile=objective.level)
+    if objective.quantile is not None:
+        main = theirs.RecallAtQuantileLoss(task.outputs, quantile=objective.quantile)
+    elif objective.fpr is not None:
+        main = theirs.PAUCAtBudgetLoss(task.outputs, beta=objective.fpr)
     else:
-        main = theirs.PAUCAtBudgetLoss(task.outputs, beta=objective.level)
+        main = theirs.SmoothAPLoss(task.outputs)
     # The wrapper's schedule is for temperatures in logits; that of its pAUC loss is in spreads, and stays its default.
-    ends = {} if objective.kind != "recall@fpr" else {"temp_start": main.temperature, "temp_end": main.temperature}
+    ends = {} if objective.fpr is None else {"temp_start": main.temperature, "temp_end": main.temperature}
     loss: nn.Module = theirs.LossWarmupWrapper(
         _CrossEntropy(task.outputs), main, warmup_steps=warm_up, temp_decay_steps=steps - warm_up, **ends
     )
@@ -148,7 +150,7 @@ def libauc(objective: Objective) -> tuple[Arm, ...]:
     """Return LibAUC's arm: its AP loss for average precision, its partial AUC by KL-DRO for everything else."""
     if load("libauc") is None:
         return ()
-    loss, name, optimiser = ("smooth_ap", "APLoss", "SOAP") if objective.kind == "ap" else ("pauc", *DRO)
+    loss, name, optimiser = ("pauc", *DRO) if objective.sets_threshold else ("smooth_ap", "APLoss", "SOAP")
     return (
         Arm(
             f"libauc_{loss}",
@@ -166,7 +168,7 @@ def libauc(objective: Objective) -> tuple[Arm, ...]:
 def _libauc(task: Task, scorer: Scorer, tuned: Fitted, trials: int) -> Fitted:
     losses: Any = load("libauc")
     optimisers = importlib.import_module("libauc.optimizers")
-    name, optimiser = ("APLoss", "SOAP") if task.objective.kind == "ap" else DRO
+    name, optimiser = DRO if task.objective.sets_threshold else ("APLoss", "SOAP")
     x, x_validation = task.inputs(tuned.kind)
     target = task.train_target
 
@@ -178,7 +180,7 @@ def _libauc(task: Task, scorer: Scorer, tuned: Fitted, trials: int) -> Fitted:
             kept, best, looks = (
                 copy.deepcopy(model.state_dict()),
                 tuned.validation,
-                [Look(0, math.nan, tuned.validation)],
+                [Evaluation(0, math.nan, tuned.validation)],
             )
             batch = _dual_batches(target, RECIPE["network_batch"], task.seed)
             for step in range(1, RECIPE["network_steps"] + 1):
@@ -190,7 +192,7 @@ def _libauc(task: Task, scorer: Scorer, tuned: Fitted, trials: int) -> Fitted:
                 steps.step()
                 if step % RECIPE["network_look_every"] == 0:
                     with torch.no_grad():
-                        looks.append(Look(step, value.item(), task.judge(logits_of(model, x_validation, 1))))
+                        looks.append(Evaluation(step, value.item(), task.judge(logits_of(model, x_validation, 1))))
                     if looks[-1].validation > best:
                         kept, best = copy.deepcopy(model.state_dict()), looks[-1].validation
             model.load_state_dict(kept)

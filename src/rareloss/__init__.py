@@ -1,6 +1,6 @@
 """Losses that optimise the ranking of a rare class at its operating point, on plain PyTorch."""
 
-from rareloss import distributed, functional, losses, metrics
+from rareloss import distributed, functional, losses, metrics, native
 from rareloss.extras import late
 from rareloss.losses import (
     PAUCAtBudgetLoss,
@@ -29,6 +29,7 @@ __all__ = [
     "large_batch",
     "losses",
     "metrics",
+    "native",
 ]
 
 _LATE = {"advise": "rareloss.study.advise", "calibrate": "rareloss.decide.calibration"}

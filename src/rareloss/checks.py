@@ -4,33 +4,42 @@ Structure (shape, dtype, range of an argument) is checked always. Values inside 
 free: on the CPU, outside of ``torch.compile`` and of ``torch.func`` transforms.
 """
 
+import math
+import sys
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+
+from rareloss.eager import is_eager
 
 __all__ = [
     "HEAVIEST",
     "LIGHTEST",
+    "as_weights",
     "between",
     "boolean",
     "choice",
     "class_indices",
     "class_weights",
     "finite_weights",
+    "flag",
     "floating",
     "gathered_shape",
+    "ignore_value",
     "ignored",
     "integer",
     "is_tensor",
     "labels",
     "non_negative",
+    "optional_flag",
     "positive_number",
     "probability",
     "same_shape",
-    "values_readable",
+    "warn_caller",
     "whole",
 ]
 
@@ -39,15 +48,6 @@ LIGHTEST, HEAVIEST = 1e-32, 1e32
 # What torch computes with: a float of 8 bits, or an unsigned number of 16, it only stores.
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NUMBERS = (*_FLOATS, torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-
-
-def values_readable(tensor: Tensor, check_values: bool | None = None) -> bool:
-    """Say whether the values of ``tensor`` may be read now without breaking a graph or, by default, a GPU's stride."""
-    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        return False
-    if tensor.device.type == "meta" or isinstance(tensor, FakeTensor):
-        return False
-    return tensor.device.type == "cpu" or bool(check_values)
 
 
 def positive_number(name: str, value: float) -> float:
@@ -153,8 +153,31 @@ def _alike(shape: Sequence[int], other: Sequence[int]) -> bool:
     return len(shape) == len(other) and all(a == b for a, b in zip(shape, other, strict=True))
 
 
-def ignored(targets: Tensor, ignore_index: int) -> Tensor:
+def flag(name: str, value: bool) -> bool:
+    """Return ``value``, True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {_said(value)}")
+    return value
+
+
+def optional_flag(name: str, value: bool | None) -> bool | None:
+    """Return ``value``, True, False or None."""
+    return value if value is None else flag(name, value)
+
+
+def ignore_value(name: str, value: float) -> float:
+    """Return ``value``, the target that means absent: a whole number, or NaN beside float targets."""
+    if isinstance(value, float) and math.isnan(value):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, or NaN beside float targets, got {_said(value)}")
+    return value
+
+
+def ignored(targets: Tensor, ignore_index: float) -> Tensor:
     """Find the targets that mean absent; none where their dtype has no such number."""
+    if math.isnan(ignore_index):
+        return targets.isnan()
     if not targets.is_floating_point() and targets.dtype != torch.bool:
         held = torch.iinfo(targets.dtype)
         if not held.min <= ignore_index <= held.max:  # torch would compare with what is left of it: -100 is 156
@@ -162,15 +185,15 @@ def ignored(targets: Tensor, ignore_index: int) -> Tensor:
     return targets == ignore_index
 
 
-def labels(name: str, tensor: Tensor, ignore_index: int | None, check_values: bool | None = None) -> bool:
+def labels(name: str, tensor: Tensor, ignore_index: float | None, check_values: bool | None = None) -> bool:
     """Refuse labels other than 0, 1 and ``ignore_index``; return whether all are known to be 0 or 1."""
     if ignore_index is not None:
-        whole("ignore_index", ignore_index)
+        ignore_value("ignore_index", ignore_index)
     if tensor.dtype not in _NUMBERS:
         raise TypeError(f"{name} must be bool, integers or floats, got dtype {tensor.dtype}; call .long() on it")
-    if tensor.dtype == torch.bool or not values_readable(tensor, check_values):
+    if tensor.dtype == torch.bool or not is_eager(tensor, check_values=check_values):
         return tensor.dtype == torch.bool
-    if _within(tensor, 0, 1):
+    if ignore_index not in (0, 1) and _within(tensor, 0, 1):
         return True
     fits = (tensor == 0) | (tensor == 1)
     if ignore_index is not None:
@@ -184,31 +207,34 @@ def labels(name: str, tensor: Tensor, ignore_index: int | None, check_values: bo
     return False
 
 
-def class_indices(name: str, tensor: Tensor, classes: int, ignore_index: int, check_values: bool | None = None) -> None:
-    """Refuse class indices outside of ``0 .. classes - 1`` and ``ignore_index``."""
-    whole("ignore_index", ignore_index)
+def class_indices(
+    name: str, tensor: Tensor, classes: int, ignore_index: float, check_values: bool | None = None
+) -> bool:
+    """Refuse class indices outside of ``0 .. classes - 1`` and ``ignore_index``; return whether none is ignored."""
+    ignore_value("ignore_index", ignore_index)
     if tensor.dtype not in _NUMBERS:
         raise TypeError(f"{name} must be class indices, got dtype {tensor.dtype}; call .long() on it")
-    if not values_readable(tensor, check_values):
-        return
-    if _within(tensor, 0, classes - 1):
-        return
+    if not is_eager(tensor, check_values=check_values):
+        return False
+    if not 0 <= ignore_index < classes and _within(tensor, 0, classes - 1):
+        return True
     fits = ((tensor >= 0) & (tensor < classes)) | ignored(tensor, ignore_index)
     if tensor.is_floating_point():
-        fits &= tensor == tensor.round()
+        fits &= (tensor == tensor.round()) | ignored(tensor, ignore_index)
     if not bool(fits.all()):
         wrong = tensor[~fits][0].item()
         raise ValueError(
             f"{name} must hold class indices 0 to {classes - 1} (or {ignore_index}, ignored), got {wrong}; "
             f"the logits have {classes} classes"
         )
+    return False
 
 
 def finite_weights(name: str, tensor: Tensor, check_values: bool | None = None, *, most: float = HEAVIEST) -> None:
     """Refuse weights that are negative, NaN, infinite, or heavier than ``most``, what float32 can sum up."""
     if tensor.dtype not in _NUMBERS:
         raise TypeError(f"{name} must be real numbers, got dtype {tensor.dtype}; call .float() on it")
-    if tensor.dtype == torch.bool or not values_readable(tensor, check_values):
+    if tensor.dtype == torch.bool or not is_eager(tensor, check_values=check_values):
         return
     held = torch.finfo(tensor.dtype).max if tensor.is_floating_point() else most
     fits = (tensor >= 0) & (tensor <= min(most, held))
@@ -220,11 +246,19 @@ def finite_weights(name: str, tensor: Tensor, check_values: bool | None = None, 
         )
 
 
+def as_weights(name: str, weights: Sequence[float] | Tensor, device: str | None = None) -> Tensor:
+    """Return ``weights``, a tensor or a sequence of numbers, as a tensor."""
+    try:
+        return torch.as_tensor(weights, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be a tensor or a sequence of numbers, got {_said(weights)}") from error
+
+
 def class_weights(name: str, weights: Sequence[float] | Tensor, most: float = float("inf")) -> Tensor:
     """Return a copy of the weights that a module keeps for its classes, each from 0 to ``most``."""
     if not isinstance(weights, Tensor):
         # Under torch.device("meta") a tensor made of numbers would hold none.
-        weights = torch.tensor(weights, device="cpu" if torch.empty(0).is_meta else None)
+        weights = as_weights(name, weights, "cpu" if torch.empty(0).is_meta else None)
     if weights.is_meta:
         raise ValueError(f"{name} is on the meta device and holds no numbers; make it with device='cpu'")
     finite_weights(name, weights)
@@ -253,6 +287,15 @@ def _within(tensor: Tensor, low: int, high: int) -> bool:
         if not low <= least.item() <= most.item() <= high:
             return False
     return True
+
+
+def warn_caller(message: str) -> None:
+    """Warn at the line of the user's code that led here: the first outside of torch and of this package."""
+    ours = tuple(str(Path(package.__file__ or "").parent) for package in (torch, sys.modules["rareloss"]))
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(ours):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def _said(value: Any) -> str:

@@ -234,11 +234,11 @@ def verify(
     ranks: Annotated[list[str], typer.Option(help="Numbers of processes, by commas or repeated; 'none'.")] = ["1,2"],  # noqa: B006
     device: Annotated[str, typer.Option(help="Where to try it, such as cpu or cuda.")] = "cpu",
     rows: Annotated[int, typer.Option(min=16, help="Rows of a batch that is drawn.")] = 256,
-    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
-    only: Annotated[list[str] | None, typer.Option(help="Promises to try, by commas or repeated.")] = None,
+    seed: Annotated[int, typer.Option(help="Of all random numbers.")] = 0,
+    only: Annotated[list[str] | None, typer.Option(help="Checks to run, by commas or repeated.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where to write the report as JSON.")] = None,
 ) -> None:
-    """Try on any loss what its users rely on: the same gradient however the work is cut. Exit code 1: it failed."""
+    """Check any loss for what its users rely on: the same gradient however the work is cut. Exit code 1: it failed."""
     from rareloss.testing import verify as verified
 
     say = Console(soft_wrap=True, highlight=False)
@@ -270,11 +270,11 @@ def verify(
             )
         if out is not None:
             out.write_text(report.to_json() + "\n", encoding="utf-8")
-    table = Table("promise", "case", title=escape(report.loss), title_justify="left")
+    table = Table("check", "variant", title=escape(report.loss), title_justify="left")
     for heading in ("measured", "tolerance", "verdict"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for finding in report.findings:
-        table.add_row(*finding.cells(), style=_STYLES.get(finding.verdict))
+    for outcome in report.checks:
+        table.add_row(*outcome.cells(), style=_STYLES.get(outcome.verdict))
     say.print(table)
     for remark in report.remarks():
         say.print(f"- {remark}", markup=False)

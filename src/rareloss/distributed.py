@@ -19,6 +19,7 @@ FSDP2 after ``set_gradient_divide_factor(1.0)``             their sum           
 number of calls (``no_sync``) before they are joined.
 """
 
+import zlib
 from collections.abc import Callable, Sequence
 
 import torch
@@ -51,21 +52,25 @@ def world_size(group: ProcessGroup | None = None) -> int:
     return ranks
 
 
-def agree(rows: Tensor | None, group: ProcessGroup | None = None, error: Exception | None = None) -> list[int]:
+def agree(
+    rows: Tensor | None, group: ProcessGroup | None = None, error: Exception | None = None, settings: str = ""
+) -> list[int]:
     """Exchange how many rows each rank has, and raise on every rank if one of them refused its input.
 
     Args:
         rows: the rows of this rank, ``[n, ...]``; None beside an ``error``.
         group: the ranks that take part.
         error: why this rank refuses its input; raised here, after the others have been told.
+        settings: how the caller was set up, which must be the same on every rank.
 
     Returns:
         the number of rows by rank.
 
     Raises:
-        ValueError: another rank refused its input, or trailing shapes or dtypes differ.
+        ValueError: another rank refused its input, or trailing shapes, dtypes or settings differ.
     """
     message = [1, 0, 0, 0] if rows is None else [int(error is not None), rows.shape[0], _width(rows), _code(rows)]
+    message.append(zlib.crc32(settings.encode()))
     sent = torch.tensor(message, dtype=torch.int64, device=_device(group))
     received = [torch.empty_like(sent) for _ in range(world_size(group))]
     dist.all_gather(received, sent, group=group)
@@ -77,7 +82,13 @@ def agree(rows: Tensor | None, group: ProcessGroup | None = None, error: Excepti
         raise ValueError(
             f"rank {', '.join(map(str, refused))} refused its input, so no rank goes on; see the error there"
         )
-    checks.gathered_shape("rows", [tuple(answer[2:]) for answer in answers])
+    checks.gathered_shape("rows", [tuple(answer[2:4]) for answer in answers])
+    others = [rank for rank, answer in enumerate(answers) if answer[4] != message[4]]
+    if others:
+        raise ValueError(
+            f"rank {', '.join(map(str, others))} has other settings than this rank's {settings}; make the same loss on "
+            "every rank"
+        )
     return [answer[1] for answer in answers]
 
 

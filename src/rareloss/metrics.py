@@ -1,4 +1,4 @@
-"""The hard twins of the soft metrics: exact, on raw logits of any dtype, weighted, per class.
+"""Exact metrics, the limits of the soft ones: on raw logits of any dtype, weighted, per class.
 
 Each takes scores ``[M]`` or ``[M, C]`` and returns :class:`PerClass`, 0-d or ``[C]``, in float64 and without gradient.
 A class without positives or without negatives is not defined and its value is NaN; a present score that is NaN or
@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rareloss import checks
-from rareloss.ops import hard_count, top
-from rareloss.pool import PerClass, Pool, make_pool, per_class, picked, safe_ratio
+from rareloss.ops import average_precision_in_one_call, band_fraction, hard_count, top
+from rareloss.pool import PerClass, Pool, make_pool, per_class, safe_ratio, select
 
 __all__ = [
     "Cuts",
@@ -54,30 +54,35 @@ def average_precision(scores: Tensor, positive: Tensor, weight: Tensor | None = 
         >>> average_precision(torch.tensor([0.9, 0.8, 0.7]), torch.tensor([True, False, True])).value
         tensor(0.8333, dtype=torch.float64)
     """
-    pool = make_pool(scores, positive, weight)
-    if len(pool.scores) > 1 and pool.scores.stride(0) == 0 and checks.values_readable(pool.scores):
-        return _average_precision_in_one_order(pool)
-    places, hits = pool.positive()
-    level = picked(pool.scores, places)
-    (rank_among_positives,) = hard_count(level, hits, level, with_ties=(True,))
+    return average_precision_of(make_pool(scores, positive, weight)).like(scores)
+
+
+def average_precision_of(pool: Pool) -> PerClass:
+    """Compute the average precision ``[C]`` of a pool; see :func:`average_precision`."""
+    if len(pool.scores) > 1 and pool.scores.stride(0) == 0 and pool.eager:
+        return per_class(pool, _average_precision_in_one_order(pool))
+    in_one_call = average_precision_in_one_call(pool)
+    if in_one_call is not None:
+        return in_one_call
+    indices, weight = pool.positives()
+    level = select(pool.scores, indices)
+    (rank_among_positives,) = hard_count(level, weight, level, with_ties=(True,))
     (rank_among_all,) = hard_count(pool.scores, pool.weight, level, with_ties=(True,))
     precision = safe_ratio(rank_among_positives, rank_among_all)
-    whole = hits.sum(1, dtype=torch.float64)
-    value = safe_ratio((hits * precision).sum(1), whole)
-    return per_class(pool, value, whole).like(scores)
+    total = weight.sum(1, dtype=precision.dtype)
+    return per_class(pool, safe_ratio((weight * precision).sum(1), total))
 
 
-def _average_precision_in_one_order(pool: Pool) -> PerClass:
+def _average_precision_in_one_order(pool: Pool) -> Tensor:
     # One column of scores under many weights, such as a bootstrap's, is sorted once.
     ordered, order = pool.scores[:1].sort(dim=1, descending=True)
     ends = pad(ordered[0, :-1] > ordered[0, 1:], (0, 1), value=True).nonzero()[:, 0]
     hits, taken = (
         weight.index_select(1, order[0]).cumsum(1, dtype=torch.float64).index_select(1, ends)
-        for weight in (torch.where(pool.is_positive, pool.weight, 0.0), pool.weight)
+        for weight in (pool.positive_weight, pool.weight)
     )
     gained = hits.diff(dim=1, prepend=torch.zeros_like(hits[:, :1]))
-    value = safe_ratio((gained * safe_ratio(hits, taken)).sum(1), hits[:, -1])
-    return per_class(pool, value, hits[:, -1])
+    return safe_ratio((gained * safe_ratio(hits, taken)).sum(1), hits[:, -1])
 
 
 @torch.no_grad()
@@ -120,22 +125,26 @@ def recall_at_quantile(
     """
     checks.probability("quantile", quantile, open_low=True, open_high=True)
     checks.choice("among", among, ("all", "negatives"))
-    pool = make_pool(scores, positive, weight, iid_mask)
-    counted = threshold_weight(pool, among)
-    # Less by rounding, so that a share which ends with a group finds this one, not the next.
-    at = top(pool.scores, counted, quantile * (1 - 1e-12))
-    places, hits = pool.positive()
-    level = picked(pool.scores, places)
-    taken = at.part(level)
+    return recall_at_quantile_of(make_pool(scores, positive, weight, iid_mask), quantile, among).like(scores)
+
+
+def recall_at_quantile_of(pool: Pool, quantile: float, among: str) -> PerClass:
+    """Compute the recall ``[C]`` of a pool in the top ``quantile``; see :func:`recall_at_quantile`."""
+    sets_threshold = threshold_weight(pool, among)
+    # Less by rounding, so that a fraction which ends with a group finds this one, not the next.
+    at = top(pool.scores, sets_threshold, quantile * (1 - 1e-12))
+    indices, weight = pool.positives()
+    level = select(pool.scores, indices)
+    above = at.part(level)
     # Then the threshold lies in the gap below, and rows in there (positives among negatives, rows that are not iid) are
     # above it or not.
-    below = torch.where((counted > 0) & (pool.scores < at.score), pool.scores, -torch.inf).amax(1, keepdim=True)
-    halfway = at.score.double() / 2 + below.double() / 2
+    below = torch.where((sets_threshold > 0) & (pool.scores < at.score), pool.scores, -torch.inf)
+    below = below.amax(1, keepdim=True)
+    halfway = at.score.to(above.dtype) / 2 + below.to(above.dtype) / 2
     in_gap = (level < at.score) & (level > below) & (at.above + at.tied <= at.target * (1 + 4e-12))
-    taken = torch.where(in_gap, 0.5 * (level > halfway) + 0.5 * (level >= halfway), taken)
-    whole = hits.sum(1, dtype=torch.float64)
-    value = safe_ratio((hits * taken).sum(1), whole)
-    return per_class(pool, value, whole).like(scores)
+    above = torch.where(in_gap, 0.5 * (level > halfway) + 0.5 * (level >= halfway), above)
+    total = weight.sum(1, dtype=above.dtype)
+    return per_class(pool, safe_ratio((weight * above).sum(1), total))
 
 
 def recall_at_fpr(
@@ -194,7 +203,8 @@ def partial_auc(
         weight: same shape or ``[M]``, not negative; 1 by default.
         alpha: lower edge of the band, false-positive rate.
         beta: upper edge; ``0 <= alpha < beta <= 1``.
-        iid_mask: bool, same shape or ``[M]``: only iid negatives count; all by default.
+        iid_mask: bool, same shape or ``[M]``: the negatives that set the false-positive rate; others join the pairs
+            where they score inside the band. All by default.
 
     Returns:
         the value per class, in [0, 1].
@@ -209,19 +219,30 @@ def partial_auc(
         tensor(0.7500, dtype=torch.float64)
     """
     checks.between(alpha, beta)
-    pool = make_pool(scores, positive, weight, iid_mask)
-    negative = pool.negative
-    total = negative.sum(1, keepdim=True, dtype=torch.float64)
-    low, high = alpha * total, beta * total
-    places, hits = pool.positive()
-    level = picked(pool.scores, places)
+    return partial_auc_of(make_pool(scores, positive, weight, iid_mask), alpha, beta).like(scores)
+
+
+def partial_auc_of(pool: Pool, alpha: float, beta: float) -> PerClass:
+    """Compute the partial AUC ``[C]`` of a pool; see :func:`partial_auc`."""
+    negative = pool.negative_weight
+    indices, weight = pool.positives()
+    level = select(pool.scores, indices)
     before, until = hard_count(pool.scores, negative, level)
+    total = negative.sum(1, keepdim=True, dtype=before.dtype)
+    low, high = alpha * total, beta * total
     enter, leave = before.clamp(low, high), until.clamp(low, high)
-    # A positive is found by no budget before its tied group, by all after it, and by a growing part within.
+    # No budget reaches a positive before its tied group, every one after it, and a growing fraction within.
     rising = (leave - enter) * safe_ratio((enter + leave) / 2 - before, until - before)
-    area = (hits * (rising + high - leave)).sum(1)
-    whole = hits.sum(1, dtype=torch.float64)
-    return per_class(pool, safe_ratio(area, whole * (high - low)[:, 0]), whole).like(scores)
+    area, width = rising + high - leave, high - low
+    if pool.iid is not None:
+        # Mined negatives inside the band join the pairs; half of those that tie with a positive are below it.
+        mined = torch.where(pool.is_positive | pool.iid, 0.0, pool.weight)
+        mined = mined * band_fraction(pool.scores, negative, alpha, beta).to(mined.dtype)
+        above, or_tied = hard_count(pool.scores, mined, level)
+        in_band = mined.sum(1, keepdim=True, dtype=before.dtype)
+        area, width = area + in_band - (above + or_tied) / 2, width + in_band
+    total_positive = weight.sum(1, dtype=before.dtype)
+    return per_class(pool, safe_ratio((weight * area).sum(1), total_positive * width[:, 0]))
 
 
 class Cuts(NamedTuple):
@@ -262,8 +283,7 @@ def cuts(pool: Pool) -> Cuts:
     ordered, order = present.sort(dim=1, descending=True)
     below = pad(ordered[:, 1:], (0, 1), value=-torch.inf)
     hits, taken = (
-        weight.gather(1, order).cumsum(1, dtype=torch.float64)
-        for weight in (torch.where(pool.is_positive, pool.weight, 0.0), pool.weight)
+        weight.gather(1, order).cumsum(1, dtype=torch.float64) for weight in (pool.positive_weight, pool.weight)
     )
     return Cuts(below, ordered > below, hits, taken)
 
@@ -361,9 +381,9 @@ def cost_saved(
 
 def _best(pool: Pool, found: Cuts, value: Tensor) -> PerClass:
     # The highest value among the places that a threshold can cut at.
-    return per_class(pool, torch.where(found.ends, value, 0.0).amax(1), found.hits[:, -1])
+    return per_class(pool, torch.where(found.ends, value, 0.0).amax(1))
 
 
 def threshold_weight(pool: Pool, among: str) -> Tensor:
     """Choose the weights ``[C, M]`` that set a recall threshold: the iid rows, or the iid negatives."""
-    return pool.counted if among == "all" else pool.negative
+    return pool.threshold_weight if among == "all" else pool.negative_weight

@@ -1,8 +1,8 @@
-"""One operating point, and from it the loss, the metric and the threshold."""
+"""Objectives: what a ranking is judged by, each with its exact metric, its loss and its threshold."""
 
-import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -10,326 +10,321 @@ from torch import Tensor
 from rareloss import checks, metrics
 from rareloss.losses import PAUCAtBudgetLoss, RankingLoss, RecallAtQuantileLoss, SmoothAPLoss, encode
 from rareloss.ops import top
-from rareloss.pool import PerClass, make_pool
+from rareloss.pool import PerClass, make_pool, safe_ratio
 
-__all__ = ["Objective"]
-
-_FORMS = (
-    "'ap', 'recall@top=0.5%', 'recall@top=200/40000', 'recall@fpr=0.1%', 'pauc@fpr=0-0.5%', 'recall@precision=50%', "
-    "'precision@recall=80%' or 'cost@fn=500,fp=5'"
-)
-_WHY = {
-    "recall@precision": "how many rows a precision lets through is only known once the scores are, so no share of "
-    "rows can be trained for; average precision is the mean precision over all recalls",
-    "precision@recall": "what lies above the threshold of a recall is nearly all negatives and no fixed share of rows; "
-    "average precision is the mean precision over all recalls",
-    "cost": "cross-entropy, cut at the probability fp / (fp + fn), has the least expected cost where its probabilities "
-    "are right; where a model cannot get them right, average precision orders the rows that the cut falls between",
-}
+__all__ = [
+    "AveragePrecision", "Cost", "Objective", "PartialAUC", "PrecisionAtRecall", "RecallAtFPR", "RecallAtPrecision",
+    "RecallAtTop",
+]  # fmt: skip
 
 
-@dataclass(frozen=True)
 class Objective:
-    """What the ranking is judged by.
+    """What a ranking is judged by: the base class of the objectives, which :meth:`parse` reads from texts.
 
-    Args:
-        kind: ``"ap"``; ``"recall@top"``, the recall within a review capacity; ``"recall@fpr"``, the recall under a
-            false-alarm budget; ``"pauc@fpr"``, the mean recall over a band of false-positive rates;
-            ``"recall@precision"``, the most recall at a precision; ``"precision@recall"``, the most precision at a
-            recall; ``"cost"``, the avoidable cost saved.
-        level: the capacity, the false-positive rate (the band's upper edge), the precision or the recall, a share; None
-            for ``"ap"`` and ``"cost"``.
-        low: the band's lower edge, a share; 0 for the others.
-        rows: out of how many rows a period's capacity is counted: 40,000 with ``level=0.005`` is 200 a period. None
-            where the capacity is a mere share.
-        fn: what a missed positive costs, for ``"cost"``.
-        fp: what a false alarm costs, in the same unit.
+    =============================================  ==============================================
+    ``ap``                                         :class:`AveragePrecision`
+    ``recall@top=0.5%``, ``recall@top=200/40000``  :class:`RecallAtTop`
+    ``recall@fpr=0.1%``                            :class:`RecallAtFPR`
+    ``pauc@fpr=0-0.5%``                            :class:`PartialAUC`
+    ``recall@precision=50%``                       :class:`RecallAtPrecision`
+    ``precision@recall=80%``                       :class:`PrecisionAtRecall`
+    ``cost@fn=500,fp=5``                           :class:`Cost`
+    =============================================  ==============================================
 
-    Raises:
-        TypeError: a number of a wrong type.
-        ValueError: an unknown kind, or a share or a number out of range.
+    A subclass names such texts as its ``examples``. What it asks for are its fields; all others are None.
 
-    Example:
-        >>> objective = Objective.parse("recall@top=0.5%")
-        >>> objective, str(objective)
-        (Objective(kind='recall@top', level=0.005, low=0.0), 'recall@top=0.5%')
-        >>> objective.loss(num_classes=1)
-        RecallAtQuantileLoss(
-          num_classes=1, quantile=0.005, among='all', temperature=0.05, temperature_unit='std', reduction='mean'
-          (queue): MemoryQueue()
-        )
+    Attributes:
+        quantile: the review capacity, the most alerts as a fraction of all rows.
+        fpr: the most alerts among negatives, as a fraction of them.
+        alpha, beta: the edges of a band of false-positive rates.
+        precision, recall: the least that the threshold must reach.
+        fn, fp: the costs of a missed positive and of a false alert.
+        text, words: what ``str`` and :attr:`name` give, with the fields in braces, in percent.
+        exact: computes :meth:`metric` from the fields; one of :mod:`rareloss.metrics`.
+        loss_name: short for the loss that is trained.
+        surrogate_reason: why it is the loss of another objective, :attr:`surrogate`; empty where it is not.
+        sets_threshold: False where the metric looks at all thresholds.
     """
 
-    kind: str
-    level: float | None = None
-    low: float = 0.0
-    rows: int | None = field(default=None, repr=False)
-    fn: float | None = field(default=None, repr=False)
-    fp: float | None = field(default=None, repr=False)
+    quantile: float | None = None
+    fpr: float | None = None
+    alpha: float | None = None
+    beta: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    fn: float | None = None
+    fp: float | None = None
+    text: ClassVar[str]
+    words: ClassVar[str]
+    exact: ClassVar[Callable[..., PerClass]]
+    loss_name: ClassVar[str] = "smooth_ap"
+    surrogate_reason: ClassVar[str] = ""
+    sets_threshold: ClassVar[bool] = True
+    __match_args__: ClassVar[tuple[str, ...]]
+    _unit: ClassVar[float] = 100.0  # percent
+    _by_example: ClassVar[dict[str, type["Objective"]]] = {}
 
-    KINDS: ClassVar[tuple[str, ...]] = (
-        "ap",
-        "recall@top",
-        "recall@fpr",
-        "pauc@fpr",
-        "recall@precision",
-        "precision@recall",
-        "cost",
-    )
+    def __init_subclass__(cls, examples: tuple[str, ...] = ()) -> None:
+        Objective._by_example.update(dict.fromkeys(examples, cls))
 
-    def __post_init__(self) -> None:
-        checks.choice("kind", self.kind, self.KINDS)
-        if self.rows is not None:
-            if self.kind != "recall@top":
-                raise ValueError(f"{self.kind!r} has no capacity to count out of rows, got rows={self.rows}")
-            checks.integer("rows", self.rows, least=2)
-        if self.kind == "cost":
-            if self.fn is None or self.fp is None:
-                raise ValueError("'cost' needs fn and fp, what a missed positive and a false alarm cost")
-            checks.positive_number("fn", self.fn)
-            checks.positive_number("fp", self.fp)
-            if self.level is not None or self.low:
-                raise ValueError(f"'cost' has no level, got level={self.level} and low={self.low}")
-            return
-        if self.fn is not None or self.fp is not None:
-            raise ValueError(f"{self.kind!r} has no costs, got fn={self.fn} and fp={self.fp}")
-        if self.kind == "ap":
-            if self.level is not None or self.low:
-                raise ValueError(f"'ap' has no level, got level={self.level} and low={self.low}")
-        elif self.level is None:
-            raise ValueError(f"{self.kind!r} needs a level, a share in (0, 1); half a percent is 0.005")
-        elif self.kind == "pauc@fpr":
-            checks.between(self.low, self.level)
-        else:
-            checks.probability("level", self.level, open_low=True, open_high=self.kind.startswith("recall@"))
-            if self.low:
-                raise ValueError(f"{self.kind!r} has no lower edge, got low={self.low}")
+    def __init__(self, *_: Any, **__: Any) -> None:
+        raise TypeError("Objective has no kind of its own; use Objective.parse or a class such as RecallAtTop")
 
-    @classmethod
-    def parse(cls, text: str) -> "Objective":
-        """Read an operating point: ``"ap"``, ``"recall@top=0.5%"``, ``"recall@top=200/40000"``, ``"recall@fpr=0.1%"``,
-        ``"pauc@fpr=0-0.5%"``, ``"recall@precision=50%"``, ``"precision@recall=80%"`` or ``"cost@fn=500,fp=5"``.
-
-        Shares are written in percent or as fractions: ``0.5%`` is ``0.005``.
+    @staticmethod
+    def parse(text: str) -> "Objective":
+        """Read an objective; a fraction is written in percent, ``0.5%``, or as it is, ``0.005``.
 
         Raises:
             TypeError: ``text`` is no string.
-            ValueError: it names no operating point, or a share out of range.
+            ValueError: it names no objective, or a number is out of range.
+
+        Example:
+            >>> Objective.parse("recall@fpr=0.5%")
+            RecallAtFPR(fpr=0.005)
         """
+        forms = ", ".join(map(repr, Objective._by_example))
         if not isinstance(text, str):
-            raise TypeError(f"an objective is a string such as {_FORMS}, got {type(text).__name__}")
-        plain = re.sub(r"\s", "", text.lower())
-        if plain == "ap":
-            return cls("ap")
-        if costs := re.fullmatch(r"cost@fn=([^,=]+),fp=([^,=]+)", plain):
-            try:
-                fn, fp = (float(cost) for cost in costs.groups())
-            except ValueError:
-                raise ValueError(f"an objective is {_FORMS}; the costs in {text!r} are no numbers") from None
-            return cls("cost", fn=fn, fp=fp)
-        kind, found, value = plain.partition("=")
-        if kind not in cls.KINDS or not found:
-            raise ValueError(f"an objective is {_FORMS}, got {text!r}")
-        if kind == "recall@top" and (count := re.fullmatch(r"(\d+)/(\d+)", value)):
-            alerts, rows = map(int, count.groups())
-            if not 0 < alerts < rows:
-                raise ValueError(
-                    f"a capacity is a count out of more rows, such as 200/40000, got {value!r} in {text!r}"
-                )
-            return cls(kind, alerts / rows, rows=rows)
-        low, dash, high = value.partition("-") if kind == "pauc@fpr" else ("0", "-", value)
-        if dash and high.endswith("%") and not low.endswith("%"):
-            low += "%"  # "0.1-2%" means percent on both sides
-        try:
-            shares = [_share(part) for part in ((low, high) if dash else ("0", low))]
-        except ValueError:
-            raise ValueError(f"an objective is {_FORMS}; {value!r} in {text!r} is no share") from None
-        return cls(kind, shares[1], shares[0])
+            raise TypeError(f"an objective is a string such as {forms}, got {type(text).__name__}")
+        key, equals, value = "".join(text.lower().split()).partition("=")
+        for example, objective in Objective._by_example.items():
+            if example.partition("=")[:2] == (key, equals):
+                try:
+                    return objective._read(value)
+                except ValueError as error:
+                    raise ValueError(f"an objective is {forms}; in {text!r}: {error}") from error
+        raise ValueError(f"an objective is {forms}, got {text!r}")
+
+    @staticmethod
+    def of(given: "Objective | str") -> "Objective":
+        """Return an objective as it is, or :meth:`parse` a string."""
+        if not isinstance(given, (str, Objective)):
+            raise TypeError(f"objective must be an Objective or a string, got {type(given).__name__}")
+        return Objective.parse(given) if isinstance(given, str) else given
 
     @classmethod
-    def of(cls, given: "Objective | str") -> "Objective":
-        """Return an objective as it is, or read it from a string; see :meth:`parse`.
+    def _read(cls, value: str) -> Self:
+        return cls(**{name: _fraction(value) for name in cls.__match_args__})
 
-        Raises:
-            TypeError: ``given`` is neither.
-            ValueError: as in :meth:`parse`.
-        """
-        if isinstance(given, str):
-            return cls.parse(given)
-        if not isinstance(given, cls):
-            raise TypeError(f"objective must be an Objective or a string, got {type(given).__name__}")
-        return given
+    def _written(self) -> dict[str, str]:
+        return {name: f"{self._unit * value:.10g}" for name, value in vars(self).items()}
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            checks.probability(name, value, open_low=True, open_high=True)
 
     def __str__(self) -> str:
-        if self.kind == "cost":
-            return f"cost@fn={self.fn:.10g},fp={self.fp:.10g}"
-        if self.level is None:
-            return self.kind
-        if self.rows is not None:
-            return f"{self.kind}={self.level * self.rows:.10g}/{self.rows}"
-        if self.kind == "pauc@fpr":
-            return f"{self.kind}={_number(self.low)}-{_percent(self.level)}"
-        return f"{self.kind}={_percent(self.level)}"
+        return self.text.format(**self._written())
 
     @property
     def name(self) -> str:
-        """The operating point in words."""
-        if self.kind == "cost":
-            return f"avoidable cost saved at {self.fn:.10g} a miss and {self.fp:.10g} a false alarm"
-        if self.level is None:
-            return "average precision"
-        if self.rows is not None:
-            return f"recall in the top {self.level * self.rows:.10g} of {self.rows}"
-        return {
-            "recall@top": f"recall in the top {_percent(self.level)}",
-            "recall@fpr": f"recall at a false-positive rate of {_percent(self.level)}",
-            "pauc@fpr": f"partial AUC, false-positive rates {_number(self.low)} to {_percent(self.level)}",
-            "recall@precision": f"recall at a precision of {_percent(self.level)}",
-            "precision@recall": f"precision at a recall of {_percent(self.level)}",
-        }[self.kind]
+        """The objective in words."""
+        return self.words.format(**self._written())
 
     @property
-    def share(self) -> float | None:
-        """The share of rows (``recall@top``) or of negatives above the threshold; None where the scores decide it."""
-        return self.level if self.kind in ("recall@top", "recall@fpr", "pauc@fpr") else None
+    def budget(self) -> float | None:
+        """The most alerts, a fraction of all rows (:attr:`quantile`) or of the negatives; None for no limit."""
+        return next((most for most in (self.quantile, self.fpr, self.beta) if most is not None), None)
 
     @property
-    def trains(self) -> tuple["Objective", str]:
-        """The objective whose loss is trained, and why where that is another: an empty string where it is this one.
-
-        Example:
-            >>> Objective.parse("recall@precision=50%").trains[0]
-            Objective(kind='ap', level=None, low=0.0)
-        """
-        return (Objective("ap"), _WHY[self.kind]) if self.kind in _WHY else (self, "")
+    def surrogate(self) -> "Objective":
+        """The objective whose loss is trained: this one, or average precision where it has no loss of its own."""
+        return AveragePrecision() if self.surrogate_reason else self
 
     def loss(self, num_classes: int, **options: Any) -> RankingLoss:
-        """Make the loss that optimises this operating point, or the one that stands in for it: see :attr:`trains`.
-
-        Args:
-            num_classes: 1 for binary, else the number of classes or labels.
-            options: as in :class:`~rareloss.losses.ranking.RankingLoss`.
-        """
-        if self.share is None:
-            return SmoothAPLoss(num_classes, **options)
-        if self.kind == "pauc@fpr":
-            return PAUCAtBudgetLoss(num_classes, self.low, self.share, **options)
-        among = "all" if self.kind == "recall@top" else "negatives"
-        return RecallAtQuantileLoss(num_classes, self.share, among, **options)
+        """Make the loss of :attr:`surrogate`, with the options of :class:`~rareloss.losses.ranking.RankingLoss`."""
+        return SmoothAPLoss(num_classes, **options)
 
     def metric(self, scores: Tensor, labels: Tensor, weight: Tensor | None = None) -> PerClass:
-        """Compute the exact value per class; more is better.
-
-        Of ``"cost"`` it is the share of the avoidable cost that the best cut on these rows saves, see
-        :func:`rareloss.metrics.cost_saved`.
+        """Compute the exact value, 0-d for binary, else ``[C]``; more is better. Raises as :mod:`rareloss.metrics`.
 
         Args:
             scores: raw logits, ``[M]``, ``[M, 1]`` or ``[M, C]``; class indices are ranked by their log-odds.
             labels: ``[M]`` in {0, 1}; class indices ``[M]`` or labels ``[M, C]`` beside scores ``[M, C]``.
             weight: one per row or the shape of the scores; 1 by default.
-
-        Returns:
-            the value, 0-d for binary, else ``[C]``, and whether it is defined.
-
-        Raises:
-            TypeError: a wrong dtype.
-            ValueError: a wrong shape, a label out of range, or a weight that is negative or not finite.
         """
-        ranked, positive, weight = _columns(scores, labels, weight)
-        if self.kind == "cost" and self.fn is not None and self.fp is not None:
-            return metrics.cost_saved(ranked, positive, weight, fn=self.fn, fp=self.fp)
-        if self.level is None:
-            return metrics.average_precision(ranked, positive, weight)
-        if self.kind == "pauc@fpr":
-            return metrics.partial_auc(ranked, positive, weight, alpha=self.low, beta=self.level)
-        if self.kind == "recall@precision":
-            return metrics.recall_at_precision(ranked, positive, weight, precision=self.level)
-        if self.kind == "precision@recall":
-            return metrics.precision_at_recall(ranked, positive, weight, recall=self.level)
-        among = "all" if self.kind == "recall@top" else "negatives"
-        return metrics.recall_at_quantile(ranked, positive, weight, quantile=self.level, among=among)
+        return self.exact(*_columns(scores, labels, weight), **vars(self))
 
     @torch.no_grad()
     def threshold(self, scores: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Compute the score to cut at: rows scored *above* it never exceed the capacity or the budget on these rows.
+        """Compute the threshold, 0-d or ``[C]``, from what :meth:`metric` takes; rows scored *above* it are alerts.
 
-        A group of tied rows that does not fit whole stays below. For a partial AUC the budget is the band's upper edge.
-        For a precision, a recall or costs it is the cut whose value :meth:`metric` gives: inf where no row is worth an
-        alarm, -inf where all are.
-
-        Args:
-            scores: as in :meth:`metric`.
-            labels: as in :meth:`metric`.
-            weight: as in :meth:`metric`.
-
-        Returns:
-            0-d for binary, else ``[C]``, in units of the scores (log-odds for class indices).
+        Under a budget it is the lowest that alerts no more on these rows; tied rows that do not all fit stay below.
+        Else it has the highest :meth:`utility`: inf where no alert is worth it, -inf where all are.
 
         Raises:
-            ValueError: average precision has no threshold; or as in :meth:`metric`.
+            ValueError: average precision looks at all thresholds and sets none; or as in :meth:`metric`.
         """
-        if self.kind == "ap":
-            raise ValueError(
-                "average precision looks at every threshold and sets none; use 'recall@top=...' or 'recall@fpr=...'"
-            )
-        ranked, positive, weight = _columns(scores, labels, weight)
-        pool = make_pool(ranked, positive, weight)
-        if self.share is None:
-            cut = self._best(metrics.cuts(pool))
-            return cut[0] if ranked.ndim == 1 else cut
-        counted = pool.weight if self.kind == "recall@top" else pool.negative
-        # The first group that overflows, and by more than rounding.
-        cut = top(pool.scores, counted, self.share * (1 + 1e-12)).score[:, 0]
-        return cut[0] if ranked.ndim == 1 else cut
-
-    def _best(self, cuts: metrics.Cuts) -> Tensor:
-        # The score below the best cut, [C].
-        if self.kind == "cost" and self.fn is not None and self.fp is not None:
-            worth = cuts.saved(self.fn, self.fp).clamp(min=0.0)
-        elif self.kind == "recall@precision":
-            worth = cuts.recall * (cuts.precision >= (self.level or 0.0) * (1 - 1e-12))
+        if not self.sets_threshold:
+            raise ValueError(f"{self.name} looks at every threshold and sets none; use 'recall@top=...'")
+        scores, positive, weight = _columns(scores, labels, weight)
+        pool = make_pool(scores, positive, weight)
+        if self.budget is not None:
+            counted = pool.negative_weight if self.quantile is None else pool.weight
+            # The first tied group that overflows, and by more than rounding.
+            thresholds = top(pool.scores, counted, self.budget * (1 + 1e-12)).score[:, 0]
         else:
-            worth = cuts.precision * (cuts.recall >= (self.level or 0.0) * (1 - 1e-12))
-        best, place = torch.where(cuts.ends, worth, 0.0).max(1)
-        return torch.where(best > 0, cuts.below.gather(1, place[:, None])[:, 0], torch.inf)
+            cuts = metrics.cuts(pool)
+            utility = torch.where(cuts.ends, self.utility(cuts.hits, cuts.taken - cuts.hits), 0.0)
+            best, index = utility.max(1)
+            thresholds = torch.where(best > 0, cuts.below.gather(1, index[:, None])[:, 0], torch.inf)
+        return thresholds[0] if scores.ndim == 1 else thresholds
+
+    def utility(self, tp: Tensor, fp: Tensor) -> Tensor:
+        """Compute what each of K thresholds is worth where there is no budget; 0 is worth no more than no alerts.
+
+        ``tp`` and ``fp``, ``[..., K]``, are the weights of positives and negatives above each; above the last lie all.
+        """
+        raise NotImplementedError(f"the threshold of {self} is not chosen by labels")
+
+    def best_value(self, prevalence: float) -> float:
+        """Compute the highest value of any ranking: a capacity below the prevalence caps the recall at their ratio."""
+        return 1.0 if self.quantile is None or not prevalence else min(1.0, self.quantile / prevalence)
 
     def cap(self, labels: Tensor, num_classes: int = 1) -> Tensor:
-        """Compute the best reachable value: a review capacity q below the base rate caps the recall at q over the rate.
-
-        Args:
-            labels: ``[M]`` in {0, 1}; or class indices ``[M]`` with ``num_classes``; or labels ``[M, C]``.
-            num_classes: 1 for binary.
-
-        Returns:
-            0-d for binary, else ``[C]``.
-        """
+        """Compute :meth:`best_value` from labels as in :meth:`metric`, 0-d for ``num_classes=1``, else ``[C]``."""
         shape = labels.shape if labels.ndim == 2 or num_classes == 1 else (*labels.shape, num_classes)
         _, positive, _ = _columns(labels.new_zeros(shape, dtype=torch.float64), labels, None)
-        rate = positive.double().mean(0)
-        if self.kind != "recall@top" or self.level is None:
-            return torch.ones_like(rate)
-        return torch.where(rate > 0, self.level / torch.where(rate > 0, rate, 1.0), 1.0).clamp(max=1.0)
+        return positive.double().mean(0).cpu().apply_(self.best_value).to(labels.device)
+
+
+@dataclass(frozen=True)
+class AveragePrecision(Objective, examples=("ap",)):
+    """Average precision: the mean precision over all recalls."""
+
+    text, words, sets_threshold = "ap", "average precision", False
+    exact = staticmethod(metrics.average_precision)
+
+
+@dataclass(frozen=True)
+class RecallAtTop(Objective, examples=("recall@top=0.5%", "recall@top=200/40000")):
+    """Recall within a review capacity: a ``quantile`` of all rows in (0, 1), told as a count of ``rows`` if given."""
+
+    quantile: float = field()
+    rows: int | None = None
+    text, words, loss_name = "recall@top={capacity}", "recall in the top {words}", "recall"
+
+    def __post_init__(self) -> None:
+        checks.probability("quantile", self.quantile, open_low=True, open_high=True)
+        if self.rows is not None:
+            checks.integer("rows", self.rows, least=2)
+
+    @classmethod
+    def _read(cls, value: str) -> Self:
+        alerts, slash, rows = value.partition("/")
+        if slash and not 0 < int(alerts) < int(rows):
+            raise ValueError(f"a capacity is a count out of more rows, such as 200/40000, not {value!r}")
+        return cls(int(alerts) / int(rows), int(rows)) if slash else cls(_fraction(value))
+
+    def _written(self) -> dict[str, str]:
+        if self.rows is None:
+            return {"capacity": f"{100 * self.quantile:.10g}%", "words": f"{100 * self.quantile:.10g}%"}
+        alerts = f"{self.quantile * self.rows:.10g}"
+        return {"capacity": f"{alerts}/{self.rows}", "words": f"{alerts} of {self.rows}"}
+
+    def loss(self, num_classes: int, **options: Any) -> RankingLoss:
+        return RecallAtQuantileLoss(num_classes, self.quantile, "all", **options)
+
+    @staticmethod
+    def exact(scores: Tensor, positive: Tensor, weight: Tensor, **fields: Any) -> PerClass:
+        return metrics.recall_at_quantile(scores, positive, weight, quantile=fields["quantile"])
+
+
+@dataclass(frozen=True)
+class RecallAtFPR(Objective, examples=("recall@fpr=0.1%",)):
+    """Recall at a false-positive rate ``fpr`` in (0, 1), the budget of false alerts."""
+
+    fpr: float = field()
+    text, words, loss_name = "recall@fpr={fpr}%", "recall at a false-positive rate of {fpr}%", "recall"
+    exact = staticmethod(metrics.recall_at_fpr)
+
+    def loss(self, num_classes: int, **options: Any) -> RankingLoss:
+        return RecallAtQuantileLoss(num_classes, self.fpr, "negatives", **options)
+
+
+@dataclass(frozen=True)
+class PartialAUC(Objective, examples=("pauc@fpr=0-0.5%",)):
+    """Partial AUC: the mean recall over the false-positive rates from ``alpha`` to ``beta``, the threshold's budget."""
+
+    alpha: float = field()
+    beta: float = field()
+    text, words = "pauc@fpr={alpha}-{beta}%", "partial AUC, false-positive rates {alpha} to {beta}%"
+    loss_name, exact = "pauc", staticmethod(metrics.partial_auc)
+
+    def __post_init__(self) -> None:
+        checks.between(self.alpha, self.beta)
+
+    @classmethod
+    def _read(cls, value: str) -> Self:
+        alpha, beta = value.split("-", 1) if "-" in value else ("0", value)
+        if beta.endswith("%") and not alpha.endswith("%"):
+            alpha += "%"  # "0.1-2%" means percent on both sides
+        return cls(_fraction(alpha), _fraction(beta))
+
+    def loss(self, num_classes: int, **options: Any) -> RankingLoss:
+        return PAUCAtBudgetLoss(num_classes, self.alpha, self.beta, **options)
+
+
+@dataclass(frozen=True)
+class RecallAtPrecision(Objective, examples=("recall@precision=50%",)):
+    """The most recall at a precision in (0, 1); 0 where no threshold has it."""
+
+    precision: float = field()
+    text, words = "recall@precision={precision}%", "recall at a precision of {precision}%"
+    exact = staticmethod(metrics.recall_at_precision)
+    surrogate_reason = "a precision fixes no fraction of rows; average precision is its mean over all recalls"
+
+    def utility(self, tp: Tensor, fp: Tensor) -> Tensor:
+        return safe_ratio(tp, tp[..., -1:]) * (safe_ratio(tp, tp + fp) >= self.precision * (1 - 1e-12))
+
+
+@dataclass(frozen=True)
+class PrecisionAtRecall(Objective, examples=("precision@recall=80%",)):
+    """The most precision at a recall in (0, 1]."""
+
+    recall: float = field()
+    text, words = "precision@recall={recall}%", "precision at a recall of {recall}%"
+    exact = staticmethod(metrics.precision_at_recall)
+    surrogate_reason = "a recall fixes no fraction of all rows; average precision is the mean precision over recalls"
+
+    def __post_init__(self) -> None:
+        checks.probability("recall", self.recall, open_low=True)
+
+    def utility(self, tp: Tensor, fp: Tensor) -> Tensor:
+        return safe_ratio(tp, tp + fp) * (safe_ratio(tp, tp[..., -1:]) >= self.recall * (1 - 1e-12))
+
+
+@dataclass(frozen=True)
+class Cost(Objective, examples=("cost@fn=500,fp=5",)):
+    """The avoidable cost saved, of ``fn`` a miss and ``fp`` a false alert; see :func:`rareloss.metrics.cost_saved`."""
+
+    fn: float = field()
+    fp: float = field()
+    text, words = "cost@fn={fn},fp={fp}", "avoidable cost saved at {fn} a miss and {fp} a false alert"
+    exact, _unit = staticmethod(metrics.cost_saved), 1.0
+    surrogate_reason = "cross-entropy is best above fp / (fp + fn) if it is calibrated; if not, average precision ranks"
+
+    def __post_init__(self) -> None:
+        checks.positive_number("fn", self.fn)
+        checks.positive_number("fp", self.fp)
+
+    @classmethod
+    def _read(cls, value: str) -> Self:
+        fn, _, fp = value.partition(",fp=")
+        return cls(float(fn), float(fp))
+
+    def utility(self, tp: Tensor, fp: Tensor) -> Tensor:
+        return self.fn * tp - self.fp * fp
 
 
 def _columns(scores: Tensor, labels: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     checks.floating("scores", scores)
     if scores.ndim not in (1, 2):
-        raise ValueError(
-            f"scores must have shape [M] or [M, C], got {tuple(scores.shape)}; flatten the leading dimensions"
-        )
+        raise ValueError(f"scores must be [M] or [M, C], got {tuple(scores.shape)}; flatten the leading dimensions")
     classes = 1 if scores.ndim == 1 else scores.shape[1]
-    rows = encode(scores.detach(), labels, weight, None, num_classes=classes, ignore_index=-100)
-    columns = (rows.scores, rows.positive, rows.weight)
-    return columns if classes > 1 else (columns[0][:, 0], columns[1][:, 0], columns[2][:, 0])
+    pool = encode(scores.detach(), labels, weight, None, num_classes=classes, ignore_index=-100)
+    index = slice(None) if classes > 1 else 0
+    return pool.scores.mT[:, index], pool.is_positive.mT[:, index], pool.weight.mT[:, index]
 
 
-def _share(text: str) -> float:
+def _fraction(text: str) -> float:
     return float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
-
-
-def _number(share: float) -> str:
-    return f"{share * 100:.10g}"
-
-
-def _percent(share: float) -> str:
-    return f"{_number(share)}%"

@@ -152,8 +152,8 @@ def test_loaded_model_scores_as_the_engine_does_to_the_last_bit(
     options = {**OPTIONS, "arm": "tuned_ce", "objective": "ap"}
     model = fit(frame, out=tmp_path / "model", network=network, **options)
     table = load(frame, target="outcome")
-    task = Task(table, split(table, 3), Objective("ap"), 3)
-    ((_, found),) = fit_arms(task, find_scorer(network), arms_for(Objective("ap"))[:1], 1)
+    task = Task(table, split(table, 3), Objective.parse("ap"), 3)
+    ((_, found),) = fit_arms(task, find_scorer(network), arms_for(Objective.parse("ap"))[:1], 1)
     assert found.kind == kind
     rows = frame[frame["outcome"].notna()].iloc[task.fold.test]
     np.testing.assert_array_equal(model.score(rows)["score"], found.score(task.test_inputs(kind)).numpy())

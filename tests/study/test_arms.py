@@ -52,13 +52,13 @@ def test_ranking_arms_fit_the_objective(objective: str, ranking: set[str]) -> No
 
 
 def test_chosen_arms_keep_the_baselines_and_the_control() -> None:
-    chosen = choose_arms(Objective("ap"), ["smooth_ap_stage"])
+    chosen = choose_arms(Objective.parse("ap"), ["smooth_ap_stage"])
     assert [arm.name for arm in chosen] == ["tuned_ce", "ce_continued", "weighted_ce", "smooth_ap_stage", "trees"]
 
 
 def test_unknown_arm_is_refused() -> None:
     with pytest.raises(DataError, match="no arm 'recall_stage' for the objective ap"):
-        choose_arms(Objective("ap"), ["recall_stage"])
+        choose_arms(Objective.parse("ap"), ["recall_stage"])
 
 
 @pytest.mark.filterwarnings("ignore:.*are needed for a stable gradient")

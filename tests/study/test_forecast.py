@@ -11,7 +11,7 @@ from torch import Tensor
 from rareloss import Objective
 from rareloss.study.forecast import Signals, forecast, forecasts, signals
 
-AP = Objective("ap")
+AP = Objective.parse("ap")
 
 
 def drawn(rows: int = 40_000, seed: int = 0) -> tuple[Tensor, np.ndarray]:

@@ -275,6 +275,15 @@ def test_operating_point_is_marked_on_its_own_curve(objective: str, marked: list
     assert [chart for chart in ("roc", "gain") if drawn[f"{chart}/mlp"]["layout"].get("shapes")] == marked
 
 
+@pytest.mark.parametrize(("objective", "drawn"), [("ap", 0), ("recall@fpr=0.1%", 1), ("recall@precision=50%", 0)])
+def test_the_page_speaks_of_a_dotted_line_only_where_one_is_drawn(objective: str, drawn: int, tmp_path: Path) -> None:
+    results = make_results()
+    results["objective"]["text"] = objective
+    page = parsed(results, tmp_path)
+    assert ("The dotted line is the operating point" in page.text) == bool(drawn)
+    assert sum(line.get("line", {}).get("dash") == "dot" for line in figures(page)["pr/mlp"]["data"]) == drawn
+
+
 def test_a_capacity_below_the_rate_is_printed_with_its_cap(tmp_path: Path) -> None:
     results = make_results()
     assert "(cap 0.204)" in parsed(results, tmp_path).text  # 0.5 % reviewed of 2.45 % in the class

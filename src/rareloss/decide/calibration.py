@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from rareloss import checks
-from rareloss.objectives import Objective
+from rareloss.objectives import Objective, RecallAtTop
 
 __all__ = ["METHODS", "Calibration", "Calibrator", "Estimate", "Quality", "calibrate", "quality"]
 
@@ -521,11 +521,11 @@ def _threshold(rows: _Rows, judged: np.ndarray, objective: Objective | str | Non
             raise ValueError(f"threshold must be a finite score, got {threshold}")
         return float(threshold)
     rate = float(np.average(rows.labels, weights=judged))
-    wanted = Objective("recall@top", rate) if objective is None else Objective.of(objective)
-    if wanted.kind == "ap":
-        wanted = Objective("recall@top", rate)
+    point = Objective.of("ap" if objective is None else objective)
+    if not point.sets_threshold:
+        point = RecallAtTop(rate)
     columns = (torch.from_numpy(column) for column in (rows.scores, rows.labels, judged))
-    return float(wanted.threshold(*columns))
+    return float(point.threshold(*columns))
 
 
 def _near(scores: np.ndarray, weight: np.ndarray, threshold: float) -> np.ndarray:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
@@ -69,7 +70,7 @@ def report(
         (0.8333, [1.0, 1.0, 2.0, 2.0])
     """
     point = Objective.of(objective)
-    if point.kind == "cost" and fn_cost is None and fp_cost is None:
+    if fn_cost is None and fp_cost is None:
         fn_cost, fp_cost = point.fn, point.fp
     if probability not in (None, "probability", "logit"):
         raise ValueError(f"probability must be 'probability' or 'logit', got {probability!r}")
@@ -201,32 +202,34 @@ def _start(counts: Counts, point: Objective, fn_cost: float | None, fp_cost: flo
     if fn_cost is not None and fp_cost is not None:
         return int(np.argmin(fn_cost * (tp[-1] - tp) + fp_cost * fp)), "the least cost on these rows"
     recall, precision = tp / tp[-1], tp / (tp + fp)
-    if point.kind == "precision@recall" and point.level is not None:
-        return int(np.argmax(recall >= point.level)), f"the fewest alerts kept that catch {100 * point.level:g} %"
-    if point.kind == "recall@precision" and point.level is not None:
-        enough = np.flatnonzero(precision >= point.level)
-        how = f"a precision of {100 * point.level:g} %"
+    if point.recall is not None:
+        return int(np.argmax(recall >= point.recall)), f"the fewest alerts kept that catch {100 * point.recall:g} %"
+    if point.precision is not None:
+        enough = np.flatnonzero(precision >= point.precision)
+        how = f"a precision of {100 * point.precision:g} %"
         if not len(enough):
             return int(np.argmax(precision)), f"the highest precision, since no threshold gives {how}"
         return int(enough[-1]), f"the most alerts kept at {how}"
-    how = "the most alerts that are no more than there are positives"
-    if point.share is not None:
-        of = "of the rows" if point.kind == "recall@top" else "of the negatives"
-        how = f"the most alerts within {100 * point.share:g} % {of}"
-        cap = point.share * (tp[-1] + fp[-1]) / tp[-1]
-        if point.kind == "recall@top" and cap < 1:
-            how += f", which can catch {100 * cap:.3g} % of the positives at most"
     budget = _budget(point)
-    assert budget is not None
+    if budget is None:
+        utility = point.utility(torch.from_numpy(tp), torch.from_numpy(fp))
+        return int(utility.argmax()), f"the highest {point.name}"
+    how = "the most alerts that are no more than there are positives"
+    if point.budget is not None:
+        of = "of the negatives" if point.quantile is None else "of the rows"
+        how = f"the most alerts within {100 * point.budget:g} % {of}"
+        best = point.best_value(tp[-1] / (tp[-1] + fp[-1]))
+        if best < 1:
+            how += f", which can catch {100 * best:.3g} % of the positives at most"
     place = budget.place(tp, fp)
     return (place, how) if place >= 0 else (0, "the highest score, since no threshold keeps within the budget")
 
 
 def _budget(point: Objective) -> Budget | None:
     """What may be alerted, where the objective says; for average precision as many as there are positives."""
-    if point.kind == "ap":
+    if not point.sets_threshold:
         return Budget(None)
-    return None if point.share is None else Budget(point.share, negatives=point.kind != "recall@top")
+    return None if point.budget is None else Budget(point.budget, negatives=point.quantile is None)
 
 
 def _average_precision(counts: Counts) -> dict[str, Any]:

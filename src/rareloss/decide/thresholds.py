@@ -89,7 +89,7 @@ class Cut:
         above = self.alerts.value * self.rows
         count = betabinom(rows, above + 1, max(self.rows - above, 1e-9))
         tail = (1 - self.confidence) / 2
-        exact = self.alerts.exact and self.objective.kind == "recall@top" and not self.tied
+        exact = self.alerts.exact and self.objective.quantile is not None and not self.tied
         return Interval(self.alerts.value * rows, float(count.ppf(tail)), float(count.ppf(1 - tail)), exact)
 
 
@@ -170,7 +170,7 @@ def find_threshold(
     Args:
         scores: ``[n]``, finite.
         labels: ``[n]`` in {0, 1}.
-        objective: any but ``"ap"``.
+        objective: any that sets a threshold; average precision looks at all of them.
         weight: ``[n]``, not negative: how many rows each stands for. 1 by default.
         confidence: of the intervals and of ``guarantee``.
         prevalence_factor: what the prevalence is multiplied by where the cut is used. Recall and false-positive rate
@@ -184,7 +184,7 @@ def find_threshold(
             does not rule out (approximately: between two scores, and for costs with the prevalence of these rows).
 
     Raises:
-        ValueError: rows that do not fit, one class alone, ``"ap"``, or a guarantee that cannot be given.
+        ValueError: rows that do not fit, one class alone, average precision, or a guarantee that cannot be given.
 
     Example:
         >>> random = np.random.default_rng(0)
@@ -196,24 +196,21 @@ def find_threshold(
     objective = Objective.of(objective)
     checks.probability("confidence", confidence, open_low=True, open_high=True)
     checks.positive_number("prevalence_factor", prevalence_factor)
-    if objective.kind == "ap":
-        raise ValueError("average precision sets no threshold; use 'recall@top=...' or 'recall@fpr=...'")
     scores, positive, weight = _rows(scores, labels, weight)
     note, counted = "", _counted(positive, objective)
-    allowed = int((objective.share or 0.0) * counted.sum() * (1 + 1e-12))
+    allowed = int((objective.budget or 0.0) * counted.sum() * (1 + 1e-12))
     if guarantee:
         threshold, allowed, note = _guaranteed(scores[counted], weight[counted], objective, confidence)
     else:
         threshold = float(objective.threshold(*map(torch.from_numpy, (scores, positive, weight))))
         if threshold == np.inf:
             note = _nearest(scores, positive, weight, objective)
-        elif objective.kind == "recall@top" and not (scores > threshold).any():
-            note = f"the capacity is less than the highest score's rows; the nearest is {_tied(scores, weight):.4g}"
-        elif objective.share is not None and "fpr" in objective.kind and not ((scores > threshold) & ~positive).any():
-            nearest = _tied(scores[~positive], weight[~positive])
-            note = f"the budget is less than the highest negative; the nearest is {nearest:.4g}"
+        elif objective.budget is not None and not (scores[counted] > threshold).any():
+            nearest = _tied(scores[counted], weight[counted])
+            limit = "capacity" if objective.quantile is not None else "budget of negatives"
+            note = f"the {limit} is less than what the highest score has; the nearest is {nearest:.4g}"
     # A threshold that labels chose is as good as it looks by luck too; an order statistic of some of the rows is not.
-    blind = guarantee or objective.share is not None
+    blind = guarantee or objective.budget is not None
     cut = _achieved(scores, positive, weight, objective, threshold, note, confidence, prevalence_factor, blind, allowed)
     if guarantee:
         cut = replace(cut, threshold=Interval(threshold, threshold, threshold, False))
@@ -312,7 +309,7 @@ def _anywhere(cut: Cut, scores: np.ndarray, positive: np.ndarray, weight: np.nda
         ends = clopper_pearson(number, max(rows - 1, number), each)
         alerts = Interval(cut.alerts.value, *ends, exact=True)
     where = cut.threshold
-    if cut.objective.kind in ("recall@precision", "cost"):
+    if _level(cut.objective) is None:
         ends = _not_ruled_out(cut.objective, scores, positive, weight, cut.confidence)
         where = _with_value(where.value, ends, False)
     return replace(
@@ -334,21 +331,22 @@ def _with_value(value: float, ends: tuple[float, float], exact: bool) -> Interva
 def _not_ruled_out(
     objective: Objective, scores: np.ndarray, positive: np.ndarray, weight: np.ndarray, confidence: float
 ) -> tuple[float, float]:
-    # Between which scores the population's threshold for a precision or for costs may be, by the intervals at all cuts.
+    # Between which scores the population's threshold for a precision or for costs may be, by the intervals at all cuts;
+    # for another goal they rule out nothing.
     thresholds, above = _above(scores, positive, weight)
     whole, heaviest = _classes(positive, weight)
-    if objective.kind == "recall@precision":
+    if objective.precision is not None:
         _, low, high = at_all_cuts(above, whole, heaviest, confidence)["precision"]
         # It is the lowest with the precision: none below all that may have it, nor above one that surely has.
-        level = objective.level or 0.0
-        lowest = float(thresholds[high >= level].min())
-        return lowest if lowest > thresholds[-1] else -np.inf, float(thresholds[low >= level].min(initial=np.inf))
+        lowest = float(thresholds[high >= objective.precision].min())
+        surely = float(thresholds[low >= objective.precision].min(initial=np.inf))
+        return lowest if lowest > thresholds[-1] else -np.inf, surely
+    if objective.fn is None or objective.fp is None:
+        return -np.inf, np.inf
     # Alarms for all rows catch all, for sure. Each of two metrics takes half of the risk.
     thresholds = np.append(thresholds, -np.inf)
     found = at_all_cuts(_and_all(above, whole), whole, heaviest, (1 + confidence) / 2)
     rate = float(weight[positive].sum() / weight.sum())
-    assert objective.fn is not None
-    assert objective.fp is not None
     missed, alarmed = objective.fn * rate, objective.fp * (1 - rate)
     least, most = (
         missed * (1 - found["recall"][row]) + alarmed * found["fpr"][other] for row, other in ((2, 1), (1, 2))
@@ -362,7 +360,7 @@ def _not_ruled_out(
 def _resampled(
     objective: Objective, scores: np.ndarray, positive: np.ndarray, weight: np.ndarray, confidence: float
 ) -> tuple[float, float]:
-    # Where the cut for a precision or for costs comes out when rows get weights from an exponential distribution (the
+    # Where the cut of the highest utility comes out when rows get weights from an exponential distribution (the
     # Bayesian bootstrap). It may be at up to so many scores of positives, and of all rows in equal ratios of their
     # ranks. The k rows of a class between two of them weigh as much as a Gamma(k) variable, unequal ones as one of the
     # same mean and variance.
@@ -382,11 +380,7 @@ def _resampled(
         return np.asarray(np.cumsum(size * random.standard_gamma(total / size, (_RESAMPLES, len(levels))), axis=1))
 
     hits, false = drawn(positive), drawn(~positive)
-    recall, precision = hits / hits[:, -1:], hits / (hits + false)
-    if objective.fn is not None and objective.fp is not None:
-        worth = objective.fn * hits - objective.fp * false
-    else:
-        worth = recall * (precision >= (objective.level or 0.0))
+    worth = objective.utility(torch.from_numpy(hits), torch.from_numpy(false)).numpy()
     # The lowest of the best: of the population, no positive need be where the precision ends.
     lowest = worth.shape[1] - 1 - worth[:, ::-1].argmax(1)
     best = np.where(worth.max(1) > 0, lowest, len(levels))
@@ -397,9 +391,18 @@ def _resampled(
 
 def _counted(positive: np.ndarray, objective: Objective) -> np.ndarray:
     # The rows that set the threshold, or that a guarantee would count.
-    if objective.kind == "precision@recall":
-        return positive
-    return ~positive if "fpr" in objective.kind else positive | True
+    return {"positives": positive, "negatives": ~positive, "rows": positive | True}[_counted_name(objective)]
+
+
+def _counted_name(objective: Objective) -> str:
+    if objective.recall is not None:
+        return "positives"
+    return "rows" if objective.budget is None or objective.quantile is not None else "negatives"
+
+
+def _level(objective: Objective) -> float | None:
+    # The fraction of the counted rows that lies above the threshold, at most or at least; None where labels choose it.
+    return objective.budget if objective.recall is None else objective.recall
 
 
 def _shift(positive: np.ndarray, weight: np.ndarray, factor: float) -> tuple[float, float]:
@@ -432,7 +435,7 @@ def _achieved(
 ) -> Cut:
     above, equal = scores > threshold, _equal(weight)
     shifted, odds = _shift(positive, weight, factor)
-    sets = {"recall@top": "rows", "precision@recall": "positives"}.get(objective.kind, "negatives") if blind else ""
+    sets = _counted_name(objective) if blind else ""
 
     def share(name: str, of: np.ndarray) -> Interval:
         if not (equal or _equal(weight[of])):
@@ -455,7 +458,7 @@ def _achieved(
     elif factor == 1 and not _alike(positive, weight):  # the prevalence is known no better than the rest
         row = float(Sums.of(weight).row)
         alerts = Interval(*_part(weight[above], weight[~above], (row, row), confidence), False)
-    level = objective.level if objective.kind == "precision@recall" else objective.share
+    level = _level(objective)
     ends, exact = (threshold, threshold), False
     if level is None:
         few = positive.sum() < _POSITIVES or not np.isfinite(threshold)
@@ -465,7 +468,7 @@ def _achieved(
         counted = _counted(positive, objective)
         same = equal or _equal(weight[counted])
         ends = quantile_interval(scores[counted], level, None if same else weight[counted], confidence)
-        exact = objective.share is not None and same
+        exact = objective.budget is not None and same
     where = _with_value(threshold, ends, exact)
     rows = _equal_rows(weight, above, min(max(float(weight[above].sum() / weight.sum()), 1e-12), 1 - 1e-12))
     cost, tied = _cost(objective, shifted, recall, fpr), int((scores == threshold).sum()) > 1
@@ -553,15 +556,14 @@ def _guaranteed(
     scores: np.ndarray, weight: np.ndarray, objective: Objective, confidence: float
 ) -> tuple[float, int, str]:
     # The threshold, how many rows may lie above it, and what is in the way; of the rows that are counted.
-    if objective.kind not in ("recall@top", "recall@fpr", "pauc@fpr", "precision@recall"):
+    if (level := _level(objective)) is None:
         raise ValueError(f"{objective} cannot be guaranteed; a capacity, a false-positive rate and a recall can")
     if not _equal(weight):
         raise ValueError("a guarantee needs equal weights among the rows that set the threshold")
     ordered = np.sort(scores)[::-1]
     above, rows = np.arange(len(ordered)), len(ordered)  # rows above each of them
-    level = objective.level or 0.0
     sure = betainc(above + 1, rows - above, level)  # the chance that the share above it is at most the level
-    if objective.kind == "precision@recall":
+    if objective.recall is not None:
         fits = np.flatnonzero(sure <= 1 - confidence)
         place, best, nearest = (int(fits[0]) if len(fits) else rows - 1), rows - 1, 1 - confidence
     else:
@@ -579,14 +581,14 @@ def _too_few(level: float, confidence: float, rows: int, nearest: float) -> str:
 
 
 def _nearest(scores: np.ndarray, positive: np.ndarray, weight: np.ndarray, objective: Objective) -> str:
-    if objective.kind != "recall@precision":
-        return "no alarm is worth its cost on these rows: nobody is alarmed"
+    if objective.precision is None:
+        return "no alert is worth its cost on these rows: there are none"
     order = np.argsort(-scores, kind="stable")
     ends = np.append(np.diff(scores[order]) < 0, True)
     hits, taken = np.cumsum((weight * positive)[order])[ends], np.cumsum(weight[order])[ends]
     best = int(np.argmax(hits / taken))
     return (
-        f"no cut has a precision of {objective.level:.4g}; the nearest is {hits[best] / taken[best]:.4g}, with a "
+        f"no cut has a precision of {objective.precision:.4g}; the nearest is {hits[best] / taken[best]:.4g}, with a "
         f"recall of {hits[best] / hits[-1]:.4g}"
     )
 

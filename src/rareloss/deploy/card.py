@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from rareloss import Objective
 from rareloss.decide.calibration import quality
 from rareloss.decide.intervals import clopper_pearson
+from rareloss.objectives import AveragePrecision, Objective
 
 __all__ = ["LEVEL", "RESAMPLES", "measure", "named", "page"]
 
@@ -54,7 +54,7 @@ def measure(
         return lambda weight: float(judged.metric(s, y, torch.from_numpy(weight)).value)
 
     means: dict[str, Callable[[np.ndarray], float]] = {str(objective): by(objective)}
-    means["ap"] = by(Objective("ap"))
+    means["ap"] = by(AveragePrecision())
     means["log_loss"] = lambda weight: float(np.average(loss, weights=weight))
     means["brier"] = lambda weight: float(np.average(squared, weights=weight))
     rng = np.random.default_rng(0)

@@ -17,11 +17,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 
-from rareloss import Objective
 from rareloss.decide.calibration import Calibration, calibrate
 from rareloss.deploy.card import measure
 from rareloss.deploy.inputs import Inputs
 from rareloss.deploy.model import Model, layers_of, network_of, replace_folder
+from rareloss.objectives import Objective, RecallAtTop
 from rareloss.study.arms import BASELINE, RECIPE, Arm, arms_for
 from rareloss.study.comparison import Comparison, versions
 from rareloss.study.data import DataError, Table, load, source_frame, source_text
@@ -272,13 +272,13 @@ def _model(
 
 
 def _threshold(scores: np.ndarray, labels: np.ndarray, objective: Objective) -> tuple[float, str]:
-    """Cut validation rows; half way to the next score, so that no rounding of a later day moves a row across."""
-    cutting, about = objective, f"{objective.name}, on validation"
-    if objective.kind == "ap":
-        cutting, about = Objective("recall@top", float(labels.mean())), "as many as there are positives, on validation"
-    cut = float(cutting.threshold(torch.from_numpy(scores), torch.from_numpy(labels)))
-    above = scores[scores > cut]
-    return (cut if not len(above) else cut + (float(above.min()) - cut) / 2), about
+    """Set the threshold half way to the next score, so that no rounding of a later day moves a row across."""
+    point, about = objective, f"{objective.name}, on validation"
+    if not objective.sets_threshold:
+        point, about = RecallAtTop(float(labels.mean())), "as many as there are positives, on validation"
+    threshold = float(point.threshold(torch.from_numpy(scores), torch.from_numpy(labels)))
+    above = scores[scores > threshold]
+    return (threshold if not len(above) else threshold + (float(above.min()) - threshold) / 2), about
 
 
 def _calibration(

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from rareloss import Objective, checks, finetune
 from rareloss.integrations.logistic import logistic_draws, search, solve_logistic
-from rareloss.training import Batch, Uncorrelated, carry_back
+from rareloss.training import Batch, Whitening, unwhiten
 
 __all__ = ["SMOOTHNESS", "AdditiveRareClassifier", "Points", "solve_monotone"]
 
@@ -77,14 +77,14 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
     A number has a cubic spline, with a weight of its own where it is missing; a number of two values a straight line; a
     category one weight a level. The steps are those of
     :class:`~rareloss.integrations.sklearn.RareClassifier`: validation chooses penalty, class weight and smoothness of a
-    cross-entropy that is solved to convergence, and how far a ranking stage leads from there.
+    cross-entropy that is solved to convergence, and how far fine-tuning on the ranking loss leads from there.
 
     With the coefficients :math:`c` of a curve's B-splines, the penalty is that of P-splines,
 
     .. math:: \frac{1}{2C} \Big( s \sum_k (c_{k+1} - 2 c_k + c_{k-1})^2 + a^2 \Big)
 
     with :math:`a` the slope of the straight line through the coefficients, in log-odds per standard deviation of what
-    it adds. In coordinates in which it is a plain ridge it is solved by logistic regression; the stage moves in the
+    it adds. In coordinates in which it is a plain ridge it is solved by logistic regression; fine-tuning moves in the
     same coordinates, so what is rough is dear there too. As the smoothness s grows, what is left is that line: equal
     steps from knot to knot, straight in x where the knots are evenly spaced.
 
@@ -110,7 +110,7 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
         importance_: standard deviation over the rows of what each input adds, ``[d]``.
         threshold_: the log-odds above which :meth:`predict` says the second class: the objective's on validation, 0 for
             average precision.
-        stage_: what the ranking stage found, see :class:`rareloss.FineTuned`; its model takes coordinates, not inputs.
+        finetuned_: the result of fine-tuning, see :class:`rareloss.FineTuned`; its model takes coordinates, not inputs.
         chosen_: the hyper-parameters of cross-entropy that validation chose.
         n_features_in_: d.
         feature_names_in_: of a frame.
@@ -189,14 +189,14 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
         self._monotone, self._many = bool(monotone.any()), len(target)
 
         start, self.chosen_, parts = self._cross_entropy(columns, target, weight, objective)
-        self.stage_ = self._rank(start, objective, parts, None)
-        self.points_ = self._points(self.stage_.model, parts[0])
+        self.finetuned_ = self._rank(start, objective, parts, None)
+        self.points_ = self._points(self.finetuned_.model, parts[0])
         self.cross_entropy_ = self._points(start, parts[0])
         added = self._added(columns)
         self.importance_ = np.sqrt(np.average(added**2, axis=0, weights=weight))
         self._rows = [one.rows(column) for one, column in zip(self._inputs, columns, strict=True)]
         scores = torch.from_numpy(added[self._split(target)[1]].sum(1) + self.points_.intercept)
-        self.threshold_ = 0.0 if objective.kind == "ap" else float(objective.threshold(scores, *parts[1][1:]))
+        self.threshold_ = float(objective.threshold(scores, *parts[1][1:])) if objective.sets_threshold else 0.0
         return self
 
     def contributions(self, X: Any) -> Array:
@@ -244,7 +244,7 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
         """Fit the scorecard again to resampled rows, for the bands of :meth:`band` and :meth:`plot_shapes`.
 
         The Bayesian bootstrap: each time all rows get weights from an exponential distribution, so that no positive is
-        lost. Knots, split, penalty, class weight and smoothness stay; cross-entropy, the stage (where there was one)
+        lost. Knots, split, penalty, class weight and smoothness stay; cross-entropy, fine-tuning (where there was any)
         and the place that validation chooses on it are found anew. The scorecards are kept in ``resampled_``.
 
         Args:
@@ -279,8 +279,8 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
             drawn = weight * random.exponential(size=len(y))
             parts = self._parts(plain, target, drawn, self.chosen_["smoothness"])
             model: Any = self._solve(parts[0], self.chosen_)[0]
-            if self.stage_.loss is not None:
-                model = self._rank(model, self.stage_.objective, parts, [self.stage_.loss]).model
+            if self.finetuned_.loss is not None:
+                model = self._rank(model, self.finetuned_.objective, parts, [self.finetuned_.loss]).model
             found.append(self._points(model, parts[0]))
         self.resampled_ = found
         return self
@@ -422,13 +422,13 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
     def _rank(self, start: Any, objective: Objective, parts: list[Batch], losses: Any) -> Any:
         if not self._monotone:
             return finetune(start, objective, *parts, losses=losses, seed=self._seed)
-        # The same path, in the same uncorrelated coordinates; the search is one that knows bounds.
+        # The same path, over the same whitened inputs; the search is one that knows bounds.
         bounded, steps = self._steps(self.chosen_["smoothness"])
-        factor = Uncorrelated(parts[0].inputs, parts[0].weight).factor
-        turned = _Turned(start, factor)
+        factor = Whitening(parts[0].inputs, parts[0].weight).factor
+        whitened = _Whitened(start, factor)
         inverse = torch.linalg.inv(factor).numpy()
         solver = partial(_Bounded, steps=steps @ inverse.T, bounded=bounded)
-        return finetune(turned, objective, *parts, losses=losses, optimizer=solver, seed=self._seed)
+        return finetune(whitened, objective, *parts, losses=losses, optimizer=solver, seed=self._seed)
 
     def _coordinates(self, columns: Sequence[np.ndarray]) -> Array:
         # Every input's basis in coordinates in which its penalty is a ridge, at smoothness 1.
@@ -449,7 +449,7 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
         return np.concatenate([one.bounded for one in self._inputs]), steps
 
     def _points(self, model: Any, train: Batch) -> Points:
-        layer = model.plain() if isinstance(model, _Turned) else model
+        layer = model.plain() if isinstance(model, _Whitened) else model
         slope, offset = log_odds_of(layer, train)
         weights = layer.weight.detach().double().numpy()[0] * self._scale(self.chosen_["smoothness"])
         ends = np.cumsum([one.directions.shape[1] for one in self._inputs])[:-1]
@@ -652,8 +652,8 @@ class _Category(_Input):
         return shown, counts
 
 
-class _Turned(nn.Module):
-    # A linear layer in coordinates in which its inputs are uncorrelated; ``weight`` is its own, to be searched.
+class _Whitened(nn.Module):
+    # A linear layer that is searched over whitened inputs: ``weight`` is the whitened one.
 
     factor: Tensor
     bias: Tensor
@@ -675,7 +675,7 @@ class _Turned(nn.Module):
         return nn.functional.linear(x, self._weights().to(x.dtype), self.bias)
 
     def _weights(self) -> Tensor:
-        return carry_back(self.factor, self.weight)
+        return unwhiten(self.factor, self.weight)
 
 
 class _Bounded(torch.optim.Optimizer):
@@ -770,7 +770,7 @@ def _figure(model: AdditiveRareClassifier, places: Sequence[int], columns: int) 
         figure.add_scatter(
             x=x, y=panel["final"], mode=panel["mode"], line={"color": FINAL, "width": 2},
             marker={"color": FINAL, "size": 7}, error_y=None if curve else error,
-            name="trained for " + model.stage_.objective.name, legendgroup="final", **here,
+            name="trained for " + model.finetuned_.objective.name, legendgroup="final", **here,
         )  # fmt: skip
         top = float(np.max(panel["counts"], initial=1.0))
         figure.update_yaxes(range=[0, 7 * top], visible=False, secondary_y=True, **here)
@@ -785,7 +785,7 @@ def _figure(model: AdditiveRareClassifier, places: Sequence[int], columns: int) 
     figure.update_yaxes(gridcolor="#e3e6ea", zerolinecolor="#8a8f98", zerolinewidth=1)
     figure.update_layout(
         template="plotly_white", height=90 + 250 * many, width=60 + 340 * columns, bargap=0.05,
-        title={"text": html.escape(str(model.stage_)), "x": 0, "xref": "paper", "font": {"size": 14}},
+        title={"text": html.escape(str(model.finetuned_)), "x": 0, "xref": "paper", "font": {"size": 14}},
         legend={"orientation": "h", "y": 1 + 30 / (250 * many), "yanchor": "bottom", "x": 0},
         margin={"l": 60, "r": 20, "t": 120, "b": 40},
     )  # fmt: skip

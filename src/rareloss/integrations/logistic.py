@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from rareloss.integrations.search import between, cube
-from rareloss.training import Batch, part_of
+from rareloss.training import Batch, select_rows
 
 __all__ = ["in_log_odds", "logistic_draws", "platt", "sample", "search", "solve_logistic"]
 
@@ -170,4 +170,4 @@ def sample(whole: Batch, size: int, generator: torch.Generator, model: nn.Module
         some = stratum[torch.randperm(len(stratum), generator=generator)[:many]]
         rows.append(some)
         weights.append(torch.full((len(some),), len(stratum) / max(1, len(some))))
-    return part_of(whole, torch.cat(rows), torch.cat(weights))
+    return select_rows(whole, torch.cat(rows), torch.cat(weights))

@@ -35,14 +35,14 @@ from rareloss import FineTuned, LossWarmupWrapper, Objective, SigmoidFocalLoss, 
 from rareloss.integrations.logistic import logistic_draws, platt, sample, search, solve_logistic
 from rareloss.integrations.network import NETWORK, batches, perceptron
 from rareloss.integrations.search import network_draws
-from rareloss.training import Batch, descend, part_of, ranking_losses, repeat_finetune
+from rareloss.training import Batch, ranking_losses, repeat_finetune, select_rows, train_with_early_stopping
 
 __all__ = ["RareClassifier"]
 
 # Rows that choose among the draws and walk the path, and rows on which the chosen place is found again.
 POOL, LAST_POOL = 8192, 16_384
 # Of logistic regression's gradient, and of the ranking loss: a change that moves no row in the ranking.
-TOLERANCE, STAGE_TOLERANCE = 1e-4, 3e-5
+TOLERANCE, FINETUNE_TOLERANCE = 1e-4, 3e-5
 # Of ``partial_fit``: remembered rows, steps of cross-entropy before a ranking, and the constant learning rates.
 QUEUE, WARM_UP, RATES = 16_384, 200, {"linear": 1e-2, "network": 1e-3}
 
@@ -71,9 +71,9 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
     Args:
         objective: an operating point such as ``"ap"`` or ``"recall@top=0.5%"``; validation judges by it.
         hidden_layer_sizes: of a network with ReLU; () for a linear model.
-        loss: what the stage minimises. None: the objective's own ranking loss. Another operating point: its ranking
+        loss: what fine-tuning minimises. None: the objective's own ranking loss. Another operating point: its ranking
             loss. ``"focal"``: focal loss with gamma 2. A module called with scores, targets and ``sample_weight``.
-            ``"cross_entropy"``: there is no stage.
+            ``"cross_entropy"``: there is no fine-tuning.
         trials: draws of hyper-parameters for cross-entropy.
         validation_fraction: share of the rows that choose.
         refit: whether a linear model is solved again on all rows.
@@ -85,7 +85,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         intercept_: ``[1]``.
         threshold_: the log-odds above which :meth:`predict` says the second class: the objective's on validation, 0 for
             average precision, which has none.
-        stage_: what the ranking stage found, see :class:`rareloss.FineTuned`; None where there was none.
+        finetuned_: the result of fine-tuning, see :class:`rareloss.FineTuned`; None where there was none.
         chosen_: the hyper-parameters of cross-entropy that validation chose.
         n_features_in_: d.
         feature_names_in_: of a table whose columns have names.
@@ -94,7 +94,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         >>> from sklearn.datasets import make_classification
         >>> x, y = make_classification(4_000, weights=[0.97], class_sep=0.8, random_state=0)
         >>> model = RareClassifier("ap", random_state=0).fit(x, y)
-        >>> model.coef_.shape, bool(model.stage_.after >= model.stage_.before)
+        >>> model.coef_.shape, bool(model.finetuned_.after >= model.finetuned_.before)
         ((1, 20), True)
     """
 
@@ -155,7 +155,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         # Mean and spread are no labels, so validation rows may have a part in them.
         self._scaler = _standardiser(X, weight)
         whole = as_batch(self._scaler.transform(X), target, weight, rows)
-        train, held = (part_of(whole, torch.from_numpy(np.sort(part))) for part in parts)
+        train, held = (select_rows(whole, torch.from_numpy(np.sort(part))) for part in parts)
         fit = self._fit_network if self.hidden_layer_sizes else self._fit_linear
         chosen, self._model = fit(objective, losses, whole, train, held, seed)
         some = sample(held, LAST_POOL, torch.Generator().manual_seed(seed), chosen)
@@ -183,7 +183,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         pilot, _ = self._solve(sample(train, POOL, generator), {"C": 1.0, "class_weight": 1.0})
         seen = sample(train, POOL, generator, pilot), sample(held, POOL, generator, pilot)
         start = self._tuned(objective, *seen, seed, pilot)
-        chosen = self._stage(start, objective, losses, *seen, seed)
+        chosen = self._finetune(start, objective, losses, *seen, seed)
         last = whole if self.refit else train
         if last is seen[0]:
             return chosen, chosen
@@ -204,10 +204,10 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         start, self.chosen_ = max(
             self._networks(objective, train, held, seed), key=lambda one: _judge(objective, one[0], held)
         )
-        chosen = self._stage(start, objective, losses, train, held, seed)
+        chosen = self._finetune(start, objective, losses, train, held, seed)
         return chosen, chosen
 
-    def _stage(
+    def _finetune(
         self,
         start: nn.Module,
         objective: Objective,
@@ -216,15 +216,21 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         held: Batch,
         seed: int,
     ) -> nn.Module:
-        self.stage_: FineTuned | None = None
+        self.finetuned_: FineTuned | None = None
         if losses == []:
             return start
-        self.stage_ = finetune(start, objective, train, held, losses=losses, tolerance=STAGE_TOLERANCE, seed=seed)
-        return self.stage_.model
+        self.finetuned_ = finetune(
+            start, objective, train, held, losses=losses, tolerance=FINETUNE_TOLERANCE, seed=seed
+        )
+        return self.finetuned_.model
 
     def _again(self, model: nn.Module, rows: Batch) -> nn.Module:
-        # The place that the stage has chosen, on other rows.
-        return model if self.stage_ is None else repeat_finetune(self.stage_, model, rows, tolerance=STAGE_TOLERANCE)
+        # The loss and penalty that validation chose, on other rows.
+        return (
+            model
+            if self.finetuned_ is None
+            else repeat_finetune(self.finetuned_, model, rows, tolerance=FINETUNE_TOLERANCE)
+        )
 
     def _solve(self, rows: Batch, draw: Mapping[str, float], start: nn.Module | None = None) -> tuple[nn.Linear, bool]:
         return solve_logistic(
@@ -261,14 +267,14 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
     ) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
         for draw in network_draws(self.trials, seed):
             model = self._new_model(train, seed)
-            descend(
+            train_with_early_stopping(
                 model,
                 SigmoidFocalLoss(alpha=None, gamma=0.0),
                 _shuffled(train, seed),
-                lambda model=model: torch.tensor([_judge(objective, model, held)]),  # type: ignore[misc]
+                lambda model=model: _judge(objective, model, held),  # type: ignore[misc]
                 steps=NETWORK["steps"],
-                warm_up=NETWORK["warm_up"],
-                every=NETWORK["every"],
+                warmup_steps=NETWORK["warm_up"],
+                eval_every=NETWORK["every"],
                 **draw,  # type: ignore[arg-type]
             )
             yield model, draw
@@ -429,7 +435,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         return objective
 
     def _losses(self, queue_size: int) -> list[nn.Module] | None:
-        # What a stage tries: None for the objective's own, nothing for cross-entropy alone.
+        # What fine-tuning tries: None for the objective's own, nothing for cross-entropy alone.
         if isinstance(self.loss, nn.Module):
             return [copy.deepcopy(self.loss)]
         if self.loss == "cross_entropy":
@@ -508,7 +514,7 @@ def _judge(objective: Objective, model: nn.Module, held: Batch) -> float:
 
 
 def _threshold(objective: Objective, log_odds: Tensor, target: Tensor, weight: Tensor | None) -> float:
-    return 0.0 if objective.kind == "ap" else float(objective.threshold(log_odds, target, weight))
+    return float(objective.threshold(log_odds, target, weight)) if objective.sets_threshold else 0.0
 
 
 def _moments(model: nn.Module, rows: Batch) -> tuple[float, float]:
@@ -519,4 +525,4 @@ def _moments(model: nn.Module, rows: Batch) -> tuple[float, float]:
 
 def _shuffled(whole: Batch, seed: int) -> Iterator[Batch]:
     size = max(1, min(NETWORK["batch"], len(whole.targets) // 8))
-    return (part_of(whole, rows) for rows, _ in batches(whole.targets, size, seed))
+    return (select_rows(whole, rows) for rows, _ in batches(whole.targets, size, seed))

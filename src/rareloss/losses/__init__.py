@@ -1,7 +1,7 @@
 """The losses that users train with, one file a family, and the base class of the ranking losses."""
 
 from rareloss.losses.average_precision import SmoothAPLoss, smooth_average_precision
-from rareloss.losses.encode import Rows, encode
+from rareloss.losses.encode import encode
 from rareloss.losses.focal import SigmoidFocalLoss, SoftmaxFocalLoss, sigmoid_focal_loss, softmax_focal_loss
 from rareloss.losses.partial_auc import PAUCAtBudgetLoss, soft_partial_auc
 from rareloss.losses.queue import MemoryQueue
@@ -13,7 +13,6 @@ __all__ = [
     "PAUCAtBudgetLoss",
     "RankingLoss",
     "RecallAtQuantileLoss",
-    "Rows",
     "SigmoidFocalLoss",
     "SmoothAPLoss",
     "SoftmaxFocalLoss",

@@ -4,13 +4,12 @@ Reference: Brown, Xie, Kalogeiton and Zisserman, "Smooth-AP: Smoothing the Path 
 ECCV 2020, equations 4 to 8.
 """
 
-import torch
 from torch import Tensor
 
 from rareloss import checks, metrics
 from rareloss.losses.ranking import RankingLoss
-from rareloss.ops import soft_ranks
-from rareloss.pool import PerClass, Pool, make_pool, per_class, safe_ratio
+from rareloss.ops import SoftMetric, evaluate, soft_ranks
+from rareloss.pool import PerClass, Pool, make_pool, safe_ratio
 
 __all__ = ["SmoothAPLoss", "smooth_average_precision"]
 
@@ -48,22 +47,25 @@ def smooth_average_precision(
         tensor(0.8333)
     """
     checks.positive_number("temperature", temperature)
-    return _average_precision(make_pool(scores, positive, weight), temperature).like(scores)
+    return evaluate(_METRIC, make_pool(scores, positive, weight), temperature).like(scores)
 
 
-def _average_precision(pool: Pool, temperature: float) -> PerClass:
-    places, own = pool.positive()
-    rank_among_positives, rank_among_all = soft_ranks(pool.scores, pool.weight, places, own, temperature)
-    whole = torch.sum(own, 1)
-    share = safe_ratio(own, whole[:, None])
-    return per_class(pool, (share * rank_among_positives / rank_among_all).sum(1), whole)
+def _average_precision(pool: Pool, temperature: float) -> Tensor:
+    indices, weight = pool.positives()
+    among_positives, among_negatives = soft_ranks(pool.scores, pool.weight, indices, weight, temperature)
+    # Q / (Q + N), written so that the gradient keeps its digits where the precision is nearly 1.
+    precision = 1 / (1 + among_negatives / among_positives)
+    return safe_ratio((weight * precision).sum(1), weight.sum(1))
+
+
+_METRIC = SoftMetric("average_precision", (), _average_precision)
 
 
 class SmoothAPLoss(RankingLoss):
     r"""One minus the smooth average precision of the pool: :math:`1 - \mathrm{AP}_t`.
 
-    See :func:`rareloss.functional.smooth_average_precision` for the equation and
-    :class:`~rareloss.losses.ranking.RankingLoss` for the arguments, the queue and the shapes.
+    See :func:`rareloss.functional.smooth_average_precision` for the equation and :class:`RankingLoss` for the queue and
+    the shapes.
 
     Example:
         >>> loss = SmoothAPLoss(num_classes=1, queue_size=0)
@@ -72,18 +74,8 @@ class SmoothAPLoss(RankingLoss):
         True
     """
 
-    def soft(self, pool: Pool, temperature: float) -> PerClass:
-        """Compute the smooth average precision of a pool."""
-        return _average_precision(pool, temperature)
+    metric = _METRIC
 
     def hard(self, pool: Pool) -> PerClass:
         """Compute the average precision of a pool."""
-        return metrics.average_precision(*pool.by_row())
-
-    def forward(self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
-        """Compute the loss; shapes as in :class:`~rareloss.losses.ranking.RankingLoss`."""
-        return self.pooled(logits, targets, sample_weight)
-
-    def diagnose(self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> dict[str, Tensor]:
-        """Describe the pool this call would rank; see :meth:`RankingLoss.describe`."""
-        return self.describe(logits, targets, sample_weight)
+        return metrics.average_precision_of(pool)

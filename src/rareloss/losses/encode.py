@@ -1,43 +1,14 @@
-"""From logits and targets, in every shape that users have, to rows: scores, positives, weights, iid flags by class."""
-
-from typing import NamedTuple
+"""From logits and targets, in every shape that users have, to the rows of a pool."""
 
 import torch
 from torch import Tensor
 
 from rareloss import checks
-from rareloss.ops import log_odds
-from rareloss.pool import constant_weight, where_absent
+from rareloss.eager import is_eager
+from rareloss.ops import log_odds_by_class
+from rareloss.pool import Pool, constant_weight, pool_of, where_absent
 
-__all__ = ["Rows", "encode"]
-
-
-class Rows(NamedTuple):
-    """Rows of a pool, one column a class.
-
-    Attributes:
-        scores: ``[M, C]``, in float32 at least, finite where absent.
-        positive: ``[M, C]``, bool.
-        weight: ``[M, C]``, dtype of the scores, without gradient; 0 is absent.
-        iid: ``[M]``, bool.
-    """
-
-    scores: Tensor
-    positive: Tensor
-    weight: Tensor
-    iid: Tensor
-
-    def pack(self) -> Tensor:
-        """Lay the rows out in one tensor ``[M, 3 C + 1]``, so that one exchange carries them."""
-        dtype = self.scores.dtype
-        return torch.cat([self.scores, self.positive.to(dtype), self.weight, self.iid[:, None].to(dtype)], dim=1)
-
-    @classmethod
-    def unpack(cls, packed: Tensor) -> "Rows":
-        """Undo :meth:`pack`."""
-        classes = (packed.shape[1] - 1) // 3
-        scores, positive, weight, iid = packed.split([classes, classes, classes, 1], dim=1)
-        return cls(scores, positive.detach() > 0.5, weight.detach(), iid.detach()[:, 0] > 0.5)
+__all__ = ["encode"]
 
 
 def encode(
@@ -47,10 +18,12 @@ def encode(
     iid_mask: Tensor | None,
     *,
     num_classes: int,
-    ignore_index: int,
+    ignore_index: float,
     check_values: bool | None = None,
-) -> Rows:
-    """Check logits and targets and flatten them to rows; class indices are ranked by their log-odds.
+) -> Pool:
+    """Check logits and targets and lay them out by class; class indices are ranked by their log-odds.
+
+    Where values may not be looked at, a row whose target is no label gets a score of NaN, so that the loss shows it.
 
     Args:
         logits: binary ``[...]`` or ``[..., 1]``; else ``[..., C]``.
@@ -59,7 +32,7 @@ def encode(
         iid_mask: bool, one per row.
         num_classes: 1 for binary.
         ignore_index: the target that means absent.
-        check_values: whether to look into tensors that are not on the CPU.
+        check_values: whether to look at values off the CPU too.
 
     Raises:
         TypeError: a wrong dtype.
@@ -72,39 +45,64 @@ def encode(
     else:
         rows_shape, indices = _class_rows(logits, targets, num_classes)
     if indices:
-        checks.class_indices("targets", targets, num_classes, ignore_index, check_values)
+        known = checks.class_indices("targets", targets, num_classes, ignore_index, check_values)
     else:
-        checks.labels("targets", targets, ignore_index, check_values)
-    row_shapes = (rows_shape, (*rows_shape, 1)) if num_classes == 1 else (rows_shape, (*rows_shape, num_classes))
+        known = checks.labels("targets", targets, ignore_index, check_values)
     if sample_weight is not None:
-        checks.same_shape("sample_weight", sample_weight, *row_shapes)
+        shapes = (rows_shape, (*rows_shape, 1)) if num_classes == 1 else (rows_shape, (*rows_shape, num_classes))
+        checks.same_shape("sample_weight", sample_weight, *shapes)
         checks.finite_weights("sample_weight", sample_weight, check_values)
     if iid_mask is not None:
         checks.boolean("iid_mask", checks.same_shape("iid_mask", iid_mask, rows_shape, (*rows_shape, 1)))
 
     scores = logits.to(torch.promote_types(logits.dtype, torch.float32)).reshape(-1, num_classes)
-    flat = targets.reshape(-1, 1 if indices else num_classes)
-    kept = ~checks.ignored(flat, ignore_index)
-    weight = kept.to(scores.dtype).expand_as(scores)
-    if sample_weight is not None:
-        per_row = sample_weight.shape == torch.Size(rows_shape)
-        weight = weight * constant_weight(sample_weight, scores.dtype).reshape(-1, 1 if per_row else num_classes)
-    # What is absent goes out at once: a NaN there would have a NaN gradient.
-    # Not so a class of a row that is present in others: their log-odds are against it too.
-    absent = where_absent(weight)
-    absent = absent.all(1, keepdim=True) if indices and absent is not None else absent
-    scores = scores if absent is None else scores.masked_fill(absent, 0.0)
+    target = targets.reshape(1, -1) if indices or num_classes == 1 else targets.reshape(-1, num_classes).mT
+    weight = _weight(target, sample_weight, scores, rows_shape, None if known else ignore_index)
+    if not known and not is_eager(targets, check_values=check_values):
+        scores = _show_bad_labels(scores, target, num_classes if indices else 2, ignore_index)
+    iid = None if iid_mask is None else iid_mask.reshape(1, -1).expand(num_classes, -1)
+    # What is absent goes out at once: a NaN there would have a NaN gradient. Not so a class of a row that is present
+    # in others: their log-odds are against it too.
+    absent = None if weight is None else where_absent(weight, is_eager(scores, check_values=check_values))
     if indices:
-        scores = log_odds(scores)
-        # Class by class in memory, as a pool is laid out.
-        positive = (flat.mT == torch.arange(num_classes, device=flat.device)[:, None]).mT
+        if absent is not None:
+            scores = scores.masked_fill(absent.all(0)[:, None], 0.0)
+        by_class = log_odds_by_class(scores)
+        is_positive = target == torch.arange(num_classes, device=target.device)[:, None]
     else:
-        positive = flat == 1
-    if iid_mask is None:
-        iid = torch.ones(scores.shape[0], dtype=torch.bool, device=scores.device)
-    else:
-        iid = iid_mask.reshape(-1)
-    return Rows(scores, positive & kept, weight, iid)
+        by_class = scores.mT.contiguous()
+        if absent is not None:
+            by_class = by_class.masked_fill(absent, 0.0)
+        is_positive = (target if target.dtype == torch.bool else target == 1).contiguous()
+    if weight is not None:
+        # An ignored target is no label, also where it is a class's number; a row of weight 0 is absent, not positive.
+        is_positive = is_positive & (weight > 0)
+        weight = weight.expand(num_classes, -1)
+    return pool_of(by_class, is_positive, weight, iid, check_values)
+
+
+def _weight(
+    target: Tensor,
+    sample_weight: Tensor | None,
+    scores: Tensor,
+    rows_shape: tuple[int, ...],
+    ignore_index: float | None,
+) -> Tensor | None:
+    # [C, M] or [1, M]; None where every row weighs 1.
+    kept = None if ignore_index is None else (~checks.ignored(target, ignore_index)).to(scores.dtype)
+    if sample_weight is None:
+        return kept
+    per_row = sample_weight.shape == torch.Size(rows_shape) or scores.shape[1] == 1
+    weight = constant_weight(sample_weight, scores.dtype)
+    weight = weight.reshape(1, -1) if per_row else weight.reshape(-1, scores.shape[1]).mT
+    return weight.contiguous() if kept is None else kept * weight
+
+
+def _show_bad_labels(scores: Tensor, target: Tensor, labels: int, ignore_index: float) -> Tensor:
+    # A comparison without a look: NaN, a fraction or a number out of range is no label.
+    is_label = (target >= 0) & (target < labels) & (target == target.round() if target.is_floating_point() else True)
+    bad = ~(is_label | checks.ignored(target, ignore_index))
+    return scores.masked_fill(bad.mT, torch.nan)
 
 
 def _binary_rows(logits: Tensor, targets: Tensor) -> tuple[int, ...]:

@@ -6,17 +6,19 @@ Reference: Lin, Goyal, Girshick, He and Dollár, "Focal Loss for Dense Object De
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import torch
+import torch  # noqa: F401 (the examples call it)
 from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
 
 from rareloss import checks, distributed
+from rareloss.eager import is_training_call
 from rareloss.losses.buffers import keeping_numbers
-from rareloss.ops import Terms, fused, sigmoid_pass, sigmoid_slope, softmax_pass, softmax_slope
+from rareloss.ops import SigmoidFocal, SoftmaxFocal, focal_loss
 
 __all__ = ["SigmoidFocalLoss", "SoftmaxFocalLoss", "sigmoid_focal_loss", "softmax_focal_loss"]
 
 _REDUCTIONS = ("mean", "mean_positive", "sum", "none")
+# The sum of the losses or each of them, the sum of the weights, and that of the positives' weights.
+_Sums = tuple[Tensor, Tensor, Tensor]
 
 
 def sigmoid_focal_loss(
@@ -26,7 +28,7 @@ def sigmoid_focal_loss(
     alpha: float | Tensor | None = 0.25,
     gamma: float = 2.0,
     weight: Tensor | None = None,
-    ignore_index: int = -100,
+    ignore_index: float = -100,
     reduction: str = "mean",
 ) -> Tensor:
     r"""Compute the focal loss of each label on its own, binary or multi-label.
@@ -38,20 +40,22 @@ def sigmoid_focal_loss(
     Args:
         logits: z, any shape; float.
         targets: y in {0, 1}, same shape; bool, integer or float.
-        alpha: weight of the positive class in [0, 1], a float or a tensor that broadcasts to the logits (``[C]`` for
-            logits ``[N, C]``); None for no weighting. It is not part of the divisor of ``mean``.
+        alpha: weight of the positive class in [0, 1], a float or ``[C]``, one per class: the classes of logits
+            ``[N, C]`` or, as in ``F.cross_entropy``, of dimension 1 in ``[N, C, ...]``. A tensor of more dimensions
+            broadcasts to the logits. None for no weighting. It is not part of the divisor of ``mean``.
         gamma: focusing exponent, at least 0; 0 is cross-entropy.
         weight: not negative, the shape of the logits or of their leading dimensions; 0 means absent.
-        ignore_index: the target that means absent.
+        ignore_index: the target that means absent; NaN is one for float targets.
         reduction: ``"mean"`` over the weight of what is not ignored, ``"mean_positive"`` (the sum over the weight of
             positives; over 1 where there are none), ``"sum"`` or ``"none"``.
 
     Returns:
-        0-d, or the shape of the logits; float32 at least. A mean over nothing is 0.
+        0-d, or the shape of the logits; float32 at least. A mean over nothing is 0. Where targets are not looked at
+        (under ``torch.compile`` or ``torch.func``, or off the CPU), a label that is none of these makes the loss NaN.
 
     Raises:
         TypeError: a wrong dtype.
-        ValueError: a wrong shape, a label other than 0, 1 and ``ignore_index``, or an argument out of range.
+        ValueError: a wrong shape, on the CPU a label other than 0, 1 and ``ignore_index``, or an argument out of range.
 
     Reference:
         Lin et al., ICCV 2017, equation 5; ``mean_positive`` is its section 4.1.
@@ -61,7 +65,7 @@ def sigmoid_focal_loss(
         tensor(0.0433)
     """
     checks.choice("reduction", reduction, _REDUCTIONS)
-    return _reduced(partial(_sigmoid_terms, logits, targets, alpha, gamma, weight, ignore_index), reduction)
+    return _reduced(partial(_sigmoid_sums, logits, targets, alpha, gamma, weight, ignore_index), reduction)
 
 
 def softmax_focal_loss(
@@ -95,11 +99,12 @@ def softmax_focal_loss(
             what is not background; over 1 where there is none), ``"sum"`` or ``"none"``.
 
     Returns:
-        0-d, or the shape of the targets; float32 at least. A mean over nothing is 0.
+        0-d, or the shape of the targets; float32 at least. A mean over nothing is 0. Where targets are not looked at
+        (under ``torch.compile`` or ``torch.func``, or off the CPU), an index that is no class makes the loss NaN.
 
     Raises:
         TypeError: a wrong dtype.
-        ValueError: a wrong shape, a class index out of range, or an argument out of range.
+        ValueError: a wrong shape, on the CPU a class index out of range, or an argument out of range.
 
     Reference:
         Lin et al., ICCV 2017, equation 5, with softmax for sigmoid; ``mean_positive`` is its section 4.1.
@@ -109,44 +114,29 @@ def softmax_focal_loss(
         tensor(0.1733)
     """
     checks.choice("reduction", reduction, _REDUCTIONS)
-    options = (alpha, gamma, label_smoothing, weight, ignore_index, checks.whole("background_class", background_class))
-    return _reduced(partial(_softmax_terms, logits, targets, *options), reduction)
+    options = (alpha, gamma, label_smoothing, weight, ignore_index, background_class)
+    return _reduced(partial(_softmax_sums, logits, targets, *options), reduction)
 
 
-def _sigmoid_terms(
+def _sigmoid_sums(
     logits: Tensor,
     targets: Tensor,
     alpha: float | Tensor | None,
     gamma: float,
     weight: Tensor | None,
-    ignore_index: int,
+    ignore_index: float,
     summed: bool,
-) -> Terms:
+    weight_name: str = "weight",
+) -> _Sums:
     checks.floating("logits", logits)
     checks.same_shape("targets", targets, logits.shape)
-    all_labelled = checks.labels("targets", targets, ignore_index) and ignore_index not in (0, 1)
-    checks.non_negative("gamma", gamma)
-    alpha = _sigmoid_alpha(alpha, logits)
-    weight = _full_weight(weight, targets, logits)
-
-    def plain(logits: Tensor, with_slope: bool) -> Terms:
-        label = targets.to(torch.promote_types(logits.dtype, torch.float32))  # compiled, it compares faster
-        z, counted = _present(logits, label, weight, ignore_index)
-        y = (label == 1).to(z.dtype)
-        x = z - y * z - y * z  # the log-odds of the wrong label; NaN where z is not finite
-        a = counted if alpha is None else counted * (1 - alpha + y * (2 * alpha - 1))
-        if with_slope:
-            loss, slope = sigmoid_slope(x, gamma)
-            return Terms(a * loss, counted, counted * y, a * slope * (1 - 2 * y))
-        log_p = logsigmoid(-x)
-        # (1 - p)^gamma as an exponential of a log: finite gradients for every gamma, where a power has none at 0.
-        return Terms(-a * torch.exp(gamma * (x + log_p)) * log_p, counted, counted * y)
-
-    run = sigmoid_pass(alpha, gamma, None if all_labelled else ignore_index)
-    return fused(run, plain, logits, targets, weight, alpha, summed)
+    labels_only = checks.labels("targets", targets, ignore_index) and ignore_index not in (0, 1)
+    alpha, gamma = _sigmoid_alpha(alpha, logits), checks.non_negative("gamma", gamma)
+    equation = SigmoidFocal(alpha, gamma, None if labels_only else ignore_index)
+    return focal_loss(equation, logits, targets, _expanded_weight(weight_name, weight, targets), summed)
 
 
-def _softmax_terms(
+def _softmax_sums(
     logits: Tensor,
     targets: Tensor,
     alpha: Sequence[float] | Tensor | None,
@@ -156,105 +146,91 @@ def _softmax_terms(
     ignore_index: int,
     background_class: int,
     summed: bool,
-) -> Terms:
+    weight_name: str = "weight",
+) -> _Sums:
     checks.floating("logits", logits)
     classes_on = 0 if logits.ndim == 1 else 1
     if logits.ndim == 0 or logits.shape[classes_on] < 2:
         raise ValueError(f"logits must have shape [N, C, ...] with C of at least 2, got {tuple(logits.shape)}")
     classes = logits.shape[classes_on]
     checks.same_shape("targets", targets, logits.shape[:classes_on] + logits.shape[classes_on + 1 :])
-    checks.class_indices("targets", targets, classes, ignore_index)
-    checks.non_negative("gamma", gamma)
-    checks.probability("label_smoothing", label_smoothing)
-    alpha = _softmax_alpha(alpha, classes, logits)
-    weight = _full_weight(weight, targets, logits)
-
-    def plain(logits: Tensor, with_slope: bool) -> Terms:
-        z, counted = _present(logits, targets, weight, ignore_index, classes_on)
-        y = torch.where(checks.ignored(targets, ignore_index), 0, targets).long().unsqueeze(classes_on)
-        positive = counted * (y.squeeze(classes_on) != background_class)
-        a = counted if alpha is None else counted * alpha[y.squeeze(classes_on)]
-        if with_slope:
-            loss, slope = softmax_slope(z, y, gamma, label_smoothing, classes_on)
-            return Terms(a * loss.squeeze(classes_on), counted, positive, a.unsqueeze(classes_on) * slope)
-        log_p = z.log_softmax(classes_on)
-        log_likelihood = log_p.gather(classes_on, y).squeeze(classes_on)
-        log_rest = log_p.scatter(classes_on, y, -torch.inf).logsumexp(classes_on)
-        if label_smoothing:
-            log_likelihood = (1 - label_smoothing) * log_likelihood + label_smoothing * log_p.mean(classes_on)
-        return Terms(-a * torch.exp(gamma * log_rest) * log_likelihood, counted, positive)
-
-    run = softmax_pass(alpha, gamma, label_smoothing, ignore_index, background_class)
-    return fused(run, plain, logits, targets, weight, alpha, summed)
+    classes_only = checks.class_indices("targets", targets, classes, ignore_index) and not 0 <= ignore_index < classes
+    if checks.integer("background_class", background_class, least=0) >= classes:
+        raise ValueError(f"background_class must be one of the {classes} classes of the logits, got {background_class}")
+    equation = SoftmaxFocal(
+        None if alpha is None else _class_weights(alpha, classes).to(logits.device),
+        checks.non_negative("gamma", gamma),
+        checks.probability("label_smoothing", label_smoothing),
+        None if classes_only else ignore_index,
+        background_class,
+    )
+    return focal_loss(equation, logits, targets, _expanded_weight(weight_name, weight, targets), summed)
 
 
-def _full_weight(weight: Tensor | None, targets: Tensor, logits: Tensor) -> Tensor | None:
+def _class_weights(alpha: Sequence[float] | Tensor, classes: int) -> Tensor:
+    alpha = checks.as_weights("alpha", alpha)
+    if alpha.shape != (classes,):
+        raise ValueError(f"alpha must hold a weight for each of the {classes} classes, got shape {tuple(alpha.shape)}")
+    checks.finite_weights("alpha", alpha)
+    return alpha
+
+
+def _expanded_weight(name: str, weight: Tensor | None, targets: Tensor) -> Tensor | None:
     if weight is None:
         return None
     shapes = [targets.shape[:leading] for leading in range(targets.ndim, 0, -1)] or [targets.shape]
-    checks.same_shape("weight", weight, *shapes)
-    checks.finite_weights("weight", weight)
-    weight = weight.detach().to(torch.promote_types(logits.dtype, torch.float32))
-    return weight.reshape(*weight.shape, *[1] * (targets.ndim - weight.ndim)).expand(targets.shape)
-
-
-def _present(
-    logits: Tensor, targets: Tensor, weight: Tensor | None, ignore_index: int, classes_on: int | None = None
-) -> tuple[Tensor, Tensor]:
-    # The logits, upcast once and 0 where absent; the weights, 0 where absent.
-    dtype = torch.promote_types(logits.dtype, torch.float32)
-    counted = (~checks.ignored(targets, ignore_index)).to(dtype)
-    if weight is not None:
-        counted = counted * weight
-    present = counted > 0 if classes_on is None else (counted > 0).unsqueeze(classes_on)
-    return torch.where(present, logits.to(dtype), 0.0), counted
+    checks.same_shape(name, weight, *shapes)
+    checks.finite_weights(name, weight)
+    return weight.detach().reshape(*weight.shape, *[1] * (targets.ndim - weight.ndim))
 
 
 def _sigmoid_alpha(alpha: float | Tensor | None, logits: Tensor) -> float | Tensor | None:
     if not isinstance(alpha, Tensor):
         return None if alpha is None else checks.probability("alpha", alpha)
-    sizes = zip(alpha.shape[::-1], logits.shape[::-1], strict=False)
-    if alpha.ndim > logits.ndim or not all(size in (1, wanted) for size, wanted in sizes):
+    shape = tuple(alpha.shape)
+    if alpha.ndim == 1 and alpha.numel() > 1 and logits.ndim > 2:
+        if len(alpha) != logits.shape[1]:
+            raise ValueError(
+                f"alpha must hold a weight for each of the {logits.shape[1]} classes on dimension 1 of the logits "
+                f"{tuple(logits.shape)}, got {len(alpha)}; an alpha of more dimensions broadcasts as tensors do"
+            )
+        shape = (len(alpha), *[1] * (logits.ndim - 2))
+    sizes = zip(shape[::-1], tuple(logits.shape)[::-1], strict=False)
+    if len(shape) > logits.ndim or not all(size in (1, wanted) for size, wanted in sizes):
         raise ValueError(f"alpha {tuple(alpha.shape)} does not broadcast to logits {tuple(logits.shape)}")
     checks.finite_weights("alpha", alpha, most=1.0)
-    return alpha.to(logits.device, torch.promote_types(logits.dtype, torch.float32))
-
-
-def _softmax_alpha(alpha: Sequence[float] | Tensor | None, classes: int, logits: Tensor) -> Tensor | None:
-    if alpha is None:
-        return None
-    alpha = torch.as_tensor(alpha)
-    if alpha.shape != (classes,):
-        raise ValueError(f"alpha must hold a weight for each of the {classes} classes, got shape {tuple(alpha.shape)}")
-    checks.finite_weights("alpha", alpha)
-    return alpha.to(logits.device, torch.promote_types(logits.dtype, torch.float32))
+    return alpha.to(logits.device).reshape(*[1] * (logits.ndim - len(shape)), *shape)
 
 
 def _reduced(
-    terms: Callable[[bool], Terms],
+    sums: Callable[[bool], _Sums],
     reduction: str,
     group: distributed.ProcessGroup | None = None,
     *,
     among_ranks: bool = False,
 ) -> Tensor:
     if reduction == "none":
-        return terms(False).loss
+        return sums(False)[0]
 
-    def sums() -> tuple[Tensor, Tensor | None]:
-        found = terms(True)
-        return found.loss, {"mean": found.weight, "mean_positive": found.positive, "sum": None}[reduction]
+    def total_and_divisor() -> tuple[Tensor, Tensor | None]:
+        loss, weight, positive = sums(True)
+        return loss, {"mean": weight, "mean_positive": positive, "sum": None}[reduction]
 
-    return distributed.mean_over_ranks(sums, group, among_ranks=among_ranks)
+    return distributed.mean_over_ranks(total_and_divisor, group, among_ranks=among_ranks)
 
 
 class _FocalLoss(nn.Module):
     # What the two modules share: the divisor of a mean is that of all ranks, in training mode.
 
-    def __init__(self, gamma: float, reduction: str, ignore_index: int, group: distributed.ProcessGroup | None) -> None:
+    ignore_index: float
+
+    def __init__(
+        self, gamma: float, reduction: str, ignore_index: float, group: distributed.ProcessGroup | None
+    ) -> None:
         super().__init__()
         self.gamma = checks.non_negative("gamma", gamma)
         self.reduction = checks.choice("reduction", reduction, _REDUCTIONS)
-        self.ignore_index = checks.whole("ignore_index", ignore_index)
+        self.ignore_index = ignore_index
         self.process_group = group
 
     def extra_repr(self) -> str:
@@ -263,8 +239,8 @@ class _FocalLoss(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_FocalLoss":
         return super()._apply(keeping_numbers(fn), recurse)  # type: ignore[no-untyped-call, no-any-return]
 
-    def _over_ranks(self, terms: Callable[[bool], Terms]) -> Tensor:
-        return _reduced(terms, self.reduction, self.process_group, among_ranks=self.training)
+    def _over_ranks(self, sums: Callable[[bool], _Sums]) -> Tensor:
+        return _reduced(sums, self.reduction, self.process_group, among_ranks=is_training_call(self))
 
 
 class SigmoidFocalLoss(_FocalLoss):
@@ -274,10 +250,11 @@ class SigmoidFocalLoss(_FocalLoss):
     is its share times the number of ranks: their mean, and DDP's gradient, are those of one process on the whole batch.
 
     Args:
-        alpha: weight of the positive class in [0, 1], a float or per class; None for no weighting.
+        alpha: weight of the positive class in [0, 1], a float or ``[C]``, one per class (on dimension 1 of logits
+            ``[N, C, ...]``); None for no weighting.
         gamma: focusing exponent, at least 0.
         reduction: ``"mean"``, ``"mean_positive"``, ``"sum"`` or ``"none"``.
-        ignore_index: the target that means absent.
+        ignore_index: the target that means absent; NaN is one for float targets.
         process_group: the ranks that take part; the default group if None.
 
     Raises:
@@ -297,10 +274,10 @@ class SigmoidFocalLoss(_FocalLoss):
         alpha: float | Tensor | None = 0.25,
         gamma: float = 2.0,
         reduction: str = "mean",
-        ignore_index: int = -100,
+        ignore_index: float = -100,
         process_group: distributed.ProcessGroup | None = None,
     ) -> None:
-        super().__init__(gamma, reduction, ignore_index, process_group)
+        super().__init__(gamma, reduction, checks.ignore_value("ignore_index", ignore_index), process_group)
         if isinstance(alpha, Tensor):
             self.register_buffer("alpha", checks.class_weights("alpha", alpha, most=1), persistent=False)
         else:
@@ -308,14 +285,11 @@ class SigmoidFocalLoss(_FocalLoss):
 
     def forward(self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
         """Compute the loss; logits ``[N, 1]`` may come with targets ``[N]``."""
-
-        def terms(summed: bool) -> Terms:
-            y = targets
-            if isinstance(y, Tensor) and isinstance(logits, Tensor) and logits.shape == (*y.shape, 1):
-                y = y[..., None]
-            return _sigmoid_terms(logits, y, self.alpha, self.gamma, sample_weight, self.ignore_index, summed)
-
-        return self._over_ranks(terms)
+        y = targets
+        if isinstance(y, Tensor) and isinstance(logits, Tensor) and logits.shape == (*y.shape, 1):
+            y = y[..., None]
+        options = (self.alpha, self.gamma, sample_weight, self.ignore_index)
+        return self._over_ranks(partial(_sigmoid_sums, logits, y, *options, weight_name="sample_weight"))
 
 
 class SoftmaxFocalLoss(_FocalLoss):
@@ -345,6 +319,7 @@ class SoftmaxFocalLoss(_FocalLoss):
     """
 
     alpha: Tensor | None
+    ignore_index: int
 
     def __init__(
         self,
@@ -356,15 +331,16 @@ class SoftmaxFocalLoss(_FocalLoss):
         background_class: int = 0,
         process_group: distributed.ProcessGroup | None = None,
     ) -> None:
-        super().__init__(gamma, reduction, ignore_index, process_group)
+        super().__init__(gamma, reduction, checks.whole("ignore_index", ignore_index), process_group)
         self.label_smoothing = checks.probability("label_smoothing", label_smoothing)
-        self.background_class = checks.whole("background_class", background_class)
-        if isinstance(alpha, (int, float)):
-            raise TypeError(f"alpha must hold a weight per class, got {alpha}; give a sequence or a tensor [C]")
+        self.background_class = checks.integer("background_class", background_class, least=0)
         weights = None if alpha is None else checks.class_weights("alpha", alpha)
+        if weights is not None and weights.ndim != 1:
+            raise TypeError(f"alpha must hold a weight per class, got {alpha!r}; give a sequence or a tensor [C]")
         self.register_buffer("alpha", weights, persistent=False)
 
     def forward(self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:
         """Compute the loss of logits ``[N, C, ...]`` and class indices ``[N, ...]``."""
-        options = (self.alpha, self.gamma, self.label_smoothing, sample_weight, self.ignore_index)
-        return self._over_ranks(partial(_softmax_terms, logits, targets, *options, self.background_class))
+        options = (self.alpha, self.gamma, self.label_smoothing, sample_weight)
+        rules = (self.ignore_index, self.background_class)
+        return self._over_ranks(partial(_softmax_sums, logits, targets, *options, *rules, weight_name="sample_weight"))

@@ -4,16 +4,15 @@ Reference: Narasimhan and Agarwal, "SVM_pAUC^tight: A New Support Vector Method 
 equation 2, with a sigmoid for each comparison.
 """
 
-from typing import Unpack
-
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from rareloss import checks, metrics
-from rareloss.losses.ranking import PoolOptions, RankingLoss, Support
-from rareloss.ops import count_above, top
-from rareloss.pool import PerClass, Pool, chosen, make_pool, per_class, picked, safe_ratio
+from rareloss.distributed import ProcessGroup
+from rareloss.losses.ranking import RankingLoss, Support
+from rareloss.ops import SoftMetric, band_fraction, count_above, evaluate
+from rareloss.pool import PerClass, Pool, gather_indices, make_pool, safe_ratio, select
 
 __all__ = ["PAUCAtBudgetLoss", "soft_partial_auc"]
 
@@ -30,13 +29,14 @@ def soft_partial_auc(
 ) -> PerClass:
     r"""Compute the partial AUC over ``[alpha, beta]`` with soft comparisons.
 
-    .. math:: \frac{1}{P \, (\beta - \alpha) N} \sum_{i \in \text{positives}} w_i \sum_{j \in \text{iid negatives}} b_j
-    \,
+    .. math:: \frac{1}{P \sum_j b_j} \sum_{i \in \text{positives}} w_i \sum_{j \in \text{negatives}} b_j \,
               \sigma\big((s_i - s_j) / t\big)
 
-    The negatives are sorted downwards; :math:`b_j` is the part of row j's weight that lies between :math:`\alpha N` and
-    :math:`\beta N`, tied rows sharing alike. Rows that swap at an edge have equal scores, so the value is continuous
-    and no term for the moving edge is missing.
+    The iid negatives, of weight N, are sorted downwards; :math:`b_j` is what of row j's weight lies between
+    :math:`\alpha N` and :math:`\beta N`, tied rows sharing alike, so they add up to :math:`(\beta - \alpha) N`. Rows
+    that swap at an edge have equal scores, so the value is continuous and no term for the moving edge is missing. A
+    negative that is not iid (a mined one) sets no edge, but joins the pairs where it scores inside the band, by as much
+    of its weight as an iid row of that score.
 
     Args:
         scores: ``[M]`` or ``[M, C]``, raw logits.
@@ -45,7 +45,7 @@ def soft_partial_auc(
         alpha: lower edge of the band, false-positive rate.
         beta: upper edge; ``0 <= alpha < beta <= 1``.
         temperature: in units of the scores, above 0.
-        iid_mask: bool, same shape or ``[M]``: only iid negatives count; all by default.
+        iid_mask: bool, same shape or ``[M]``: the rows that set the edges of the band; all by default.
 
     Returns:
         the value per class, in [0, 1]; NaN with gradient 0 for a class without positives or without iid negatives.
@@ -64,27 +64,29 @@ def soft_partial_auc(
     """
     checks.between(alpha, beta)
     checks.positive_number("temperature", temperature)
-    return _partial_auc(make_pool(scores, positive, weight, iid_mask), alpha, beta, temperature).like(scores)
+    return evaluate(_metric(alpha, beta), make_pool(scores, positive, weight, iid_mask), temperature).like(scores)
 
 
-def _partial_auc(pool: Pool, alpha: float, beta: float, temperature: float) -> PerClass:
+def _partial_auc(pool: Pool, temperature: float, alpha: float, beta: float) -> Tensor:
     negatives, band = band_rows(pool, alpha, beta)
-    places, hits = pool.positive()
-    positives, whole = picked(pool.scores, places), hits.sum(1)
-    share, part = safe_ratio(hits, whole[:, None]), safe_ratio(band, band.sum(1, keepdim=True))
-    above = count_above(positives, share[:, None], negatives, temperature=temperature, where=part > 0)[:, 0]
-    return per_class(pool, (part * above).sum(1), whole)
+    indices, weight = pool.positives()
+    of_positives = safe_ratio(weight, weight.sum(1, keepdim=True))
+    of_band = safe_ratio(band, band.sum(1, keepdim=True))
+    positives = select(pool.scores, indices)
+    above = count_above(positives, of_positives[:, None], negatives, temperature=temperature)[:, 0]
+    return (of_band * above).sum(1)
 
 
 def band_rows(pool: Pool, alpha: float, beta: float) -> tuple[Tensor, Tensor]:
-    """Choose rows that hold the band: their scores, and the part of each weight that lies in it, both ``[C, n]``."""
-    low = top(pool.scores, pool.negative, beta)
-    part = low.part(low.scores)
-    if alpha > 0:
-        part = part - top(pool.scores, pool.negative, alpha).part(low.scores)
-    band = low.weight * part.to(low.weight.dtype)
-    places, inside = chosen(band, band > 0)
-    return picked(low.scores, places), inside
+    """Find the negatives in the band: their scores, and what of each weight lies in it, both ``[C, n]``."""
+    fraction = band_fraction(pool.scores, pool.negative_weight, alpha, beta)
+    weight = torch.where(pool.is_positive, 0.0, pool.weight) * fraction.to(pool.weight.dtype)
+    indices, inside = gather_indices(weight, weight > 0, pool.eager)
+    return select(pool.scores, indices), inside
+
+
+def _metric(alpha: float, beta: float) -> SoftMetric:
+    return SoftMetric("partial_auc", (alpha, beta), _partial_auc)
 
 
 class PAUCAtBudgetLoss(RankingLoss):
@@ -98,7 +100,15 @@ class PAUCAtBudgetLoss(RankingLoss):
         alpha: lower edge of the band, false-positive rate.
         beta: upper edge, the budget; the pool's negatives times the smallest edge above 0 should be 10 at least.
         temperature: in the unit of ``temperature_unit``, above 0.
-        options: as in :class:`~rareloss.losses.ranking.RankingLoss`.
+        queue_size: as in :class:`RankingLoss`, like all that follow.
+        temperature_unit: ``"std"`` or ``"logit"``.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        ignore_index: the target that means absent.
+        queue_in_eval: read the queue in other calls than training calls too.
+        gather_distributed: whether to rank the rows of all ranks; None: in training calls.
+        process_group: the ranks that take part.
+        check_values: whether to look into targets and weights off the CPU too.
+        persistent_queue: whether the remembered rows are part of ``state_dict``.
 
     Example:
         >>> loss = PAUCAtBudgetLoss(num_classes=1, beta=0.5, queue_size=0, temperature=0.01)
@@ -106,29 +116,39 @@ class PAUCAtBudgetLoss(RankingLoss):
         0.0
     """
 
-    threshold_from_iid_rows = True
+    has_threshold = True
+    metric_arguments = ("alpha", "beta")
 
     def __init__(
         self,
         num_classes: int,
         alpha: float = 0.0,
         beta: float = 0.005,
-        *,
+        queue_size: int = 16384,
         temperature: float = 0.3,
-        **options: Unpack[PoolOptions],
+        temperature_unit: str = "std",
+        reduction: str = "mean",
+        ignore_index: float = -100,
+        queue_in_eval: bool = False,
+        gather_distributed: bool | None = None,
+        process_group: ProcessGroup | None = None,
+        check_values: bool | None = None,
+        persistent_queue: bool = True,
     ) -> None:
-        super().__init__(num_classes, temperature=temperature, **options)
+        super().__init__(
+            *(num_classes, queue_size, temperature, temperature_unit, reduction, ignore_index, queue_in_eval),
+            *(gather_distributed, process_group, check_values, persistent_queue),
+        )
         self.alpha, self.beta = checks.between(alpha, beta)
 
-    def soft(self, pool: Pool, temperature: float) -> PerClass:
-        """Compute the soft partial AUC of a pool."""
-        return _partial_auc(pool, self.alpha, self.beta, temperature)
+    @property
+    def metric(self) -> SoftMetric:
+        """The soft partial AUC."""
+        return _metric(self.alpha, self.beta)
 
     def hard(self, pool: Pool) -> PerClass:
         """Compute the partial AUC of a pool."""
-        return metrics.partial_auc(
-            *pool.by_row(), alpha=self.alpha, beta=self.beta, iid_mask=None if pool.iid is None else pool.iid.mT
-        )
+        return metrics.partial_auc_of(pool, self.alpha, self.beta)
 
     def threshold(self, pool: Pool, temperature: float) -> Tensor:
         """Compute the lowest score ``[C]`` of the band, in units of the pool's scores."""
@@ -139,15 +159,3 @@ class PAUCAtBudgetLoss(RankingLoss):
         """Compute how many negatives of the pool lie above the smallest edge of the band."""
         edge, value = ("alpha", self.alpha) if self.alpha > 0 else ("beta", self.beta)
         return Support(negatives * value, 10.0, f"{edge}={value} of the pool's negatives")
-
-    def forward(
-        self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None, iid_mask: Tensor | None = None
-    ) -> Tensor:
-        """Compute the loss; shapes as in :class:`~rareloss.losses.ranking.RankingLoss`."""
-        return self.pooled(logits, targets, sample_weight, iid_mask)
-
-    def diagnose(
-        self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None, iid_mask: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """Describe the pool this call would rank; see :meth:`RankingLoss.describe`."""
-        return self.describe(logits, targets, sample_weight, iid_mask)

@@ -1,14 +1,15 @@
 """The memory queue: rows of earlier steps, first in first out, without gradient."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rareloss import checks
+from rareloss.eager import is_eager
 from rareloss.losses.buffers import keeping_numbers
-from rareloss.losses.encode import Rows
+from rareloss.pool import Pool
 
 __all__ = ["MemoryQueue"]
 
@@ -18,89 +19,160 @@ class MemoryQueue(nn.Module):
 
     A row is valid if it has weight in some class and its scores are finite, in float32, wherever it has weight, so
     padding does not flush the queue and a NaN does not poison it. Rows and pointer are buffers: they are saved, loaded
-    and moved with the module. Scores stay in float32 at least, also after ``.half()``.
+    and moved with the module. Scores stay in float32 at least, also after ``.half()``. The buffers are allocated when
+    the first rows come, or when they are saved or loaded.
 
     Args:
         size: rows remembered, 0 for none.
-        num_classes: columns of a row.
+        num_classes: classes of a row.
+        persistent: whether the rows are part of ``state_dict``.
     """
 
     scores: Tensor
-    positive: Tensor
+    is_positive: Tensor
     weight: Tensor
     iid: Tensor
     pointer: Tensor
 
-    def __init__(self, size: int, num_classes: int) -> None:
+    def __init__(self, size: int, num_classes: int, persistent: bool = True) -> None:
         super().__init__()
-        self.size = size
-        # A spare row at the end, of weight 0, takes what is not to be remembered: no shape depends on the data.
+        self.size, self.num_classes, self.persistent = size, num_classes, persistent
         dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
         with torch.inference_mode(False):  # a buffer made in that mode could never be written outside of it
-            self.register_buffer("scores", torch.zeros(size + 1, num_classes, dtype=dtype))
-            self.register_buffer("positive", torch.zeros(size + 1, num_classes, dtype=torch.bool))
-            self.register_buffer("weight", torch.zeros(size + 1, num_classes, dtype=dtype))
-            self.register_buffer("iid", torch.zeros(size + 1, dtype=torch.bool))
-            self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
+            for name, of in (("scores", dtype), ("is_positive", torch.bool), ("weight", dtype)):
+                self.register_buffer(name, torch.zeros(num_classes, 0, dtype=of), persistent=persistent)
+            self.register_buffer("iid", torch.zeros(1, 0, dtype=torch.bool), persistent=persistent)
+            self.register_buffer("pointer", torch.zeros((), dtype=torch.int64), persistent=persistent)
 
-    def rows(self) -> Rows:
-        """Return all slots, empty ones with weight 0."""
-        return Rows(*(slots[:-1] for slots in self._slots()))
+    @property
+    def is_allocated(self) -> bool:
+        """Whether the buffers hold memory; before, no row is remembered."""
+        return self.scores.shape[1] > 0
+
+    def allocate(self) -> None:
+        """Allocate the buffers, all slots empty, unless they are."""
+        if self.is_allocated:
+            return
+        # A spare slot at the end, of weight 0, takes what is not to be remembered: no shape depends on the data.
+        with torch.inference_mode(False):
+            self.scores = self.scores.new_zeros(self.num_classes, self.size + 1)
+            self.is_positive = self.is_positive.new_zeros(self.num_classes, self.size + 1)
+            self.weight = self.weight.new_zeros(self.num_classes, self.size + 1)
+            self.iid = self.iid.new_ones(1, self.size + 1)  # an empty slot is no mined row
+
+    def extend(self, live: Pool, with_iid: bool = True) -> Pool:
+        """Return the pool of the live rows, first, and of all slots; ``with_iid`` false takes every row for iid."""
+        size = self.size
+        weight, iid = self.weight[:, :size].to(live.weight.dtype), self.iid[:, :size]
+        if live.unweighted and live.eager and bool((weight == 1).all()):
+            all_weights = live.weight.new_ones(1, 1).expand(self.num_classes, live.scores.shape[1] + size)
+        else:
+            all_weights = torch.cat([live.weight, weight], 1)
+        if not with_iid or (live.iid is None and live.eager and bool(iid.all())):
+            all_iid = None
+        else:
+            all_iid = torch.cat([_iid_of(live), iid], 1).expand(self.num_classes, -1)
+        return Pool(
+            torch.cat([live.scores.detach(), self.scores[:, :size].to(live.scores.dtype)], 1),
+            torch.cat([live.is_positive, self.is_positive[:, :size]], 1),
+            all_weights,
+            all_iid,
+            live.eager,
+            live.scores,
+        )
 
     def reset(self) -> None:
         """Forget every row."""
         for buffer in self.buffers():
             buffer.zero_()
+        self.iid.fill_(True)
 
     @torch.no_grad()
-    def remember(self, live: Rows) -> None:
+    def remember(self, live: Pool) -> None:
         """Put the valid rows of ``live`` over the oldest slots, in order."""
+        self.allocate()
+        count = live.scores.shape[1]
+        scores = live.scores.detach()
+        eager = live.eager and is_eager(self.scores) and count <= self.size
+        if eager and live.unweighted and math.isfinite(scores.sum(dtype=torch.float32).item()):
+            self._write_slices((scores, live.is_positive, live.weight, _iid_of(live)), count)
+            return
         # What float32 does not hold would be infinite in a later batch, and poison it; so would the log-odds of a class
         # that is absent in a row, whatever its weight.
-        live = live._replace(scores=live.scores.masked_fill(live.weight <= 0, 0.0))
-        finite = live.scores.float() * 0 + live.weight.float() * 0 == 0
-        valid = (live.weight > 0).any(1) & finite.all(1)
-        rows, size = len(live.scores), self.size
-        if rows <= size and checks.values_readable(live.scores) and bool(valid.all()):
-            # As below, by slices: up to the end of the buffers, and on from their start.
-            start = int(self.pointer)
-            first = min(rows, size - start)
-            for slots, values in zip(self._slots(), live, strict=True):
-                slots[start : start + first] = values[:first]
-                if first < rows:
-                    slots[: rows - first] = values[first:]
-            self.pointer.fill_((start + rows) % max(size, 1))
+        scores = scores.masked_fill(live.weight <= 0, 0.0)
+        finite = scores.float() * 0 + live.weight.float() * 0 == 0
+        valid = (live.weight > 0).any(0) & finite.all(0)
+        rows = (scores, live.is_positive, live.weight, _iid_of(live))
+        if eager and bool(valid.all()):
+            self._write_slices(rows, count)
             return
-        place = valid.cumsum(0)
-        total = valid.sum()
-        kept = valid & (place > total - size)
-        slot = torch.where(kept, (self.pointer + place - 1) % max(size, 1), size)
-        for slots, values in zip(self._slots(), live, strict=True):
-            slots.index_copy_(0, slot, values.to(slots.dtype))
-            slots[-1] = 0
-        self.pointer.copy_((self.pointer + total) % max(size, 1))
+        # A graph or a device does not wait for the number of valid rows: the others go to the spare slot.
+        place, total = valid.cumsum(0), valid.sum()
+        kept = valid & (place > total - self.size)
+        slot = torch.where(kept, (self.pointer + place - 1) % max(self.size, 1), self.size)
+        for slots, values in zip(self._slots(), rows, strict=True):
+            slots.index_copy_(1, slot, values.to(slots.dtype))
+            slots[:, -1] = 0
+        self.iid[:, -1] = True
+        self.pointer.copy_((self.pointer + total) % max(self.size, 1))
 
-    def _slots(self) -> Rows:
-        return Rows(self.scores, self.positive, self.weight, self.iid)
+    def _write_slices(self, rows: tuple[Tensor, ...], count: int) -> None:
+        # Up to the end of the buffers, and on from their start, pointer included, in one call: Ctrl-C is handled before
+        # or after it, so no row is ever half written.
+        start = int(self.pointer)
+        first = min(count, self.size - start)
+        targets = [slots[:, start : start + first] for slots in self._slots()]
+        values = [row[:, :first] for row in rows]
+        if first < count:
+            targets += [slots[:, : count - first] for slots in self._slots()]
+            values += [row[:, first:] for row in rows]
+        pointer = self.pointer.new_tensor((start + count) % max(self.size, 1))
+        torch._foreach_copy_([*targets, self.pointer], [*values, pointer])
+
+    def _slots(self) -> tuple[Tensor, ...]:
+        return self.scores, self.is_positive, self.weight, self.iid
+
+    def extra_repr(self) -> str:
+        """Show the size, and what the buffers take."""
+        mib = self.num_classes * (self.size + 1) * (2 * self.scores.element_size() + 1) / 2**20
+        return f"size={self.size}, {mib:,.1f} MiB{'' if self.is_allocated else ' when first used'}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MemoryQueue":
         super()._apply(keeping_numbers(fn), recurse)  # type: ignore[no-untyped-call]
         return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        # Of one shape whether rows have come or not, since a distributed checkpoint is read into what is there.
+        if self.persistent:
+            self.allocate()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: list[str], *said: list[str]
     ) -> None:
         # A queue is loaded whole or not at all: half of one would rank rows by the weights of others.
         absent = [name for name, _ in self.named_buffers() if prefix + name not in state_dict]
-        other = state_dict.get(prefix + "scores")
+        other, pointer = state_dict.get(prefix + "scores"), state_dict.get(prefix + "pointer")
         if absent and len(absent) < len(list(self.buffers())):
             said[-1].append(f"the queue of the checkpoint lacks {', '.join(prefix + name for name in absent)}")
-        elif isinstance(other, Tensor) and other.ndim == 2 and other.shape != self.scores.shape:
+        elif isinstance(other, Tensor) and other.shape != (self.num_classes, self.size + 1):
+            theirs = list(other.shape) if other.ndim != 2 else [other.shape[1] - 1, other.shape[0]]
             said[-1].append(
-                f"size mismatch for {prefix[:-1]}: the checkpoint has queue_size={len(other) - 1} and "
-                f"num_classes={other.shape[1]}, this loss queue_size={self.size} and "
-                f"num_classes={self.scores.shape[1]}; make the loss with the checkpoint's, or leave the keys that "
+                f"size mismatch for {prefix[:-1]}: the checkpoint has queue_size={theirs[0]} and "
+                f"num_classes={theirs[-1]}, this loss queue_size={self.size} and "
+                f"num_classes={self.num_classes}; make the loss with the checkpoint's, or leave the keys that "
                 f"start with {prefix!r} out and load with strict=False, which starts an empty queue"
             )
+        elif isinstance(pointer, Tensor) and is_eager(pointer) and not 0 <= int(pointer) < max(self.size, 1):
+            said[-1].append(
+                f"the queue of the checkpoint has {prefix}pointer={int(pointer)}, outside of its {self.size} slots; "
+                f"leave the keys that start with {prefix!r} out and load with strict=False, which starts an empty queue"
+            )
         else:
+            if not absent and self.persistent:
+                self.allocate()
             super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *said)
+
+
+def _iid_of(live: Pool) -> Tensor:
+    return live.is_positive.new_ones(1, live.scores.shape[1]) if live.iid is None else live.iid[:1]

@@ -1,31 +1,20 @@
-"""The module under every ranking loss: encode, gather, join what is remembered, rank, remember, reduce."""
+"""The base class of the ranking losses: one minus a soft metric of the pool of live and remembered rows."""
 
-import warnings
-from typing import NamedTuple, TypedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from rareloss import checks, distributed
-from rareloss.losses.encode import Rows, encode
+from rareloss.eager import is_recomputation, is_training_call
+from rareloss.losses.encode import encode
 from rareloss.losses.queue import MemoryQueue
-from rareloss.ops import standardize
-from rareloss.pool import PerClass, Pool, lay_out, one_or_nan, safe_ratio
+from rareloss.ops import SoftMetric, evaluate, standardize
+from rareloss.pool import PerClass, Pool, one_or_nan, pool_of, safe_ratio
 
-__all__ = ["PoolOptions", "RankingLoss", "Support"]
-
-
-class PoolOptions(TypedDict, total=False):
-    """The arguments that every ranking loss passes on; see :class:`RankingLoss`."""
-
-    queue_size: int
-    temperature_unit: str
-    reduction: str
-    ignore_index: int
-    queue_in_eval: bool
-    gather_distributed: bool | None
-    process_group: distributed.ProcessGroup | None
-    check_values: bool | None
+__all__ = ["RankingLoss", "Support"]
 
 
 class Support(NamedTuple):
@@ -39,11 +28,16 @@ class Support(NamedTuple):
 class RankingLoss(nn.Module):
     r"""One minus a soft metric of the pool: the live rows of all ranks and the remembered rows.
 
-    Scores are ranked in units of their spread: with :math:`z = (s - \bar s) / \mathrm{spread}`, mean and spread being
-    functions of the pool, a scale of all scores changes nothing and the loss cannot be lowered by growing them.
+    Scores are ranked in units of their standard deviation: with :math:`z = (s - \bar s) / \mathrm{std}`, mean and
+    standard deviation being functions of the pool's iid rows, a scale of all scores changes nothing and the loss cannot
+    be lowered by growing them.
 
     The pool's average has a gradient f times too small, f being the live rows' share of its weight (per class), so the
     gradient is multiplied by 1 / f: the queue changes its variance, never its scale.
+
+    A *training call* is one in training mode with gradients enabled. Only a training call reads the queue, remembers
+    rows and gathers over ranks; any other, such as validation under ``torch.no_grad()``, ranks its own rows and leaves
+    no trace.
 
     Shapes: with ``num_classes=1``, logits ``[...]`` or ``[..., 1]`` and targets likewise, in {0, 1}; else logits
     ``[..., C]`` with class indices ``[...]`` (ranked one-vs-rest by their log-odds) or labels ``[..., C]``. The loss is
@@ -51,24 +45,25 @@ class RankingLoss(nn.Module):
 
     Args:
         num_classes: 1 for binary, else the number of classes or labels.
-        queue_size: rows remembered from earlier steps, 0 for none.
-        temperature: in spreads of the pool's scores, or in logits.
+        queue_size: rows remembered from earlier training calls, 0 for none.
+        temperature: in standard deviations of the pool's iid scores, or in logits.
         temperature_unit: ``"std"`` or ``"logit"``.
         reduction: ``"mean"`` or ``"sum"`` over the defined classes, or ``"none"`` (NaN where undefined). If no class is
-            defined, mean and sum are 0 with gradient 0 in training, NaN in eval.
-        ignore_index: the target that means absent.
-        queue_in_eval: read and fill the queue in eval mode too.
-        gather_distributed: whether to rank the rows of all ranks; None: in training mode.
+            defined, mean and sum are 0 with gradient 0 in a training call, else NaN.
+        ignore_index: the target that means absent; NaN is allowed beside float targets.
+        queue_in_eval: read the queue in other calls too.
+        gather_distributed: whether to rank the rows of all ranks; None: in training calls.
         process_group: the ranks that take part; the default group if None.
         check_values: whether to look into targets and weights off the CPU too (the device waits for it).
+        persistent_queue: whether the remembered rows are part of ``state_dict``.
 
     Raises:
-        TypeError: an argument, logits or targets of a wrong type.
+        TypeError: an argument, logits or targets of a wrong type; an ``iid_mask`` for a loss without a threshold.
         ValueError: an argument out of range; in ``forward`` a wrong shape, a label out of range, or a weight that is
             negative or not finite. The queue is as it was.
     """
 
-    threshold_from_iid_rows = False
+    has_threshold: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -77,33 +72,39 @@ class RankingLoss(nn.Module):
         temperature: float = 0.05,
         temperature_unit: str = "std",
         reduction: str = "mean",
-        ignore_index: int = -100,
+        ignore_index: float = -100,
         queue_in_eval: bool = False,
         gather_distributed: bool | None = None,
         process_group: distributed.ProcessGroup | None = None,
         check_values: bool | None = None,
+        persistent_queue: bool = True,
     ) -> None:
         super().__init__()
         self.num_classes = checks.integer("num_classes", num_classes, least=1)
         self.temperature: float | Tensor = checks.positive_number("temperature", temperature)
         self.temperature_unit = checks.choice("temperature_unit", temperature_unit, ("std", "logit"))
         self.reduction = checks.choice("reduction", reduction, ("mean", "sum", "none"))
-        self.ignore_index = checks.whole("ignore_index", ignore_index)
-        self.queue_in_eval = queue_in_eval
-        self.gather_distributed = gather_distributed
+        self.ignore_index = checks.ignore_value("ignore_index", ignore_index)
+        self.queue_in_eval = checks.flag("queue_in_eval", queue_in_eval)
+        self.gather_distributed = checks.optional_flag("gather_distributed", gather_distributed)
         self.process_group = process_group
-        self.check_values = check_values
-        self.queue = MemoryQueue(checks.integer("queue_size", queue_size, least=0), num_classes)
-        self._warned = False
+        self.check_values = checks.optional_flag("check_values", check_values)
+        size = checks.integer("queue_size", queue_size, least=0)
+        self.queue = MemoryQueue(size, num_classes, checks.flag("persistent_queue", persistent_queue))
+        self._frozen = False
+        self._warned: set[str] = set()
         self._judged: torch.Size | None = None
 
-    def soft(self, pool: Pool, temperature: float) -> PerClass:
-        """Compute the soft metric ``[C]`` of a pool; each loss defines its own."""
+    # ---------------------------------------------------------------- what each loss defines
+
+    @property
+    def metric(self) -> SoftMetric:
+        """The soft metric; each loss defines its own."""
         raise TypeError(f"{type(self).__name__} defines no soft metric; use one of the losses in rareloss")
 
     def hard(self, pool: Pool) -> PerClass:
-        """Compute the metric ``[C]`` itself of a pool; each loss defines its own."""
-        raise TypeError(f"{type(self).__name__} defines no hard metric; use one of the losses in rareloss")
+        """Compute the exact metric ``[C]`` of a pool; each loss defines its own."""
+        raise TypeError(f"{type(self).__name__} defines no exact metric; use one of the losses in rareloss")
 
     def threshold(self, pool: Pool, temperature: float) -> Tensor:
         """Compute the operating point's score ``[C]``; NaN for a loss that has none."""
@@ -117,40 +118,68 @@ class RankingLoss(nn.Module):
         """Compute how many rows stand behind the operating point, of a pool with so many rows and negatives."""
         return Support(rows - negatives, 1.0, "the pool's positives")
 
+    # ---------------------------------------------------------------- what users call
+
+    def forward(
+        self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None, iid_mask: Tensor | None = None
+    ) -> Tensor:
+        """Compute the loss of the pool; a training call also remembers its rows.
+
+        Args:
+            logits: as the class says.
+            targets: as the class says.
+            sample_weight: not negative, one per row or the shape of the logits; 0 means absent.
+            iid_mask: bool, one per row: the rows drawn like deployment data, which set the threshold and the standard
+                deviation; all by default. Only for a loss with a threshold.
+        """
+        training = is_training_call(self)
+        live = self._live(logits, targets, sample_weight, iid_mask, training)
+        pool = self._with_remembered(live, training)
+        scale = 1.0 if pool.live is None else _dilution(live, pool)
+        value, defined = self._evaluate(pool, scale)
+        loss = 1 - value
+        if training and self.queue.size and not self._frozen and not is_recomputation():
+            self.queue.remember(live)
+        loss = self._reduced(loss, defined, pool, training)
+        if training and logits.numel():
+            self._warn(live)
+        return loss
+
     def reset_queue(self) -> None:
         """Forget every remembered row."""
         self.queue.reset()
 
-    def extra_repr(self) -> str:
-        """Show the arguments that were given."""
-        shown = ("num_classes", "quantile", "among", "alpha", "beta", "temperature", "temperature_unit", "reduction")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown if hasattr(self, name))
+    @contextmanager
+    def frozen_queue(self) -> Iterator[None]:
+        """Read the queue and write nothing into it, for steps that call the loss more than once.
 
-    def pooled(
-        self, logits: Tensor, targets: Tensor, sample_weight: Tensor | None = None, iid_mask: Tensor | None = None
-    ) -> Tensor:
-        """Compute the loss of the pool and remember its live rows."""
-        live = self._live(logits, targets, sample_weight, iid_mask)
-        self._warn_if_unsupported(live)
-        rows = self._with_remembered(live)
-        pool, _, _, temperature = self._ranked(rows)
-        loss, defined = self.soft(pool, temperature)
-        loss = 1 - loss
-        if rows is not live:
-            share = safe_ratio(live.weight.sum(0), rows.weight.sum(0))
-            # The value stays; of the gradient, an average over the pool, only the live share arrived. So small a share
-            # is none: what arrived of it is rounding.
-            share = share.masked_fill(share < 1e-12, 0.0)
-            loss = loss.detach() + (loss - loss.detach()) * safe_ratio(torch.ones_like(share), share)
-        if self._uses_queue():
-            self.queue.remember(live)
-        return self._reduced(loss, defined, pool)
+        The closure of L-BFGS and the second pass of SAM see the pool that the step's first call saw:
+
+        Example:
+            >>> loss = SmoothAPLoss(num_classes=1, queue_size=64)
+            >>> logits, targets = torch.randn(8, requires_grad=True), torch.arange(8) % 2
+            >>> with loss.frozen_queue():
+            ...     first, second = loss(logits, targets), loss(logits, targets)
+            >>> bool(first == second)
+            True
+        """
+        before, self._frozen = self._frozen, True
+        try:
+            yield
+        finally:
+            self._frozen = before
 
     @torch.no_grad()
-    def describe(
-        self, logits: Tensor, targets: Tensor, sample_weight: Tensor | None = None, iid_mask: Tensor | None = None
+    def diagnose(
+        self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None, iid_mask: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Describe the pool that this call would rank, without gradient and without changing any state.
+        """Describe the pool that a call in this mode would rank, without gradient and without changing any state.
+
+        Args:
+            logits: as in :meth:`forward`.
+            targets: as in :meth:`forward`.
+            sample_weight: as in :meth:`forward`.
+            iid_mask: as in :meth:`forward`.
 
         Returns:
             by name, each ``[C]``: ``soft`` and ``hard``, the metric; ``positives_live``, ``positives_pool`` and
@@ -160,117 +189,168 @@ class RankingLoss(nn.Module):
             best reachable value; ``support``, the rows behind the operating point, ``support_needed`` and
             ``supported``.
         """
-        live = self._live(logits, targets, sample_weight, iid_mask)
-        rows = self._with_remembered(live)
-        pool, mean, spread, temperature = self._ranked(rows)
+        live = self._live(logits, targets, sample_weight, iid_mask, self.training)
+        pool = self._with_remembered(live, self.training).joined()
+        soft = self._evaluate(pool)
+        pool, mean, std, temperature = self._standardized(pool)
         threshold = self.threshold(pool, temperature)
         present = pool.weight > 0
         positive, negative = pool.is_positive & present, present & ~pool.is_positive
-        counted = pool.counted > 0 if self.threshold_from_iid_rows else present
-        support = self.support(counted.sum(1), (negative & counted).sum(1))
-        has_threshold = ~torch.isnan(threshold)
+        iid = pool.threshold_weight > 0
+        support = self.support(iid.sum(1), (negative & iid).sum(1))
+        above = (present & (pool.scores > threshold[:, None])).sum(1)
         return {
-            "soft": self.soft(pool, temperature).value,
+            "soft": soft.value,
             "hard": self.hard(pool).value,
-            "positives_live": (live.positive & (live.weight > 0)).sum(0),
+            "positives_live": (live.positive_weight > 0).sum(1),
             "positives_pool": positive.sum(1),
             "rows_pool": present.sum(1),
-            "live_share": safe_ratio(live.weight.sum(0), rows.weight.sum(0)),
-            "threshold": threshold * spread + mean,
-            "temperature": temperature * spread,
+            "live_share": safe_ratio(live.weight.sum(1), pool.weight.sum(1)),
+            "threshold": threshold * std + mean,
+            "temperature": temperature * std,
             "saturated": _saturated(pool.scores, positive, negative, threshold, temperature),
-            "rows_above": torch.where(has_threshold, (present & (pool.scores > threshold[:, None])).sum(1), torch.nan),
+            "rows_above": torch.where(torch.isnan(threshold), torch.nan, above),
             "cap": self.cap(pool),
             "support": support.rows,
-            "support_needed": torch.full_like(spread, support.needed),
+            "support_needed": torch.full_like(std, support.needed),
             "supported": support.rows >= support.needed,
         }
 
-    def _uses_queue(self) -> bool:
-        return self.queue.size > 0 and (self.training or self.queue_in_eval)
+    def extra_repr(self) -> str:
+        """Show the arguments that change the value."""
+        shown = ("num_classes", *self.metric_arguments, "temperature", "temperature_unit", "reduction")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in shown)
 
-    def _live(self, logits: Tensor, targets: Tensor, sample_weight: Tensor | None, iid_mask: Tensor | None) -> Rows:
-        asked = self.training if self.gather_distributed is None else self.gather_distributed
-        gathering = asked and distributed.world_size(self.process_group) > 1
-        rows, error = None, None
+    metric_arguments: ClassVar[tuple[str, ...]] = ()
+
+    # ---------------------------------------------------------------- the steps of a call
+
+    def _live(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        sample_weight: Tensor | None,
+        iid_mask: Tensor | None,
+        training: bool,
+    ) -> Pool:
+        # The rows of this call, of all ranks where they take part.
+        if iid_mask is not None and not self.has_threshold:
+            raise TypeError(
+                f"{type(self).__name__} has no threshold that iid rows could set, so it takes no iid_mask; leave it out"
+            )
+        wanted = training if self.gather_distributed is None else self.gather_distributed
+        gathering = wanted and distributed.world_size(self.process_group) > 1
         try:
-            rows = encode(
-                logits,
-                targets,
-                sample_weight,
-                iid_mask,
+            live = encode(
+                *(logits, targets, sample_weight, iid_mask),
                 num_classes=self.num_classes,
                 ignore_index=self.ignore_index,
                 check_values=self.check_values,
             )
-        except Exception as refused:
-            if not gathering:
-                raise
-            error = refused  # raised below, once the other ranks know
-        if not gathering and rows is not None:
-            return rows
-        packed = None if rows is None else rows.pack()
-        sizes = distributed.agree(packed, self.process_group, error)
-        assert packed is not None
-        return Rows.unpack(distributed.gather_rows(packed, self.process_group, sizes=sizes))
+        except Exception as error:
+            if gathering:
+                self._agree(None, error)  # raises here once the other ranks know
+            raise
+        return self._gathered(live) if gathering else live
 
-    def _with_remembered(self, live: Rows) -> Rows:
-        if not self._uses_queue():
-            return live
-        remembered = self.queue.rows()
-        scores = torch.cat([live.scores, remembered.scores.to(live.scores.dtype)])
-        weight = torch.cat([live.weight, remembered.weight.to(live.weight.dtype)])
-        return Rows(
-            scores, torch.cat([live.positive, remembered.positive]), weight, torch.cat([live.iid, remembered.iid])
+    def _gathered(self, live: Pool) -> Pool:
+        # One exchange carries all: [n, 3 C + 1].
+        dtype, classes = live.scores.dtype, self.num_classes
+        iid = live.is_positive.new_ones(1, live.scores.shape[1]) if live.iid is None else live.iid[:1]
+        rows = [live.scores, live.is_positive.to(dtype), live.weight, iid.to(dtype)]
+        packed = torch.cat(rows).mT
+        gathered = distributed.gather_rows(packed, self.process_group, sizes=self._agree(packed, None)).mT
+        scores, is_positive, weight, iid = gathered.split([classes, classes, classes, 1])
+        iid = iid.detach() > 0.5
+        all_iid = live.eager and bool(iid.all())
+        return pool_of(
+            scores.contiguous(),
+            is_positive.detach() > 0.5,
+            weight.detach().contiguous(),
+            None if all_iid else iid.expand(classes, -1),
+            self.check_values,
         )
 
-    def _ranked(self, rows: Rows) -> tuple[Pool, Tensor, Tensor, float]:
-        # The pool in units of the temperature; what was subtracted from its scores, and what they were divided by; and
-        # the temperature.
-        all_iid = checks.values_readable(rows.iid) and bool(rows.iid.all())
-        pool = lay_out(rows.scores, rows.positive, rows.weight, None if all_iid else rows.iid[:, None])
-        if self.temperature_unit == "std":
-            pool, mean, spread = standardize(pool)
-        else:
-            mean, spread = pool.scores.new_zeros(self.num_classes), pool.scores.new_ones(self.num_classes)
-        if not isinstance(self.temperature, Tensor):
-            return pool, mean, spread, self.temperature
-        # A temperature that changes within one graph goes into the scores.
-        temperature = self.temperature.to(pool.scores)
-        return pool._replace(scores=pool.scores / temperature), mean, spread * temperature, 1.0
+    def _agree(self, packed: Tensor | None, error: Exception | None) -> list[int]:
+        settings = f"{type(self).__name__}({self.extra_repr()}, queue_size={self.queue.size})"
+        return distributed.agree(packed, self.process_group, error, settings)
 
-    def _reduced(self, loss: Tensor, defined: Tensor, pool: Pool) -> Tensor:
+    def _with_remembered(self, live: Pool, training: bool) -> Pool:
+        reads = self.queue.size > 0 and (training or self._frozen or self.queue_in_eval)
+        if not reads:
+            return live
+        self.queue.allocate()
+        return self.queue.extend(live, self.has_threshold)
+
+    def _evaluate(self, pool: Pool, scale: Tensor | float = 1.0) -> PerClass:
+        in_std = self.temperature_unit == "std"
+        if not isinstance(self.temperature, Tensor):
+            return evaluate(self.metric, pool, self.temperature, in_std, scale)
+        # A temperature that changes within one graph goes into the scores.
+        pool = pool.joined()
+        pool = standardize(pool)[0] if in_std else pool
+        pool = pool.with_scores(pool.scores / self.temperature.to(pool.scores))
+        return evaluate(self.metric, pool, 1.0, scale=scale)
+
+    def _standardized(self, pool: Pool) -> tuple[Pool, Tensor, Tensor, float]:
+        # The pool in the temperature's unit; what was subtracted from its scores and what they were divided by.
+        temperature = float(self.temperature)
+        if self.temperature_unit == "std":
+            return *standardize(pool), temperature
+        return pool, pool.scores.new_zeros(self.num_classes), pool.scores.new_ones(self.num_classes), temperature
+
+    def _reduced(self, loss: Tensor, defined: Tensor, pool: Pool, training: bool) -> Tensor:
         if self.reduction == "none":
             return loss
+        if pool.eager and bool(defined.all()):
+            return loss.squeeze(0) if len(loss) == 1 else loss.mean() if self.reduction == "mean" else loss.sum()
         total = torch.where(defined, loss, 0.0).sum()
         if self.reduction == "mean":
             total = total / defined.sum().clamp(min=1)
         # A logit that is not finite shows, also in a class that is not defined, so that an AMP scaler skips the step.
         total = total * one_or_nan(pool.scores).amin()
-        return total if self.training else torch.where(defined.any(), total, torch.nan)
+        return total if training else torch.where(defined.any(), total, torch.nan)
 
-    def _warn_if_unsupported(self, live: Rows) -> None:
-        if self._warned or not self.training or not checks.values_readable(live.scores, self.check_values):
+    # ---------------------------------------------------------------- warnings, once each
+
+    def _warn(self, live: Pool) -> None:
+        if not live.eager or self._judged == live.scores.shape:
             return
-        if self._judged == live.scores.shape:
+        present = live.threshold_weight > 0
+        if not bool(present.any()):
+            self._warn_once("no rows", "every row of this batch has weight 0 or an ignored target; nothing is learned")
             return
         self._judged = live.scores.shape
-        present = (live.weight > 0) & live.iid[:, None]
-        rows = present.sum(0)
+        if not self.has_threshold:
+            return
+        rows = present.sum(1)
         # The queue is judged as full: it is about to be.
-        growth = 1 + self.queue.size * safe_ratio((rows > 0).double(), rows.double())
-        support = self.support(rows * growth, (present & ~live.positive).sum(0) * growth)
-        if not self.threshold_from_iid_rows or bool((support.rows >= support.needed)[rows > 0].all()):
+        growth = 1 + self.queue.size / rows.clamp(min=1)
+        support = self.support(rows * growth, (present & ~live.is_positive).sum(1) * growth)
+        if bool((support.rows >= support.needed)[rows > 0].all()):
             return
         least = float(support.rows[rows > 0].min())
-        self._warned = True
-        warnings.warn(
-            f"{type(self).__name__}: {support.of} is {least:.3g} rows, with batch and queue_size={self.queue.size} "
+        self._warn_once(
+            "support",
+            f"{support.of} is {least:.3g} rows, with batch and queue_size={self.queue.size} "
             f"together; {support.needed:.0f} are needed for a stable gradient. Use a pool "
             f"{support.needed / max(least, 1e-9):.3g} times as large (batch or queue_size), or a wider point.",
-            UserWarning,
-            stacklevel=4,
         )
+
+    def _warn_once(self, kind: str, message: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            checks.warn_caller(f"{type(self).__name__}: {message}")
+
+
+def _dilution(live: Pool, pool: Pool) -> Tensor | float:
+    # How many times too small the gradient of an average over the pool is. So small a share of live rows is none: what
+    # arrives of it is rounding.
+    if live.unweighted and pool.unweighted:
+        return pool.scores.shape[1] / live.scores.shape[1]
+    share = safe_ratio(live.weight.sum(1), pool.weight.sum(1))
+    share = share.masked_fill(share < 1e-12, 0.0)
+    return safe_ratio(torch.ones_like(share), share)
 
 
 def _saturated(scores: Tensor, positive: Tensor, negative: Tensor, threshold: Tensor, temperature: float) -> Tensor:
@@ -278,8 +358,8 @@ def _saturated(scores: Tensor, positive: Tensor, negative: Tensor, threshold: Te
     reach = 8 * temperature
     if not bool(torch.isnan(threshold).all()):
         far = ((scores - threshold[:, None]).abs() > reach) & positive
-        return safe_ratio(far.sum(1).double(), positive.sum(1).double())
+        return safe_ratio(far.sum(1).to(scores.dtype), positive.sum(1).to(scores.dtype))
     ordered = torch.where(negative, scores, torch.inf).contiguous().sort(1).values
     near = torch.searchsorted(ordered, scores + reach, right=True) - torch.searchsorted(ordered, scores - reach)
     pairs = positive.sum(1) * negative.sum(1)
-    return safe_ratio((pairs - (near * positive).sum(1)).double(), pairs.double())
+    return safe_ratio((pairs - (near * positive).sum(1)).to(scores.dtype), pairs.to(scores.dtype))

@@ -4,15 +4,14 @@ Reference: the threshold as an implicit function of the scores follows Eban et a
 Non-Decomposable Objectives", AISTATS 2017, section 4 (recall at a fixed rate), with the constraint solved for exactly.
 """
 
-from typing import Unpack
-
 import torch
 from torch import Tensor
 
 from rareloss import checks, metrics
-from rareloss.losses.ranking import PoolOptions, RankingLoss, Support
-from rareloss.ops import margin_over_threshold
-from rareloss.pool import PerClass, Pool, make_pool, per_class, safe_ratio
+from rareloss.distributed import ProcessGroup
+from rareloss.losses.ranking import RankingLoss, Support
+from rareloss.ops import SoftMetric, evaluate, margin_over_threshold
+from rareloss.pool import PerClass, Pool, make_pool, safe_ratio
 
 __all__ = ["RecallAtQuantileLoss", "soft_recall_at_quantile"]
 
@@ -59,14 +58,18 @@ def soft_recall_at_quantile(
     checks.probability("quantile", quantile, open_low=True, open_high=True)
     checks.choice("among", among, ("all", "negatives"))
     checks.positive_number("temperature", temperature)
-    return _recall(make_pool(scores, positive, weight, iid_mask), quantile, among, temperature).like(scores)
+    return evaluate(_metric(quantile, among), make_pool(scores, positive, weight, iid_mask), temperature).like(scores)
 
 
-def _recall(pool: Pool, quantile: float, among: str, temperature: float) -> PerClass:
-    places, hits = pool.positive()
-    margin, _ = margin_over_threshold(pool.scores, metrics.threshold_weight(pool, among), quantile, temperature, places)
-    found, whole = (hits * torch.sigmoid(margin).to(hits.dtype)).sum(1), hits.sum(1)
-    return per_class(pool, safe_ratio(found, whole), whole)
+def _recall(pool: Pool, temperature: float, quantile: float, among_negatives: float) -> Tensor:
+    indices, weight = pool.positives()
+    sets_threshold = pool.negative_weight if among_negatives else pool.threshold_weight
+    margin, _ = margin_over_threshold(pool.scores, sets_threshold, quantile, temperature, indices)
+    return safe_ratio((weight * torch.sigmoid(margin).to(weight.dtype)).sum(1), weight.sum(1))
+
+
+def _metric(quantile: float, among: str) -> SoftMetric:
+    return SoftMetric("recall", (quantile, float(among == "negatives")), _recall)
 
 
 class RecallAtQuantileLoss(RankingLoss):
@@ -81,7 +84,15 @@ class RecallAtQuantileLoss(RankingLoss):
         quantile: q in (0, 1). The pool should hold at least 10 / q rows.
         among: ``"all"`` (review capacity) or ``"negatives"`` (false-positive rate).
         temperature: in the unit of ``temperature_unit``, above 0.
-        options: as in :class:`~rareloss.losses.ranking.RankingLoss`.
+        queue_size: as in :class:`RankingLoss`, like all that follow.
+        temperature_unit: ``"std"`` or ``"logit"``.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        ignore_index: the target that means absent.
+        queue_in_eval: read the queue in other calls than training calls too.
+        gather_distributed: whether to rank the rows of all ranks; None: in training calls.
+        process_group: the ranks that take part.
+        check_values: whether to look into targets and weights off the CPU too.
+        persistent_queue: whether the remembered rows are part of ``state_dict``.
 
     Example:
         >>> loss = RecallAtQuantileLoss(num_classes=1, quantile=0.25, queue_size=0, temperature=0.01)
@@ -89,61 +100,54 @@ class RecallAtQuantileLoss(RankingLoss):
         0.0
     """
 
-    threshold_from_iid_rows = True
+    has_threshold = True
+    metric_arguments = ("quantile", "among")
 
     def __init__(
         self,
         num_classes: int,
         quantile: float = 0.005,
         among: str = "all",
-        *,
+        queue_size: int = 16384,
         temperature: float = 0.05,
-        **options: Unpack[PoolOptions],
+        temperature_unit: str = "std",
+        reduction: str = "mean",
+        ignore_index: float = -100,
+        queue_in_eval: bool = False,
+        gather_distributed: bool | None = None,
+        process_group: ProcessGroup | None = None,
+        check_values: bool | None = None,
+        persistent_queue: bool = True,
     ) -> None:
-        super().__init__(num_classes, temperature=temperature, **options)
+        super().__init__(
+            *(num_classes, queue_size, temperature, temperature_unit, reduction, ignore_index, queue_in_eval),
+            *(gather_distributed, process_group, check_values, persistent_queue),
+        )
         self.quantile = checks.probability("quantile", quantile, open_low=True, open_high=True)
         self.among = checks.choice("among", among, ("all", "negatives"))
 
-    def soft(self, pool: Pool, temperature: float) -> PerClass:
-        """Compute the soft recall of a pool."""
-        return _recall(pool, self.quantile, self.among, temperature)
+    @property
+    def metric(self) -> SoftMetric:
+        """The soft recall."""
+        return _metric(self.quantile, self.among)
 
     def hard(self, pool: Pool) -> PerClass:
         """Compute the recall of a pool."""
-        return metrics.recall_at_quantile(
-            *pool.by_row(), quantile=self.quantile, among=self.among, iid_mask=None if pool.iid is None else pool.iid.mT
-        )
+        return metrics.recall_at_quantile_of(pool, self.quantile, self.among)
 
     def threshold(self, pool: Pool, temperature: float) -> Tensor:
         """Compute the soft threshold ``[C]`` of a pool, in units of its scores."""
-        counted = metrics.threshold_weight(pool, self.among)
-        return margin_over_threshold(pool.scores, counted, self.quantile, temperature)[1]
+        sets_threshold = metrics.threshold_weight(pool, self.among)
+        return margin_over_threshold(pool.scores, sets_threshold, self.quantile, temperature)[1]
 
     def cap(self, pool: Pool) -> Tensor:
         """Compute the best reachable recall ``[C]``: the capacity over the weight of positives, at most 1."""
         if self.among == "negatives":
             return torch.ones_like(pool.scores[:, 0])
-        capacity = self.quantile * metrics.threshold_weight(pool, self.among).sum(1)
-        return safe_ratio(capacity, pool.positive()[1].sum(1)).clamp(max=1.0)
+        capacity = self.quantile * pool.threshold_weight.sum(1)
+        return safe_ratio(capacity, pool.positive_weight.sum(1)).clamp(max=1.0)
 
     def support(self, rows: Tensor, negatives: Tensor) -> Support:
         """Compute how many rows of the pool lie above the threshold."""
-        counted = rows if self.among == "all" else negatives
-        return Support(counted * self.quantile, 10.0, f"quantile={self.quantile} of the pool's {self.among_words}")
-
-    @property
-    def among_words(self) -> str:
-        """What the quantile is a share of, in words."""
-        return "rows" if self.among == "all" else "negatives"
-
-    def forward(
-        self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None, iid_mask: Tensor | None = None
-    ) -> Tensor:
-        """Compute the loss; shapes as in :class:`~rareloss.losses.ranking.RankingLoss`."""
-        return self.pooled(logits, targets, sample_weight, iid_mask)
-
-    def diagnose(
-        self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None, iid_mask: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """Describe the pool this call would rank; see :meth:`RankingLoss.describe`."""
-        return self.describe(logits, targets, sample_weight, iid_mask)
+        counted, of = (rows, "rows") if self.among == "all" else (negatives, "negatives")
+        return Support(counted * self.quantile, 10.0, f"quantile={self.quantile} of the pool's {of}")

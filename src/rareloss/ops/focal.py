@@ -1,380 +1,310 @@
-r"""The focal losses and their gradients with respect to the logits in one pass over chunks that stay in a core's cache.
+r"""Focal losses in closed form: value and derivative of each loss in one pass, on every device.
 
-With ``q`` the probability of not being the target, ``l`` the log-likelihood and ``a`` the weight of an element,
+Both are one function of :math:`x`, the log-odds of *not* being the target, with :math:`q = \sigma(x) = 1 - p`:
 
-.. math:: L = -a \, q^\gamma \, l, \qquad
-          \frac{\partial L}{\partial z_k} = a \Big[ q^\gamma - \gamma q^{\gamma - 1} (1 - q) \, l \Big] (p_k - y_k)
+.. math:: f(x) = q^\gamma \, (-\log p), \qquad f'(x) = q^\gamma \, \big[ q + \gamma \, p \, (-\log p) \big].
 
-up to label smoothing. Autograd of the plain formula would write some ten tensors as large as the logits; this pass
-writes one, the gradient, and that only where somebody will ask for it.
+For a label :math:`y`, :math:`x = (1 - 2 y) z`; for a class index, :math:`x = \log \sum_{k \ne y} e^{z_k} - z_y`. Label
+smoothing adds :math:`\varepsilon (z_y - \bar z)` to :math:`-\log p`.
+
+Autograd of these lines would save some ten tensors as large as the logits. Here the derivative is written down instead
+of recorded, and the backward pass needs the inputs alone.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import repeat
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import unpack_dual
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid, softplus
 
-__all__ = ["Sums", "Terms", "fused", "sigmoid_pass", "sigmoid_slope", "softmax_pass", "softmax_slope"]
+from rareloss import checks
 
-# Elements worked on at once: a few buffers of this many float32 share a core's second cache.
-_CHUNK = 2**15
-# Rows of logits come in larger chunks: each has some twenty small operations of its own.
-_ROWS_CHUNK = 2**18
-# The argument above which log(1 + exp(x)) is x, in float64 too.
+__all__ = ["SigmoidFocal", "SoftmaxFocal", "focal_loss"]
+
+# Above this argument log(1 + exp(x)) is x, in float64 too.
 _LINEAR = 40.0
+# How many elements are worked on at once where no cache has to hold them: few beside the logits of a large model.
+_CHUNK_OFF_CPU = 2**25
 
 
-class Sums(NamedTuple):
-    """What a pass adds up: the weighted losses, the weights that count, and those of the positives among them."""
+class _Inputs(NamedTuple):
+    # Each [N, C, rest], or with a size of 1 where it repeats: dimension 1 holds what one loss is computed from.
+    logits: Tensor
+    targets: Tensor
+    weight: Tensor | None
+    alpha: Tensor | None
 
-    loss: float
-    weight: float
-    positive: float
 
-
-class Terms(NamedTuple):
-    """The same with gradient to the logits, 0-d; or unreduced, and then perhaps with that gradient worked out."""
-
+class _Terms(NamedTuple):
+    # Weighted losses, weights (None where all are 1), weights of positives, and the derivative by each logit or None.
     loss: Tensor
-    weight: Tensor
+    weight: Tensor | None
     positive: Tensor
-    slope: Tensor | None = None
+    slope: Tensor | None
 
 
-# A pass takes logits, targets, weights or None, a factor of each loss or None, where to write the gradient or None and
-# where to write each loss or None.
-Pass = Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None], Sums]
+def _closed_form(nll: Tensor, x: Tensor, gamma: float, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    # The loss, q, and the factor of nll; nll is -log p, plus what label smoothing adds.
+    q = torch.sigmoid(x)
+    # In logs where gamma is a fraction: such a power has no finite derivative at q = 0.
+    focus = q**gamma if float(gamma).is_integer() else torch.exp(gamma * logsigmoid(x))
+    focus = focus if weight is None else weight * focus
+    return focus * nll, q, focus
 
 
-def _first_derivative_of_logits(logits: Tensor, *others: object) -> bool:
-    # None but the logits in need of a gradient, and no transform that looks into the formula.
-    return torch._C._functorch.get_dynamic_layer_stack_depth() == 0 and not any(
-        isinstance(other, Tensor) and other.requires_grad for other in others
-    )
+def _closed_slope(nll: Tensor, q: Tensor, focus: Tensor, gamma: float) -> Tensor:
+    # The derivative by x: q^gamma (q + gamma p nll).
+    return torch.addcmul(q, 1 - q, nll, value=gamma).mul_(focus)
 
 
-def fused(
-    run: Pass,
-    plain: Callable[[Tensor, bool], Terms],
-    logits: Tensor,
-    targets: Tensor,
-    weight: Tensor | None,
-    alpha: object,
-    summed: bool,
-) -> Terms:
-    """Run a pass under autograd; the plain formula where a compiler fuses it or a transform looks into it.
+class SigmoidFocal(NamedTuple):
+    """The focal loss of labels 0 and 1.
+
+    Attributes:
+        alpha: weight of the positives, a number or a tensor with as many dimensions as the logits; None for no weights.
+        gamma: focusing exponent.
+        ignore_index: the label that means absent; None where every label is known to be 0 or 1.
+    """
+
+    alpha: float | Tensor | None
+    gamma: float
+    ignore_index: float | None
+
+    @property
+    def chunk(self) -> int:
+        """How many float32 to work on at once on the CPU: a handful of such temporaries share a second-level cache."""
+        return 3 * 2**15
+
+    def arrange(self, logits: Tensor, targets: Tensor, weight: Tensor | None) -> _Inputs:
+        """View all as ``[N, 1, rest]``."""
+        rest = logits.shape[1:].numel()
+
+        def fold(t: Tensor) -> Tensor:
+            if t.numel() == 1:
+                return t.reshape(1, 1, 1)
+            if t.numel() == len(t):
+                return t.reshape(len(t), 1, 1)
+            return t.expand(len(t), *logits.shape[1:]).reshape(len(t), 1, rest)
+
+        alpha = fold(self.alpha) if isinstance(self.alpha, Tensor) else None
+        return _Inputs(fold(logits), fold(targets), None if weight is None else fold(weight), alpha)
+
+    def terms(self, inputs: _Inputs, with_slope: bool, out: Tensor | None = None) -> _Terms:
+        """Compute losses and, written to ``out`` where that is given, the derivative by each logit."""
+        z, y, weight = _present(inputs, self.ignore_index)
+        y = y.to(z.dtype)
+        if self.ignore_index is not None:
+            y = torch.where((y == 0) | (y == 1), y, torch.nan)
+        a, alpha = weight, self.alpha if inputs.alpha is None else inputs.alpha.to(z.dtype)
+        if alpha is not None:
+            a = ((2 * alpha - 1) * y).add_(1 - alpha)
+            a = a if weight is None else weight * a
+        sign = torch.rsub(y, 1, alpha=2)  # 1 - 2 y
+        # Plus 0 z: an infinite logit makes the loss NaN, whichever its label.
+        x = torch.mul(sign, z, out=out).add_(z, alpha=0)
+        nll = softplus(x, 1.0, _LINEAR)
+        loss, q, focus = _closed_form(nll, x, self.gamma, a)
+        slope = torch.mul(sign, _closed_slope(nll, q, focus, self.gamma), out=out) if with_slope else None
+        return _Terms(loss, weight, y if weight is None else weight * y, slope)
+
+
+class SoftmaxFocal(NamedTuple):
+    """The focal loss of class indices.
+
+    Attributes:
+        alpha: ``[C]``, a weight per target class; None for no weights.
+        gamma: focusing exponent.
+        label_smoothing: epsilon in [0, 1].
+        ignore_index: the target that means absent; None where every target is known to be a class.
+        background_class: the class that is no positive.
+    """
+
+    alpha: Tensor | None
+    gamma: float
+    label_smoothing: float
+    ignore_index: int | None
+    background_class: int
+
+    @property
+    def chunk(self) -> int:
+        """How many float32 to work on at once on the CPU: more, for some forty operations have one number a row."""
+        return 2**19
+
+    def arrange(self, logits: Tensor, targets: Tensor, weight: Tensor | None) -> _Inputs:
+        """View logits as ``[N, C, rest]``, targets and weight as ``[N, 1, rest]``, alpha as ``[1, C, 1]``."""
+        rows, classes = (1, len(logits)) if logits.ndim == 1 else logits.shape[:2]
+        rest = logits.shape[2:].numel()
+        if weight is not None:
+            weight = (weight if weight.numel() == rows else weight.expand(targets.shape)).reshape(rows, 1, -1)
+        alpha = None if self.alpha is None else self.alpha.reshape(1, classes, 1)
+        return _Inputs(logits.reshape(rows, classes, rest), targets.reshape(rows, 1, rest), weight, alpha)
+
+    def terms(self, inputs: _Inputs, with_slope: bool, out: Tensor | None = None) -> _Terms:
+        """Compute losses and, written to ``out`` where that is given, the derivative by each logit."""
+        z, y, weight = _present(inputs, self.ignore_index)
+        classes, index, a = z.shape[1], y.long(), weight
+        if self.ignore_index is not None:
+            is_class = (index == y) & (index >= 0) & (index < classes)
+            index = torch.where(is_class, index, 0)
+            a = torch.where(is_class, 1.0 if weight is None else weight, torch.nan)
+        if inputs.alpha is not None:
+            of_class = inputs.alpha.to(z.dtype).flatten()[index]
+            a = of_class if a is None else a * of_class
+
+        # The sum of the others alone, not a difference from the sum of all: it keeps its digits where it is tiny.
+        others = torch.scatter(z, 1, index, torch.finfo(z.dtype).min, out=out)
+        highest = others.amax(1, keepdim=True).detach()
+        exponentials = others.sub_(highest).exp_()
+        total = exponentials.sum(1, keepdim=True)
+        z_y = z.gather(1, index)
+        x = highest + total.log() - z_y.masked_fill(z_y == torch.inf, torch.nan)
+        nll = softplus(x, 1.0, _LINEAR)
+        if self.label_smoothing:
+            nll = nll + self.label_smoothing * (z_y - z.mean(1, keepdim=True))
+        loss, q, focus = _closed_form(nll, x, self.gamma, a)
+
+        slope = None
+        if with_slope:  # the derivative of x by z_k is the softmax among the others; by z_y it is -1
+            by_x = _closed_slope(nll, q, focus, self.gamma)
+            slope, at_target = torch.mul(exponentials, by_x / total, out=out), -by_x
+            if self.label_smoothing:
+                shift = self.label_smoothing / classes * focus
+                slope, at_target = slope.sub_(shift), at_target + (classes - 1) * shift
+            slope = slope.scatter_(1, index, at_target)
+        positive = (index != self.background_class).to(z.dtype)
+        return _Terms(loss, weight, positive if weight is None else weight * positive, slope)
+
+
+def _present(inputs: _Inputs, ignore_index: float | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    # Logits in float32 at least, 0 where absent; targets and weights, 0 where ignored.
+    z, y, weight, _ = inputs
+    dtype = torch.promote_types(z.dtype, torch.float32)
+    z, weight = z.to(dtype), None if weight is None else weight.to(dtype)
+    if ignore_index is not None:
+        absent = checks.ignored(y, ignore_index)
+        y = torch.where(absent, 0, y)
+        weight = (~absent).to(dtype) if weight is None else weight * ~absent
+    return z if weight is None else torch.where(weight > 0, z, 0.0), y, weight
+
+
+def focal_loss(
+    equation: SigmoidFocal | SoftmaxFocal, logits: Tensor, targets: Tensor, weight: Tensor | None, summed: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute a focal loss, with gradient to the logits.
 
     Args:
-        run: the pass.
-        plain: the same loss of the logits, unreduced, in differentiable operations; second derivatives are its. Where
-            True follows the logits, it may work out their gradient as well, for a compiler to fuse with the loss.
-        logits: the pass's own, as are targets and weight.
-        targets: class indices or labels.
-        weight: of the targets' shape, or None.
-        alpha: what the pass was made with; asked whether it needs a gradient.
+        equation: which loss, and its options.
+        logits: float, of a shape that the loss takes.
+        targets: labels or class indices; without gradient.
+        weight: as many dimensions as the targets, each of their size or 1; None where all are 1; without gradient.
         summed: whether the losses are summed.
 
     Returns:
-        the losses, with gradient to the logits, the weights and the positives' weights: sums if ``summed``.
+        the weighted losses, of the shape of the targets, or their sum; the sum of the weights; that of the positives'.
     """
-
-    def terms(logits: Tensor, with_slope: bool = False) -> Terms:
-        each = _WithSlope.apply(logits, plain) if with_slope else plain(logits, False)[:3]  # type: ignore[no-untyped-call]
-        return Terms(*(term.sum() for term in each)) if summed else Terms(*each)
-
-    passes = _first_derivative_of_logits(logits, targets, weight, alpha)
-    if torch.compiler.is_compiling():
-        return terms(logits, with_slope=passes)
-    if not passes or logits.device.type != "cpu" or unpack_dual(logits).tangent is not None:
-        return terms(logits)
-    slope = logits.requires_grad and torch.is_grad_enabled()
-    found = _Fused.apply(logits, targets, weight, run, lambda z: terms(z).loss, summed, slope)  # type: ignore[no-untyped-call]
-    return Terms(*found)
+    targets, alpha, compiling = targets.detach(), equation.alpha, torch.compiler.is_compiling()
+    transformed = torch._C._functorch.get_dynamic_layer_stack_depth() > 0
+    learned = isinstance(alpha, Tensor) and alpha.requires_grad and torch.is_grad_enabled()
+    if transformed or learned or (not compiling and unpack_dual(logits).tangent is not None):
+        # Transforms, forward mode and an alpha that learns differentiate the value as it stands.
+        return _compute(equation, logits, targets, weight, summed, with_slope=False, in_chunks=False)[:3]
+    # Kept where a second pass over the inputs costs more than a tensor of their size.
+    keep = logits.requires_grad and torch.is_grad_enabled() and (compiling or (summed and logits.device.type == "cpu"))
+    sums: tuple[Tensor, Tensor, Tensor] = _Focal.apply(logits, targets, weight, equation, summed, keep)  # type: ignore[no-untyped-call]
+    return sums
 
 
-class _WithSlope(torch.autograd.Function):
-    # Autograd meets one number an element, where a compiler would keep masks for it, slow to write, or redo the loss.
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, plain: Callable[[Tensor, bool], Terms]) -> tuple[Tensor, Tensor, Tensor]:
-        loss, weight, positive, slope = plain(logits, True)
-        assert slope is not None
-        # Not yet in the logits' precision: in half a small slope would be 0 before a scaler can lift it.
-        ctx.save_for_backward(slope)
-        ctx.dtype = logits.dtype
-        ctx.mark_non_differentiable(weight, positive)
-        return loss, weight, positive
-
-    @staticmethod
-    def backward(ctx: Any, *grad_output: Tensor) -> tuple[Tensor, None]:
-        (slope,) = ctx.saved_tensors
-        each = grad_output[0]
-        if each.ndim < slope.ndim:  # one for a row, its classes on dimension 1, or alone on 0
-            each = each.unsqueeze(min(1, each.ndim))
-        return (each * slope).to(ctx.dtype), None
-
-
-class _Fused(torch.autograd.Function):
+class _Focal(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         logits: Tensor,
         targets: Tensor,
         weight: Tensor | None,
-        run: Pass,
-        plain: Callable[[Tensor], Tensor],
+        equation: SigmoidFocal | SoftmaxFocal,
         summed: bool,
-        slope: bool,
+        keep: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.run, ctx.plain, ctx.summed, ctx.gradient = run, plain, summed, None
+        loss, weights, positives, ctx.slope = _compute(equation, logits, targets, weight, summed, with_slope=keep)
+        ctx.equation = equation
         ctx.save_for_backward(logits, targets, weight)
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        each = None if summed else torch.empty(targets.shape, dtype=dtype)
-        if slope and summed:
-            # Not yet in the logits' precision: in half a small one would be 0 before a scaler can lift it.
-            ctx.gradient = torch.empty(logits.shape, dtype=dtype)
-        sums = run(logits, targets, weight, None, ctx.gradient, each)
-        total, *divisors = (torch.tensor(value, dtype=dtype) for value in sums)
-        ctx.mark_non_differentiable(*divisors)
-        return (total if each is None else each, divisors[0], divisors[1])
+        ctx.mark_non_differentiable(weights, positives)
+        return loss, weights, positives
 
     @staticmethod
     def backward(ctx: Any, *grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        logits, targets, weight = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True: somebody may differentiate this gradient
-            (gradient,) = torch.autograd.grad(ctx.plain(logits), logits, grad_output[0], create_graph=True)
-        elif not ctx.summed:
-            gradient = torch.empty(logits.shape, dtype=logits.dtype)
-            ctx.run(logits, targets, weight, grad_output[0], gradient, None)
+        (logits, targets, weight), factor = ctx.saved_tensors, grad_output[0]
+
+        def slope_again(in_chunks: bool) -> Tensor:
+            inputs = ctx.equation, logits, targets, weight
+            slope: Tensor = _compute(*inputs, summed=True, with_slope=True, in_chunks=in_chunks)[3]
+            return slope
+
+        if 0 < factor.ndim < logits.ndim:  # one a row, whose classes are on dimension 1
+            factor = factor.unsqueeze(1)
+        if torch.compiler.is_compiling():
+            gradient = ctx.slope * factor
+        elif torch.is_grad_enabled():  # create_graph=True: autograd differentiates the slope as it stands
+            gradient = slope_again(in_chunks=False) * factor
         else:
-            # The gradient of the forward pass is given away, and so may be scaled in place; a second backward pass
-            # through a retained graph works it out again.
-            gradient, ctx.gradient = ctx.gradient, None
-            if gradient is None:
-                gradient = torch.empty(logits.shape, dtype=grad_output[0].dtype)
-                ctx.run(logits, targets, weight, None, gradient, None)
-            gradient = gradient.mul_(grad_output[0]).to(logits.dtype)
-        return gradient, None, None, None, None, None, None
+            # Scaled in place and given away; a second backward pass through a retained graph works it out again.
+            slope, ctx.slope = ctx.slope, None
+            gradient = (slope_again(in_chunks=True) if slope is None else slope).mul_(factor)
+        return gradient.to(logits.dtype), None, None, None, None, None
 
 
-def sigmoid_slope(x: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """Return ``-q**gamma * l`` and its derivative by ``x``, the log-odds of ``q``, at the price of one exponential."""
-    odds = torch.exp(-x.abs())
-    nll = torch.relu(x) + _log1p(odds)
-    q = torch.where(x > 0, 1.0, odds) / (1 + odds)
-    focus = q**gamma
-    return focus * nll, focus * (q + gamma * (1 - q) * nll)
+def _compute(
+    equation: SigmoidFocal | SoftmaxFocal,
+    logits: Tensor,
+    targets: Tensor,
+    weight: Tensor | None,
+    summed: bool,
+    *,
+    with_slope: bool,
+    in_chunks: bool = True,
+) -> tuple[Tensor, Tensor, Tensor, Any]:
+    # The losses or their sum; the sum of the weights; that of the positives' weights; and the slope or None. Whatever
+    # the logits, the slope has float32 at least: in half a small one would be 0 before a scaler can lift it.
+    inputs, device = equation.arrange(logits, targets, weight), logits.device
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    size = equation.chunk * 4 // dtype.itemsize if device.type == "cpu" else _CHUNK_OFF_CPU
+    if not in_chunks or torch.compiler.is_compiling() or logits.numel() <= size:
+        terms = equation.terms(inputs, with_slope)
+        total, weights, positives = _summed(terms)
+        slope = None if terms.slope is None else terms.slope.reshape(logits.shape)
+        return total if summed else terms.loss.reshape(targets.shape), weights, positives, slope
+    slope = torch.empty(logits.shape, dtype=dtype, device=device) if with_slope else None
+    loss = None if summed else torch.empty(targets.shape, dtype=dtype, device=device)
+    # In float64 where there surely is one.
+    sums = torch.zeros(3, dtype=torch.float64 if device.type == "cpu" else dtype, device=device)
+    slopes = None if slope is None else slope.view(inputs.logits.shape)
+    losses = None if loss is None else loss.view(inputs.targets.shape)
+    for *chunk, slope_out, loss_out in _chunks(size, *inputs, slopes, losses):
+        terms = equation.terms(_Inputs(*chunk), with_slope, slope_out)
+        sums += torch.stack(_summed(terms))
+        if loss_out is not None:
+            loss_out.copy_(terms.loss)
+    total, weights, positives = (each.to(dtype, copy=True) for each in sums)
+    return total if loss is None else loss, weights, positives, slope
 
 
-def _log1p(t: Tensor) -> Tensor:
-    # log(1 + t) of t in [0, 1] is 2 artanh(t / (2 + t)); seven terms of its series are exact to half of float32's last
-    # digit, and save half the time of the whole loss.
-    if t.dtype != torch.float32:
-        return torch.log1p(t)
-    ratio = t / (2 + t)
-    square = ratio * ratio
-    series = square * (2 / 13) + 2 / 11
-    for odd in (9, 7, 5, 3, 1):
-        series = series * square + 2 / odd
-    return ratio * series
+def _summed(terms: _Terms) -> tuple[Tensor, Tensor, Tensor]:
+    loss, weight, positive, _ = terms
+    weights = loss.new_full((), loss.numel()) if weight is None else weight.expand_as(loss).sum()
+    return loss.sum(), weights, positive.sum()
 
 
-def sigmoid_pass(alpha: float | Tensor | None, gamma: float, ignore_index: int | None) -> Pass:
-    """Return the pass of the sigmoid focal loss; weights have the shape of the logits, as has the ``alpha`` tensor."""
+def _chunks(size: int, first: Tensor, *others: Tensor | None) -> Iterator[tuple[Any, ...]]:
+    # Pieces [N, C, rest] of about this many elements of the first, and the pieces of the others that belong to them.
+    _, classes, rest = first.shape
+    width = max(1, min(rest, size // classes))
+    height = max(1, size // (classes * width)) if width == rest else 1
 
-    @torch.no_grad()
-    def run(
-        logits: Tensor,
-        targets: Tensor,
-        weight: Tensor | None,
-        factor: Tensor | None,
-        gradient: Tensor | None,
-        each: Tensor | None,
-    ) -> Sums:
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        flat = [None if t is None else t.reshape(-1) for t in (logits, targets, weight, factor, gradient, each)]
-        alphas = alpha.expand(logits.shape).reshape(-1) if isinstance(alpha, Tensor) else None
-        pieces = [repeat(None) if t is None else t.split(_CHUNK) for t in (*flat, alphas)]
-        x, odds, nll, q, a = torch.empty(5, min(_CHUNK, logits.numel()), dtype=dtype)
-        loss = counted = positives = 0.0
-        for z, y, w, f, g, e, alpha_here in zip(*pieces, strict=False):
-            if not len(z):
-                break
-            if len(z) < len(x):
-                x, odds, nll, q, a = (t[: len(z)] for t in (x, odds, nll, q, a))
-            absent = _where_absent(y, ignore_index)
-            y = y if y.dtype == dtype else y.to(dtype)
-            if w is not None or absent is not None:
-                w = torch.ones_like(y) if w is None else w.to(dtype, copy=True)
-                if absent is not None:
-                    w.masked_fill_(absent, 0)
-                    y = y.masked_fill(absent, 0)
-                z = torch.where(w > 0, z, 0)
-            z = z if z.dtype == dtype else z.to(dtype)
-            # The log-odds of the wrong label, (1 - 2 y) z; written as a sum, an infinite z makes it NaN.
-            torch.addcmul(z, y, z, value=-2, out=x)
-            if x.amax().item() <= _LINEAR:
-                torch.exp(x, out=odds)
-                torch.log1p(odds, out=nll)  # -log p
-                torch.add(odds, 1, out=q).reciprocal_()  # p
-                torch.mul(q, nll, out=x)
-                q.mul_(odds)  # 1 - p
-            else:
-                nll = softplus(x, 1.0, _LINEAR)
-                torch.sigmoid(x, out=q)
-                torch.addcmul(nll, q, nll, value=-1, out=x)
-            # The weight of the label, its sign that of the slope: 1 - alpha where y = 0, -alpha where y = 1.
-            if alpha is None:
-                torch.mul(y, -2, out=a).add_(1)
-            else:
-                torch.sub(1 - (alpha if alpha_here is None else alpha_here), y, out=a)
-            a.mul_(torch.pow(q, gamma, out=odds))
-            if w is not None:
-                a.mul_(w)
-            if g is not None:
-                q.add_(x, alpha=gamma)  # 1 - p - gamma p log p
-                if f is not None:
-                    q.mul_(f)
-                if g.dtype == dtype:
-                    torch.mul(q, a, out=g)
-                else:
-                    g.copy_(q.mul_(a))
-            a.abs_()
-            if e is None:
-                loss += torch.dot(a, nll).item()
-            else:
-                torch.mul(a, nll, out=e)
-            counted += len(z) if w is None else w.sum().item()
-            positives += (y.sum() if w is None else torch.dot(w, y)).item()
-        return Sums(loss, counted, positives)
+    def pieces(t: Tensor | None, length: int, dim: int) -> Any:
+        return repeat(t) if t is None or t.shape[dim] == 1 else t.split(length, dim)
 
-    return run
-
-
-class _Row:
-    # What a row's loss and slopes need of its logits, all relative to the largest: the sum of the exponentials of all
-    # but the target, the target's logit, and the mean of all.
-
-    def __init__(self, rest: Tensor, below: Tensor, mean: Tensor | None, gamma: float, smoothing: float) -> None:
-        log_total = (rest + below.expm1()).log1p()
-        self.total = rest + below.exp()
-        self.q, self.p_y, self.log_p = rest / self.total, below.exp() / self.total, below - log_total
-        if mean is not None:
-            self.log_p = (1 - smoothing) * self.log_p + smoothing * (mean - log_total)
-        self.focus = self.q**gamma
-        self.loss = -self.focus * self.log_p
-        self.gamma, self.smoothing = gamma, smoothing
-
-    def slopes(self, classes: int) -> tuple[Tensor, Tensor | None, Tensor]:
-        # The slope at class k is the first times the exponential of k, less the second; at the target it is the third.
-        # Where q is 0, so is the focus; what it is multiplied by only has to be finite.
-        steep = (self.log_p / self.q.clamp_min(1e-30)).clamp_min(-1e30)
-        slope = self.focus * (1 - self.gamma * self.p_y * steep)
-        if not self.smoothing:
-            return slope / self.total, None, -self.q * slope
-        shift = self.smoothing * self.focus / classes
-        return slope / self.total, shift, (classes - 1) * shift - self.q * slope
-
-
-def softmax_slope(z: Tensor, y: Tensor, gamma: float, label_smoothing: float, classes_on: int) -> tuple[Tensor, Tensor]:
-    """Return the loss of each row and its slopes; ``y`` has one class where the logits have them all."""
-    classes = z.shape[classes_on]
-    target = torch.arange(classes, device=z.device).view(-1, *[1] * (z.ndim - 1 - classes_on)) == y
-    largest = z.amax(classes_on, keepdim=True)
-    exponential = torch.where(target, 0.0, torch.exp(z - largest))
-    mean = z.mean(classes_on, keepdim=True) - largest if label_smoothing else None
-    rest = exponential.sum(classes_on, keepdim=True)
-    row = _Row(rest, z.gather(classes_on, y) - largest, mean, gamma, label_smoothing)
-    each, shift, at_target = row.slopes(classes)
-    others = exponential * each if shift is None else exponential * each - shift
-    return row.loss, torch.where(target, at_target, others)
-
-
-def softmax_pass(
-    alpha: Tensor | None, gamma: float, label_smoothing: float, ignore_index: int, background_class: int
-) -> Pass:
-    """Return the pass of the softmax focal loss; weights have the shape of the targets."""
-
-    @torch.no_grad()
-    def run(
-        logits: Tensor,
-        targets: Tensor,
-        weight: Tensor | None,
-        factor: Tensor | None,
-        gradient: Tensor | None,
-        each: Tensor | None,
-    ) -> Sums:
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        rows, classes = (1, len(logits)) if logits.ndim == 1 else logits.shape[:2]
-        # [N, C, S] and [N, 1, S], a view of what is contiguous.
-        places = targets.numel() // max(1, rows)
-        wide = [None if t is None else t.reshape(rows, classes, places) for t in (logits, gradient)]
-        narrow = [None if t is None else t.reshape(rows, 1, places) for t in (targets, weight, factor, each)]
-        buffer = torch.empty(min(logits.numel(), max(classes, _ROWS_CHUNK)), dtype=dtype)
-        loss = counted = positives = 0.0
-        for chunk in _blocks(rows, classes, places):
-            z, g = (None if t is None else t[chunk[0], :, chunk[1]] for t in wide)
-            y, w, f, e = (None if t is None else t[chunk[0], :, chunk[1]] for t in narrow)
-            assert z is not None
-            assert y is not None
-            absent = _where_absent(y, ignore_index)
-            if w is not None or absent is not None:
-                w = torch.ones(y.shape, dtype=dtype) if w is None else w.to(dtype, copy=True)
-                if absent is not None:
-                    w.masked_fill_(absent, 0)
-                    y = y.masked_fill(absent, 0)
-                z = torch.where(w > 0, z, 0)
-            y, z = y.long(), z.to(dtype)
-            p = g if g is not None and g.dtype == dtype else buffer[: z.numel()].view(z.shape)
-
-            largest = z.amax(1, keepdim=True)
-            torch.sub(z, largest, out=p).exp_()
-            below = z.gather(1, y) - largest
-            # The probability of the rest as a sum without the target's: its last digits survive where it is tiny.
-            rest = p.scatter_(1, y, 0).sum(1, keepdim=True)
-            mean = z.mean(1, keepdim=True) - largest if label_smoothing else None
-            row = _Row(rest, below, mean, gamma, label_smoothing)
-            a = torch.ones_like(rest) if alpha is None else alpha[y]
-            if w is not None:
-                a = a * w
-            losses = a * row.loss
-            if g is not None:
-                a = a if f is None else a * f
-                each, shift, at_target = row.slopes(classes)
-                p.mul_(a * each)
-                if shift is not None:
-                    p.sub_(a * shift)
-                p.scatter_(1, y, a * at_target)
-                if p is not g:
-                    g.copy_(p)
-            if e is None:
-                loss += losses.sum().item()
-            else:
-                e.copy_(losses)
-            positive = y != background_class
-            counted += y.numel() if w is None else w.sum().item()
-            positives += (positive.sum() if w is None else (w * positive).sum()).item()
-        return Sums(loss, counted, positives)
-
-    return run
-
-
-def _blocks(rows: int, classes: int, places: int) -> Iterator[tuple[slice, slice]]:
-    columns = max(1, min(places, _ROWS_CHUNK // classes))
-    height = max(1, _ROWS_CHUNK // max(1, classes * columns)) if columns == places else 1
-    for row in range(0, rows, height):
-        for column in range(0, places, columns):
-            yield slice(row, row + height), slice(column, column + columns)
-
-
-def _where_absent(targets: Tensor, ignore_index: int | None) -> Tensor | None:
-    # Two numbers say in most chunks that nothing is absent; a comparison of each element costs as much as its loss.
-    if ignore_index is not None and targets.dtype != torch.bool:
-        low, high = torch.aminmax(targets)
-        if low.item() <= ignore_index <= high.item():
-            return targets == ignore_index
-    return None
+    for strip, *beside in zip(first.split(height), *(pieces(t, height, 0) for t in others), strict=False):
+        yield from zip(strip.split(width, 2), *(pieces(t, width, 2) for t in beside), strict=False)

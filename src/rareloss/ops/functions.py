@@ -1,13 +1,29 @@
-"""What custom ops and autograd functions need for transforms, and how eager code goes without."""
+"""Autograd functions and custom ops: rules for ``vmap``, the eager short cut, second derivatives refused, precision."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._library.custom_ops import CustomOpDef
 
-__all__ = ["eager_twin", "fold_into_batch", "is_eager", "without_second_derivative"]
+__all__ = ["accumulator", "chunks", "eager_twin", "fold_into_batch", "without_second_derivative"]
+
+# Types of device that have no float64.
+WITHOUT_FLOAT64 = {"mps"}
+
+
+def accumulator(tensor: Tensor) -> torch.dtype:
+    """Return the dtype to sum up in where ``tensor`` is: float64, or float32 on a device that has no other."""
+    return torch.float32 if tensor.device.type in WITHOUT_FLOAT64 else torch.float64
+
+
+def chunks(pools: int, rows: int, size: int) -> Iterator[tuple[slice, slice]]:
+    """Cut ``[pools, rows]`` into blocks of ``size`` entries at most, of whole pools or of some rows of one pool."""
+    together = max(1, size // max(rows, 1))
+    for first in range(0, pools, together):
+        for start in range(0, rows, size):
+            yield slice(first, min(first + together, pools)), slice(start, min(start + size, rows))
 
 
 def fold_into_batch(op: CustomOpDef) -> None:
@@ -29,16 +45,6 @@ def fold_into_batch(op: CustomOpDef) -> None:
     torch.library.register_vmap(op, rule)
 
 
-def is_eager(*tensors: Tensor) -> bool:
-    """Say whether all of ``tensors`` are numbers that are there now: no graph is traced, no transform wraps them."""
-    return not torch.compiler.is_compiling() and all(
-        type(tensor) in (Tensor, torch.nn.Parameter)
-        and tensor.device.type != "meta"
-        and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-        for tensor in tensors
-    )
-
-
 def eager_twin(function: Any) -> Any:
     """Make the same autograd function for plain tensors alone, without the bookkeeping of ``torch.func``.
 
@@ -54,11 +60,11 @@ def eager_twin(function: Any) -> Any:
     return type(function.__name__, (torch.autograd.Function,), twin)
 
 
-def without_second_derivative(pull: Callable[..., Any], what: str) -> Callable[..., Any]:
-    """Make ``pull``, which computes a gradient, refuse to be differentiated itself.
+def without_second_derivative(vjp: Callable[..., Any], what: str) -> Callable[..., Any]:
+    """Make ``vjp``, which computes a vector-Jacobian product, refuse to be differentiated itself.
 
     Args:
-        pull: takes and returns tensors.
+        vjp: takes and returns tensors.
         what: of which it is the gradient, as a sentence begins.
     """
 
@@ -66,14 +72,14 @@ def without_second_derivative(pull: Callable[..., Any], what: str) -> Callable[.
         raise RuntimeError(f"{what} no second derivative here; call backward without create_graph=True")
 
     refusing: Any = type(
-        pull.__name__,
+        vjp.__name__,
         (torch.autograd.Function,),
         {
             "generate_vmap_rule": True,
-            "forward": staticmethod(lambda *inputs: pull(*inputs)),
+            "forward": staticmethod(lambda *inputs: vjp(*inputs)),
             "setup_context": staticmethod(lambda ctx, inputs, output: None),
             "backward": staticmethod(backward),
         },
     )
     # Only where a graph of the gradient is asked for is there something to refuse.
-    return lambda *inputs: (refusing.apply if torch.is_grad_enabled() else pull)(*inputs)
+    return lambda *inputs: (refusing.apply if torch.is_grad_enabled() else vjp)(*inputs)

@@ -1,4 +1,7 @@
-"""The rows that hold the top share of the weight, and the weight above given scores."""
+"""Weighted selection: the rows that hold the top share of the weight, and the weight above given scores.
+
+Sums are float64, or float32 on a device that has no other.
+"""
 
 from typing import NamedTuple
 
@@ -6,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rareloss import checks
-from rareloss.pool import chosen, picked, safe_ratio
+from rareloss.eager import is_eager
+from rareloss.ops.functions import accumulator
+from rareloss.pool import gather_indices, safe_ratio, select
 
-__all__ = ["Top", "hard_count", "top"]
+__all__ = ["Top", "band_fraction", "hard_count", "top"]
 
 # Rows of a class that are sorted faster than they are searched.
 _SORTED_ROWS = 4096
@@ -28,9 +32,9 @@ class Top(NamedTuple):
         scores: ``[C, n]``, of every row with weight down to that group, and perhaps of others.
         weight: ``[C, n]``, theirs.
         score: ``[C, 1]``, the group's; -inf where all the weight falls short by rounding.
-        above: ``[C, 1]`` float64, the weight of higher scores.
-        tied: ``[C, 1]`` float64, the weight of the group.
-        target: ``[C, 1]`` float64, the weight to be reached.
+        above: ``[C, 1]``, the weight of higher scores.
+        tied: ``[C, 1]``, the weight of the group.
+        target: ``[C, 1]``, the weight to be reached.
     """
 
     scores: Tensor
@@ -41,7 +45,7 @@ class Top(NamedTuple):
     target: Tensor
 
     def part(self, scores: Tensor) -> Tensor:
-        """Compute how much of a row at each of ``scores[C, n]`` lies in the top, float64: tied rows share alike."""
+        """Compute how much of a row at each of ``scores[C, n]`` lies in the top: tied rows share alike."""
         share = safe_ratio(self.target - self.above, self.tied).clamp(0.0, 1.0)
         return torch.where(scores > self.score, 1.0, torch.where(scores == self.score, share, 0.0))
 
@@ -65,31 +69,37 @@ def top(scores: Tensor, weight: Tensor, share: float) -> Top:
     total = _sum(weight)
     target = share * total
     fixed = scores.detach()
-    if scores.shape[1] > _SORTED_ROWS and checks.values_readable(scores) and checks.values_readable(weight):
+    if scores.shape[1] > _SORTED_ROWS and is_eager(scores, weight):
         low, high = _bracket(fixed, weight, share)
-        places, heavy = chosen(weight, fixed >= low)
-        rows = picked(scores, places)
+        indices, heavy = gather_indices(weight, fixed >= low, True)
+        rows = select(scores, indices)
         inside, already = (rows.detach(), heavy), torch.zeros_like(total)
         if rows.shape[1] > _SORTED_ROWS:
             beyond = rows.detach() > high
             already = _sum(torch.where(beyond, heavy, 0.0))
-            places, rest = chosen(heavy, ~beyond)
-            inside = picked(rows.detach(), places), rest
+            indices, rest = gather_indices(heavy, ~beyond, True)
+            inside = select(rows.detach(), indices), rest
         sure = (already < target) & ((_sum(heavy) >= target) | (low == -torch.inf)) | (total == 0)
         if bool(sure.all()):
             return Top(rows, heavy, *_edge(*inside, target, already), target)
     return Top(scores, weight, *_edge(fixed, weight, target, torch.zeros_like(total)), target)
 
 
+def band_fraction(scores: Tensor, weight: Tensor, low: float, high: float) -> Tensor:
+    """Compute how much of a row at each of ``scores[C, M]`` lies between two fractions of the weight, from the top."""
+    inside = top(scores, weight, high).part(scores)
+    return inside - top(scores, weight, low).part(scores) if low > 0 else inside
+
+
 def _sum(weight: Tensor) -> Tensor:
-    return weight.sum(1, keepdim=True, dtype=torch.float64)
+    return weight.sum(1, keepdim=True, dtype=accumulator(weight))
 
 
 def _bracket(scores: Tensor, weight: Tensor, share: float) -> tuple[Tensor, Tensor]:
     # Two scores of each class, [C, 1], that very likely have the edge between them, by about 4 sqrt(M) of the rows.
     step = int(scores.shape[1] ** 0.5 / 4)
     sample, order = scores[:, ::step].sort(dim=1, descending=True)
-    heavy = weight[:, ::step].gather(1, order).double()
+    heavy = weight[:, ::step].gather(1, order).to(accumulator(weight))
     until = heavy.cumsum(1)
     deviation = (share * (1.0 - share) * heavy.square().sum(1, keepdim=True)).sqrt()
     margin = _DEVIATIONS * (deviation + heavy.amax(1, keepdim=True))
@@ -102,7 +112,7 @@ def _bracket(scores: Tensor, weight: Tensor, share: float) -> tuple[Tensor, Tens
 def _edge(scores: Tensor, weight: Tensor, target: Tensor, already: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     # Score, weight above and weight of the tied group where these rows, below so much other weight, reach the target.
     ordered, order = scores.sort(dim=1, descending=True)
-    until = weight.gather(1, order).cumsum(1, dtype=torch.float64) + already
+    until = weight.gather(1, order).cumsum(1, dtype=accumulator(weight)) + already
     score = pad(ordered, (0, 1), value=-torch.inf).gather(1, (until < target).sum(1, keepdim=True))
     above = already + _sum(torch.where(scores > score, weight, 0.0))
     return score, above, _sum(torch.where(scores == score, weight, 0.0))
@@ -122,7 +132,7 @@ def hard_count(
         with_ties: for each count wanted, whether scores at the point are in it.
 
     Returns:
-        the counts, each ``[C, A]``, float64.
+        the counts, each ``[C, A]``.
 
     Example:
         >>> above, or_at = hard_count(torch.tensor([[3.0, 1.0, 2.0]]), torch.ones(1, 3), torch.tensor([[2.0]]))
@@ -131,16 +141,17 @@ def hard_count(
     """
     rows, points = scores.shape[1], at.shape[1]
     parts = max(1, min(_MOST_PARTS, rows // _PART, rows // (_ROWS_OF_A_POINT * max(1, points))))
-    # Points in order look up neighbouring places.
+    # Points in order look up neighbours.
     at, place = at.sort(dim=1, descending=True)
-    counts = [torch.zeros_like(at, dtype=torch.float64) for _ in with_ties]
+    dtype = accumulator(weight)
+    counts = [torch.zeros_like(at, dtype=dtype) for _ in with_ties]
     size = -(-rows // parts)
     alike = weight.stride(1) == 0  # one number seen everywhere: the rows are counted
     for some, heavy in zip(scores.split(size, 1), weight.split(size, 1), strict=True):
         ordered, order = some.sort(dim=1, descending=True)
-        until = None if alike else pad(heavy.gather(1, order).cumsum(1, dtype=torch.float64), (1, 0))
+        until = None if alike else pad(heavy.gather(1, order).cumsum(1, dtype=dtype), (1, 0))
         upwards = ordered.neg_()
         for count, ties in zip(counts, with_ties, strict=True):
             reached = torch.searchsorted(upwards, -at, right=ties)
-            count += reached * heavy[:, :1].double() if until is None else until.gather(1, reached)
+            count += reached * heavy[:, :1].to(dtype) if until is None else until.gather(1, reached)
     return tuple(torch.empty_like(count).scatter_(1, place, count) for count in counts)

@@ -175,7 +175,7 @@ def logit_interval(value: float, positives: int, confidence: float = 0.95) -> tu
 
 
 def _interval(goal: Objective, value: float, positives: int) -> tuple[float, float]:
-    if goal.kind == "ap":
+    if goal.budget is None:
         return logit_interval(value, positives)
     return clopper_pearson(round(value * positives), positives)
 
@@ -197,9 +197,9 @@ def _needed(goal: Objective, value: float, width: float) -> int:
 
 
 def _measurable(goal: Objective, positives: int, rate: float, plausible: float, width: float) -> list[Finding]:
-    if goal.kind not in ("ap", "recall@top", "recall@fpr", "pauc@fpr"):
+    if goal.surrogate_reason:
         return [_unknown("interval", goal)]
-    cap = min(1.0, (goal.level or 1.0) / rate) if goal.kind == "recall@top" else 1.0
+    cap = goal.best_value(rate)
     value = min(plausible, cap * plausible) if cap < 1 else plausible
     test = max(1, round(TEST_SHARE * positives))
     low, high = _interval(goal, value, test)
@@ -208,10 +208,10 @@ def _measurable(goal: Objective, positives: int, rate: float, plausible: float, 
     more = max(0, needed - positives)
     formula = (
         "expit(logit(v) -+ 1.96 / sqrt(n v (1 - v))), n test positives (Boyd, Eng and Page 2013)"
-        if goal.kind == "ap"
+        if goal.budget is None
         else "Clopper-Pearson: Beta quantiles of k of n test positives"
     )
-    rough = " (a mean of recalls, so this interval is rather wide)" if goal.kind == "pauc@fpr" else ""
+    rough = " (a mean of recalls, so this interval is rather wide)" if goal.alpha is not None else ""
     verdict = "No model's value is known better than that; two models on the same rows compare somewhat closer."
     found = [
         Finding(
@@ -229,7 +229,7 @@ def _measurable(goal: Objective, positives: int, rate: float, plausible: float, 
             + (f": {more:,} more than there are." if more else ", and there are as many."),
         ),
     ]
-    if goal.kind == "recall@top":
+    if goal.quantile is not None:
         said = "the capacity is no limit"
         if cap < 1:
             said = "the capacity is below the base rate: no model can find more, so report it beside every recall"
@@ -241,18 +241,18 @@ def _measurable(goal: Objective, positives: int, rate: float, plausible: float, 
 
 
 def _pool(goal: Objective, rate: float, batch: int) -> list[Finding]:
-    if goal.kind == "ap":
+    if goal.surrogate_reason:
+        return [_unknown("pool", goal)]
+    edge = goal.alpha or goal.budget
+    if edge is None:
         rows, formula = NEEDED_POSITIVES / rate, "10 / rate: ten positives in the pool on average"
-    elif goal.kind == "recall@top" and goal.level:
-        rows, formula = NEEDED_ROWS / goal.level, "10 / q: M q >= 10"
-    elif goal.kind in ("recall@fpr", "pauc@fpr") and goal.level:
-        edge = goal.low or goal.level
+    elif goal.quantile is not None:
+        rows, formula = NEEDED_ROWS / edge, "10 / q: M q >= 10"
+    else:
         rows, formula = (
             NEEDED_ROWS / (edge * (1 - rate)),
             "10 / (edge (1 - rate)): negatives times the least edge >= 10",
         )
-    else:
-        return [_unknown("pool", goal)]
     pool = math.ceil(rows * (1 - 1e-12))
     queue = max(0, pool - batch)
     return [
@@ -277,23 +277,23 @@ def _empty_batch(rate: float, batch: int) -> Finding:
 
 
 def _alerts(goal: Objective, rate: float, per_period: float | None) -> list[Finding]:
-    if goal.level is None or goal.kind not in ("recall@top", "recall@fpr", "pauc@fpr"):
+    if goal.budget is None:
         return [_unknown("alerts", goal)]
-    q = goal.level
-    if goal.kind == "recall@top":
+    q = goal.budget
+    if goal.quantile is not None:
         share, best = q, min(1.0, rate / q)
         formula = "q N; precision = recall rate / q <= min(1, rate / q)"
         trade = f"a recall of R means a precision of {rate / q:.3g} R"
     else:
         share, best = q * (1 - rate) + rate, rate / (rate + (1 - rate) * q)
         formula = "at recall R: N (f (1 - rate) + R rate); precision = R rate / (R rate + f (1 - rate))"
-        trade = f"false alarms alone are {q * (1 - rate):.3g} of all rows"
+        trade = f"false alerts alone are {q * (1 - rate):.3g} of all rows"
     count = f"{share:.3g} of all rows"
     if per_period:
         number = share * per_period
         count = f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
         count += f" a period of {per_period:,.0f} rows"
-    most = "" if goal.kind == "recall@top" else " at most"
+    most = "" if goal.quantile is not None else " at most"
     return [
         Finding(
             "alerts",
@@ -312,33 +312,32 @@ def noise_that_shrinks(goal: Objective, rate: float, shrink: float, value: float
         such rows shrink nothing). For a budget of false positives, the latter is what takes that share of the budget.
     """
     kept = 1 - shrink
-    if goal.kind == "recall@top":
+    if goal.quantile is not None:
         return shrink * rate / (kept * (1 - rate) + rate), math.nan
-    if goal.kind == "ap":
+    if goal.budget is None:
         linear = 2 * rate + kept * (1 - rate)
         return 2 * shrink * rate / (linear + math.sqrt(linear**2 - 4 * shrink * rate**2)), shrink
-    edge = goal.low or goal.level or 1.0
+    edge = goal.alpha or goal.budget
     missed = shrink * edge * (1 - rate) / (rate * (value - edge)) if value > edge else 1.0
     return shrink / kept * rate / (1 - rate), min(1.0, missed)
 
 
 def _noise(goal: Objective, rate: float, plausible: float) -> Finding:
-    if goal.kind not in ("ap", "recall@top", "recall@fpr", "pauc@fpr"):
+    if goal.surrogate_reason:
         return _unknown("label_noise", goal)
     (tenth, tenth_missed), (half, half_missed) = (noise_that_shrinks(goal, rate, by, plausible) for by in (0.1, 0.5))
-    if goal.kind == "recall@top":
+    if goal.quantile is not None:
+        formula = "rate (1 - d) / (rate + (1 - rate) d); missed: none"
         missed = "Positives that were missed at random change no recall here, only how many are left to measure it on"
-    elif goal.kind == "ap":
+    elif goal.budget is None:
+        formula = "rate (1 - d)^2 / (rate + (1 - rate) d); missed: 1 - m"
         missed = "Of the positives, 10 % and half may be missed at random for the same"
     else:
+        formula = "rate / (rate + (1 - rate) d); missed: F = f - m rate (R - f) / (1 - rate)"
         missed = (
             f"Positives labelled negative use up 10 % of the budget at a share of {tenth_missed:.2g}, "
             f"half at {half_missed:.2g}, if the recall is {plausible:.2g}"
         )
-    formula = {
-        "ap": "rate (1 - d)^2 / (rate + (1 - rate) d); missed: 1 - m",
-        "recall@top": "rate (1 - d) / (rate + (1 - rate) d); missed: none",
-    }.get(goal.kind, "rate / (rate + (1 - rate) d); missed: F = f - m rate (R - f) / (1 - rate)")
     return Finding(
         "label_noise",
         {

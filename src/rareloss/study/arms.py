@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rareloss import Objective
 from rareloss.integrations.network import NETWORK
+from rareloss.objectives import Objective, PartialAUC
 from rareloss.study.data import DataError
 
-__all__ = ["BASELINE", "RECIPE", "Arm", "arms_for", "choose_arms", "ranking_objective"]
+__all__ = ["BASELINE", "RECIPE", "Arm", "arms_for", "choose_arms", "ranking_objectives"]
 
 BASELINE = "tuned_ce"
 ALWAYS = (BASELINE, "weighted_ce", "trees")
@@ -56,7 +56,6 @@ class Arm:
 
 def arms_for(objective: Objective) -> tuple[Arm, ...]:
     """Return every arm that fits an objective."""
-    ranking = {"ap": ("smooth_ap",), "pauc@fpr": ("pauc",)}.get(objective.trains[0].kind, ("recall", "pauc"))
     arms = [
         Arm(
             BASELINE,
@@ -86,7 +85,7 @@ def arms_for(objective: Objective) -> tuple[Arm, ...]:
             "reweight",
         ),
     ]
-    for loss in ranking:
+    for loss in ranking_objectives(objective):
         arms += [
             Arm(
                 f"{loss}_stage",
@@ -127,8 +126,9 @@ def choose_arms(objective: Objective, names: Sequence[str] | None) -> tuple[Arm,
     return tuple(arm for arm in every if arm.name in wanted)
 
 
-def ranking_objective(arm: Arm, objective: Objective) -> Objective:
-    """Return what a ranking arm trains for: the objective itself, or the one that stands in for it."""
-    if arm.loss == "pauc" and objective.kind != "pauc@fpr":
-        return Objective("pauc@fpr", objective.level)
-    return objective.trains[0]
+def ranking_objectives(objective: Objective) -> dict[str, Objective]:
+    """Return the objectives whose losses are trained, by the loss: its own, and partial AUC for a budget."""
+    losses = {objective.loss_name: objective.surrogate}
+    if objective.budget is not None:
+        losses.setdefault("pauc", PartialAUC(0.0, objective.budget))
+    return losses

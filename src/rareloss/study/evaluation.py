@@ -7,8 +7,8 @@ import torch
 from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
 from torch import Tensor
 
-from rareloss import Objective
 from rareloss.functional import log_odds
+from rareloss.objectives import AveragePrecision, Objective, RecallAtFPR, RecallAtTop
 from rareloss.study.data import Table
 
 __all__ = ["evaluate"]
@@ -34,8 +34,8 @@ def evaluate(scores: Tensor, target: np.ndarray, table: Table, objective: Object
     labels = torch.from_numpy(target)
     value, defined = objective.metric(scores, labels)
     found: dict[str, Any] = {"test": _mean(value, defined), "metrics": {}, "per_class": []}
-    level = objective.share if objective.kind in ("recall@top", "recall@fpr") else 0.01
-    for other in (Objective("ap"), Objective("recall@top", level), Objective("recall@fpr", level)):
+    budget = objective.budget if objective.budget is not None and objective.alpha is None else 0.01
+    for other in (AveragePrecision(), RecallAtTop(budget), RecallAtFPR(budget)):
         found["metrics"][str(other)] = _mean(*other.metric(scores, labels))
     margin, positive = scores.double().numpy(), target == 1
     if table.multiclass:

@@ -19,8 +19,8 @@ from rareloss.study.data import Table
 from rareloss.study.inputs import Kind, pipeline, tree_categories
 from rareloss.study.scorers import Scorer, logits_of, start_at_base_rate
 from rareloss.study.split import Fold
-from rareloss.training import Batch, Look
-from rareloss.training import descend as core_descend
+from rareloss.training import Batch, Evaluation
+from rareloss.training import train_with_early_stopping as core_train
 
 __all__ = [
     "Fitted",
@@ -146,7 +146,7 @@ def descend(
     chosen: Mapping[str, Any],
     **schedule: Any,
 ) -> Fitted:
-    """Train from the start, and keep the checkpoint that is best on validation; see the core's ``descend``.
+    """Train from the start, and keep the best checkpoint, as :func:`rareloss.training.train_with_early_stopping`.
 
     Args:
         task: the split.
@@ -169,23 +169,28 @@ def descend(
             yield Batch(x[places], labels, weight)
 
     score = partial(score_with, model, task.outputs)
-    found = core_descend(
+    history = core_train(
         model,
         loss,
         batches(),
-        lambda: torch.tensor([task.judge(score(x_validation))], dtype=torch.float64),
-        scores_of=lambda inputs: logits_of(model, inputs, task.outputs),
+        lambda: task.judge(score(x_validation)),
+        forward=lambda inputs: logits_of(model, inputs, task.outputs),
         **schedule,
     )
-    return fitted(task, kind, model, found.kept, found.looks, chosen)
+    return fitted(task, kind, model, history.best, history.evaluations, chosen)
 
 
 def fitted(
-    task: Task, kind: Kind, model: nn.Module, kept: Look, looks: Sequence[Look], chosen: Mapping[str, Any]
+    task: Task,
+    kind: Kind,
+    model: nn.Module,
+    kept: Evaluation,
+    evaluations: Sequence[Evaluation],
+    chosen: Mapping[str, Any],
 ) -> Fitted:
     """Describe a model that took steps."""
     name = f"step {kept.step}" if kept.step else "start"
-    history: list[dict[str, float]] = [look._asdict() for look in looks]
+    history: list[dict[str, float]] = [evaluation._asdict() for evaluation in evaluations]
     return Fitted(kind, partial(score_with, model, task.outputs), kept.validation, dict(chosen), name, history, model)
 
 

@@ -55,7 +55,7 @@ def signals(scores: Tensor, labels: np.ndarray, objective: Objective) -> Signals
     else:
         ranked = log_odds(scores.double()).numpy()
         columns = [(ranked[:, index], labels == index) for index in range(ranked.shape[1])]
-    found = [_signals(*column, objective.share or 0.0) for column in columns if 0 < column[1].sum() < len(labels)]
+    found = [_signals(*column, objective.budget or 0.0) for column in columns if 0 < column[1].sum() < len(labels)]
     return Signals(*np.mean(found, axis=0).tolist()) if found else Signals(math.nan, math.nan, math.nan)
 
 

@@ -172,7 +172,7 @@ def _metric_names(results: Mapping[str, Any]) -> list[str]:
 
 def _metric_cap(metric: str, results: Mapping[str, Any]) -> float | None:
     """The best value that a review capacity lets any ranking reach, where that is below 1."""
-    if not metric.startswith("recall@top"):
+    if metric == "roc_auc":  # no objective, and every ranking may reach 1
         return None
     counts = torch.tensor(results["data"]["class_counts"])
     labels = torch.arange(len(counts)).repeat_interleave(counts)
@@ -332,19 +332,18 @@ def _pr(
     default: Sequence[str],
 ) -> go.Figure | None:
     end = 1.0
-    if point.share is not None:
+    if point.budget is not None:
         recalls = [_recall_at(run, point) for arm in default for run in mine.get(arm, [])]
         end = min(1.0, max([0.1, *(1.6 * found for found in recalls if found)])) if any(recalls) else 1.0
     grid = np.union1d(np.linspace(0, end, 121), np.linspace(0, 1, 61))  # finest where the plot opens
     figure = _banded(arms, mine, "pr", ("recall", "precision"), grid)
     if figure is None:
         return None
-    if point.share is not None and rate:
+    if point.budget is not None and rate:
         recall = np.linspace(0, 1, 201)[1:]
-        if point.kind == "recall@top":  # flagged = q * rows, so precision = recall * rate / q: a ray through the origin
-            precision = recall * rate / point.share
-        else:  # flagged = recall * rate + fpr * (1 - rate)
-            precision = recall * rate / (recall * rate + point.share * (1 - rate))
+        # Alerts are a fixed number, so the precision is a ray through the origin; or so many negatives and the hits.
+        alerts = point.budget if point.quantile is not None else recall * rate + point.budget * (1 - rate)
+        precision = recall * rate / alerts
         inside = precision <= 1
         figure.add_scatter(
             x=recall[inside], y=precision[inside], mode="lines", name=point.name, hoverinfo="name",
@@ -357,14 +356,14 @@ def _pr(
 
 def _recall_at(run: Run, point: Objective) -> float | None:
     """Recall at the operating point, read from the curve that has it on its x axis."""
-    curve, x, y = ("gain", "share", "recall") if point.kind == "recall@top" else ("roc", "fpr", "tpr")
+    curve, x, y = ("roc", "fpr", "tpr") if point.quantile is None else ("gain", "share", "recall")
     line = _curve(run, curve, x, y)
-    return None if line is None or point.share is None else float(np.interp(point.share, *line))
+    return None if line is None or point.budget is None else float(np.interp(point.budget, *line))
 
 
 def _roc(arms: Sequence[Arm], mine: Runs, point: Objective) -> go.Figure | None:
     return _log_share(
-        arms, mine, "roc", ("fpr", "tpr"), point if point.kind.endswith("@fpr") else None,
+        arms, mine, "roc", ("fpr", "tpr"), point if point.quantile is None else None,
         ("false-positive rate", "recall (true-positive rate)"),
     )  # fmt: skip
 
@@ -376,7 +375,7 @@ def _gain(
     rate: float | None,
 ) -> go.Figure | None:
     figure = _log_share(
-        arms, mine, "gain", ("share", "recall"), point if point.kind == "recall@top" else None,
+        arms, mine, "gain", ("share", "recall"), None if point.quantile is None else point,
         ("share of all rows reviewed", "recall"),
     )  # fmt: skip
     if figure is not None and rate:
@@ -402,18 +401,19 @@ def _log_share(
     if not shares.size:
         return None
     low = max(float(shares.min()), 1e-6)
-    low = min(low, 0.1, mark.share / 3 if mark and mark.share else 1.0)
+    budget = mark.budget if mark else None
+    low = min(low, 0.1, budget / 3 if budget else 1.0)
     figure = _banded(arms, mine, curve, axes, np.geomspace(low, 1, 161))
     if figure is None:
         return None
-    if mark and mark.share:
-        if mark.kind == "pauc@fpr":
-            figure.add_vrect(x0=max(mark.low, low), x1=mark.share, fillcolor=GREY, opacity=0.18, line_width=0)
+    if mark and budget:
+        if mark.alpha is not None:
+            figure.add_vrect(x0=max(mark.alpha, low), x1=budget, fillcolor=GREY, opacity=0.18, line_width=0)
         else:
-            figure.add_vline(x=mark.share, line={"color": INK, "width": 1, "dash": "dot"})
-        left = mark.share**2 > low  # the label goes where there is more room on the log axis
+            figure.add_vline(x=budget, line={"color": INK, "width": 1, "dash": "dot"})
+        left = budget**2 > low  # the label goes where there is more room on the log axis
         figure.add_annotation(
-            x=np.log10(mark.share), y=1.01, yref="paper", yanchor="bottom", xanchor="right" if left else "left",
+            x=np.log10(budget), y=1.01, yref="paper", yanchor="bottom", xanchor="right" if left else "left",
             text=mark.name, font={"size": 11, "color": INK}, showarrow=False,
         )  # fmt: skip
     decades = [10.0**power for power in range(-6, 1)]

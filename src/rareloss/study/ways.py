@@ -13,7 +13,7 @@ from rareloss import LossWarmupWrapper
 from rareloss.integrations.network import batches
 from rareloss.integrations.search import between, cube, network_draws
 from rareloss.losses import RankingLoss
-from rareloss.study.arms import BASELINE, RECIPE, Arm, ranking_objective
+from rareloss.study.arms import BASELINE, RECIPE, Arm, ranking_objectives
 from rareloss.study.data import DataError
 from rareloss.study.fitting import (
     Fitted,
@@ -27,7 +27,7 @@ from rareloss.study.fitting import (
     trees,
 )
 from rareloss.study.scorers import Scorer
-from rareloss.training import finetune, pools, ranking_losses
+from rareloss.training import finetune, ranking_losses, sample_pools
 
 __all__ = ["best_of", "draws_for", "fit_arms", "fit_trees", "further", "network"]
 
@@ -144,8 +144,8 @@ def network(
             loss,
             batches(target, size, task.seed),
             steps=RECIPE["network_steps"],
-            warm_up=RECIPE["network_warm_up_steps"],
-            every=RECIPE["network_look_every"],
+            warmup_steps=RECIPE["network_warm_up_steps"],
+            eval_every=RECIPE["network_look_every"],
             class_weight=class_weights(task.counts, variant["class_weight"]) if "class_weight" in variant else None,
             chosen={**draw, **variant},
             **draw,
@@ -209,21 +209,21 @@ def further(
     size = _size(scorer)
     rate = factor * RECIPE["stage_learning_rate"][size]
     assert tuned.model is not None
-    stage = finetune(
+    finetuned = finetune(
         tuned.model,
         task.objective,
         (x, task.train_target),
         (x_validation, task.validation_target),
         losses=losses,
         steps=RECIPE["stage_steps"],
-        every=RECIPE["stage_look_every"],
+        eval_every=RECIPE["stage_look_every"],
         learning_rate=rate,
         pool_size=RECIPE["stage_pool"][size],
         seed=task.seed,
     )
-    won = 0 if stage.loss is None else list(losses).index(stage.loss)
+    won = 0 if finetuned.loss is None else list(losses).index(finetuned.loss)
     record = {"kind": tuned.kind, **({} if scorer.scorecard else {"learning_rate": rate}), **chosen[won]}
-    return fitted(task, tuned.kind, stage.model, stage.kept, stage.looks[won], record)
+    return fitted(task, tuned.kind, finetuned.model, finetuned.best, finetuned.evaluations[won], record)
 
 
 def _warmup(task: Task, scorer: Scorer, tuned: Fitted) -> Callable[[Arm], Fitted]:
@@ -237,7 +237,7 @@ def _warmup(task: Task, scorer: Scorer, tuned: Fitted) -> Callable[[Arm], Fitted
     def tried(arm: Arm) -> Iterator[Fitted]:
         for main in _losses(arm, task, scorer):
             size = max(1, min(RECIPE["network_batch"], len(target) // 8))
-            large = pools(target, RECIPE["stage_pool"][_size(scorer)], torch.Generator().manual_seed(task.seed))
+            large = sample_pools(target, RECIPE["stage_pool"][_size(scorer)], torch.Generator().manual_seed(task.seed))
             loss = LossWarmupWrapper(
                 cross_entropy(task.outputs), main, warmup_steps=first, blend_steps=RECIPE["warmup_blend_steps"]
             )
@@ -248,8 +248,8 @@ def _warmup(task: Task, scorer: Scorer, tuned: Fitted) -> Callable[[Arm], Fitted
                 loss,
                 itertools.chain(itertools.islice(batches(target, size, task.seed), first), large),
                 steps=first + RECIPE["stage_steps"],
-                warm_up=RECIPE["network_warm_up_steps"],
-                every=RECIPE["stage_look_every"],
+                warmup_steps=RECIPE["network_warm_up_steps"],
+                eval_every=RECIPE["stage_look_every"],
                 learning_rate=rate,
                 weight_decay=decay,
                 chosen={
@@ -269,5 +269,6 @@ def _size(scorer: Scorer) -> str:
 
 def _losses(arm: Arm, task: Task, scorer: Scorer) -> list[RankingLoss]:
     # The processes of a study train apart, and a pool stands for the whole train fold: nothing is remembered.
-    objective = ranking_objective(arm, task.objective)
+    assert arm.loss is not None
+    objective = ranking_objectives(task.objective)[arm.loss]
     return ranking_losses(objective, task.outputs, _size(scorer), queue_size=0, gather_distributed=False)

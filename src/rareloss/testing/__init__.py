@@ -1,4 +1,4 @@
-"""Try on any loss, of this library or another, what its users rely on: the same gradient however the work is cut."""
+"""Testing: check any loss, of this library or another, for what its users rely on."""
 
 from rareloss.testing.report import Check, Report
 from rareloss.testing.verification import verify

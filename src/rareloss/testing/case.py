@@ -1,4 +1,4 @@
-"""The loss under test, the rows that it is tried on, and runs of it over some steps."""
+"""Test case: the loss under test, a batch for it, and training runs of it over some steps."""
 
 import copy
 import math
@@ -11,107 +11,102 @@ from torch import Tensor, nn
 
 __all__ = [
     "Call",
+    "Case",
     "Run",
-    "Subject",
-    "call_plainly",
+    "default_call",
     "describe_error",
     "draw_batch",
-    "make_subject",
-    "of_dtype",
+    "make_case",
     "relative_error",
+    "to_dtype",
 ]
 
 Call = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
-"""How to call a loss: the loss, logits, targets and the rows' places in the batch ``[n]`` give the value."""
+"""How to call a loss: the loss, logits, targets and the rows' indices in the batch ``[n]`` give the value."""
 
 STEPS = 6
 
 
-def call_plainly(loss: nn.Module, logits: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
+def default_call(loss: nn.Module, logits: Tensor, targets: Tensor, indices: Tensor) -> Tensor:
     """Call a loss as ``loss(logits, targets)``."""
     value: Tensor = loss(logits, targets)
     return value
 
 
 class Run(NamedTuple):
-    """What some steps gave: the value of each, and its gradient as a table over all rows, 0 at rows not in the step."""
+    """The values of some steps, and their gradients as tables over all rows, 0 at rows that are not in the step."""
 
     values: list[Tensor]
     gradients: list[Tensor]
 
     def equals(self, other: "Run") -> bool:
-        """Say whether the other run is the same, bit for bit."""
+        """Whether the other run is the same, bit for bit."""
         pairs = zip([*self.values, *self.gradients], [*other.values, *other.gradients], strict=True)
         return all(torch.equal(mine, its) for mine, its in pairs)
 
-    def then(self, other: "Run") -> "Run":
-        """Return the steps of both."""
-        return Run(self.values + other.values, self.gradients + other.gradients)
-
-    def after(self, step: int) -> "Run":
+    def from_step(self, step: int) -> "Run":
         """Return the steps from ``step`` on."""
         return Run(self.values[step:], self.gradients[step:])
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A loss, and rows to try it on.
+class Case:
+    """A loss, and a batch for it.
 
     Args:
         loss: as it was given; only copies of it are called.
         call: how it is called.
-        scores: the logits of all rows, ``[N, ...]``, float32 at least.
+        logits: of all rows, ``[N, ...]``, float32 at least.
         targets: ``[N, ...]``.
-        model: what gave the scores; None if they were given.
-        inputs: the model's, ``[N, ...]``.
-        exact: the finest dtype that the loss runs in, float64 or float32.
-        why_not_finer: what it says in float64, where it does not run.
-        seed: of the rows that a step draws, and of random numbers that the loss draws.
-        ranks: numbers of processes to try.
-        make: makes the loss anew, where a function was given: some look for other ranks when they are made.
+        model: computes the logits; None if they were given.
+        inputs: of the model, ``[N, ...]``.
+        dtype: the finest dtype that the loss runs in, float64 or float32.
+        float64_error: what it raises in float64, where it does not run.
+        seed: of the rows of a step, and of random numbers that the loss draws.
+        ranks: numbers of processes.
+        make_loss: makes the loss anew, where a function was given: some look for other ranks when they are made.
     """
 
     loss: nn.Module
     call: Call
-    scores: Tensor
+    logits: Tensor
     targets: Tensor
     model: nn.Module | None
     inputs: Tensor
-    exact: torch.dtype
-    why_not_finer: str
+    dtype: torch.dtype
+    float64_error: str
     seed: int
     ranks: tuple[int, ...]
-    make: Callable[[], nn.Module] | None
+    make_loss: Callable[[], nn.Module] | None
 
     @property
     def rounding(self) -> float:
-        """The relative error that rounding may leave in the finest dtype, with room for another order of summation."""
-        return 1e-8 if self.exact == torch.float64 else 1e-4
+        """The relative error of rounding in the finest dtype, with room for another order of summation."""
+        return 1e-8 if self.dtype == torch.float64 else 1e-4
 
-    def fresh(self, dtype: torch.dtype | None = None) -> nn.Module:
+    def new_loss(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """Return a copy of the loss as it was given, in training mode."""
         loss = copy.deepcopy(self.loss).train()
-        return loss if dtype is None or dtype == torch.float32 else loss.to(dtype)
+        return loss if dtype == torch.float32 else loss.to(dtype)
 
-    def batches(self, count: int = STEPS) -> list[Tensor]:
-        """Draw the rows of each step: half of all, and half of those that are not of the most frequent kind."""
+    def draw_batches(self, count: int = STEPS) -> list[Tensor]:
+        """Draw the row indices of each step: half of all rows, and half of the rare ones."""
         generator = torch.Generator().manual_seed(self.seed)
-        rare, plain = self.rare_and_plain()
-        drawn = []
+        batches = []
         for _ in range(count):
             halves = [
-                rows[torch.randperm(len(rows), generator=generator)][: -(-len(rows) // 2)] for rows in (rare, plain)
+                rows[torch.randperm(len(rows), generator=generator)][: -(-len(rows) // 2)] for rows in self.split_rare()
             ]
             rows = torch.cat(halves)
-            drawn.append(rows[torch.randperm(len(rows), generator=generator)].to(self.scores.device))
-        return drawn
+            batches.append(rows[torch.randperm(len(rows), generator=generator)].to(self.logits.device))
+        return batches
 
-    def rare_and_plain(self) -> tuple[Tensor, Tensor]:
-        """Divide the rows into those of the most frequent label (or row of labels), and the others."""
+    def split_rare(self) -> tuple[Tensor, Tensor]:
+        """Split the row indices into rare rows and those of the most frequent label (or row of labels)."""
         labels = self.targets.detach().cpu().reshape(len(self.targets), -1)
-        _, kind, number = labels.unique(dim=0, return_inverse=True, return_counts=True)
-        plain = kind == number.argmax()
-        return (~plain).nonzero()[:, 0], plain.nonzero()[:, 0]
+        _, label, count = labels.unique(dim=0, return_inverse=True, return_counts=True)
+        frequent = label == count.argmax()
+        return (~frequent).nonzero()[:, 0], frequent.nonzero()[:, 0]
 
     def run(
         self,
@@ -119,68 +114,67 @@ class Subject:
         batches: Sequence[Tensor],
         *,
         dtype: torch.dtype | None = None,
-        scores: Tensor | None = None,
+        logits: Tensor | None = None,
         targets: Tensor | None = None,
         call: Call | None = None,
         scale: float = 1.0,
     ) -> Run:
-        """Call ``loss`` on each batch of rows, and collect values and gradients of the scores.
+        """Call ``loss`` on each batch, and collect values and gradients of the logits.
 
         Args:
-            loss: a copy from :meth:`fresh`.
-            batches: the rows of each step.
-            dtype: of the logits; ``exact`` by default.
-            scores: instead of the subject's own.
-            targets: instead of the subject's own.
-            call: instead of the subject's own.
-            scale: multiplies the value before the backward pass and is divided out of the gradient.
+            loss: a copy from :meth:`new_loss`.
+            batches: row indices of each step.
+            dtype: of the logits; ``self.dtype`` by default.
+            logits: instead of the case's own.
+            targets: instead of the case's own.
+            call: instead of the case's own.
+            scale: of the loss, as a GradScaler's.
         """
-        scores = self.scores if scores is None else scores
+        logits = self.logits if logits is None else logits
         targets = self.targets if targets is None else targets
         call = self.call if call is None else call
         run = Run([], [])
         torch.manual_seed(self.seed)
         for rows in batches:
-            leaf = scores[rows].detach().to(self.exact if dtype is None else dtype).requires_grad_()
-            value = call(loss, leaf, of_dtype(targets[rows], leaf.dtype), rows)
+            leaf = logits[rows].detach().to(self.dtype if dtype is None else dtype).requires_grad_()
+            value = call(loss, leaf, to_dtype(targets[rows], leaf.dtype), rows)
             if not isinstance(value, Tensor):
                 raise TypeError(f"the loss must give a tensor, got {type(value).__name__}; see the argument call")
             if value.requires_grad:
                 (value.sum() * scale).backward()
             run.values.append(value.detach())
-            gradient = torch.zeros_like(scores, dtype=torch.float64 if leaf.dtype == torch.float64 else torch.float32)
+            gradient = torch.zeros_like(logits, dtype=torch.float64 if leaf.dtype == torch.float64 else torch.float32)
             if leaf.grad is not None:
                 gradient[rows] = leaf.grad.to(gradient.dtype) / scale
             run.gradients.append(gradient)
         return run
 
     def reference(self, batches: Sequence[Tensor]) -> Run:
-        """Run a fresh copy in the finest dtype."""
-        return self.run(self.fresh(self.exact), batches)
+        """Run a new copy in the finest dtype."""
+        return self.run(self.new_loss(self.dtype), batches)
 
 
-def of_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a tensor of floats in a dtype, and any other as it is: targets and inputs follow the logits."""
+def to_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert a tensor of floats; leave integers and bools as they are."""
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def relative_error(found: Sequence[Tensor], expected: Sequence[Tensor], *, least: float = 0.0) -> float:
-    """Compute the largest norm of a difference over the largest norm of what was expected; inf if not finite.
+def relative_error(actual: Sequence[Tensor], expected: Sequence[Tensor], *, least_norm: float = 0.0) -> float:
+    """Compute the largest norm of a difference over the largest norm of ``expected``; inf if not finite.
 
-    A step whose gradient is next to nothing beside the others' is measured by theirs; ``least`` is what is divided by
-    at least.
+    So a step whose gradient almost vanishes is measured by the others'. ``least_norm`` is the least divisor.
     """
-    gap, size = 0.0, least
-    for one, other in zip(found, expected, strict=True):
+    difference, norm = 0.0, least_norm
+    for one, other in zip(actual, expected, strict=True):
         one, other = one.detach().double().cpu(), other.detach().double().cpu()
         distance = float((one - other).norm())
-        gap = max(gap, math.inf if math.isnan(distance) else distance)
-        size = max(size, float(other.norm()))
-    return 0.0 if gap == 0 else gap / size if size > 0 else math.inf
+        difference = max(difference, math.inf if math.isnan(distance) else distance)
+        norm = max(norm, float(other.norm()))
+    return 0.0 if difference == 0 else difference / norm if norm > 0 else math.inf
 
 
 def describe_error(error: BaseException) -> str:
-    """Return the kind of an exception and the first two lines of what it says, without a stop at the end."""
+    """Return the type of an exception and the first two lines of its message, without a stop at the end."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return ": ".join([type(error).__name__, *([" ".join(lines[:2])] if lines else [])])[:240].rstrip(".:!? ")
 
@@ -191,55 +185,49 @@ def draw_batch(loss: nn.Module, seed: int, rows: int = 256) -> Iterator[tuple[Te
     One row in twenty is positive, its logit 1 higher on average; of C classes all but the first are as rare.
     """
     generator = torch.Generator().manual_seed(seed)
-    classes = getattr(loss, "num_classes", None)
-    if not isinstance(classes, int):
-        main = getattr(loss, "main_loss", None)
-        classes = getattr(main, "num_classes", None)
-    several = classes if isinstance(classes, int) and classes > 1 else 3
-    each = max(1, rows // max(20, 2 * several))
+    num_classes = getattr(loss, "num_classes", getattr(getattr(loss, "main_loss", None), "num_classes", None))
+    is_multiclass = isinstance(num_classes, int) and num_classes > 1
+    classes = num_classes if isinstance(num_classes, int) and is_multiclass else 3
+    count = max(1, rows // max(20, 2 * classes))
     index = torch.zeros(rows, dtype=torch.int64)
-    for class_ in range(1, several):
-        index[(class_ - 1) * each : class_ * each] = class_
+    for class_ in range(1, classes):
+        index[(class_ - 1) * count : class_ * count] = class_
     order = torch.randperm(rows, generator=generator)
     index, binary = index[order], (torch.arange(rows) < max(1, rows // 20))[order].long()
-    labels = (torch.rand(rows, several, generator=generator) < 0.05).long()
-    labels[:several] = torch.maximum(labels[:several], torch.eye(several, dtype=torch.int64)[: len(labels)])
-    noise = torch.randn(rows, several, generator=generator)
-    one = noise[:, :1] + binary[:, None]
-    of_index = noise + nn.functional.one_hot(index, several)
+    labels = (torch.rand(rows, classes, generator=generator) < 0.05).long()
+    labels[:classes] = torch.maximum(labels[:classes], torch.eye(classes, dtype=torch.int64)[: len(labels)])
+    noise = torch.randn(rows, classes, generator=generator)
+    column = noise[:, :1] + binary[:, None]
+    of_index = noise + nn.functional.one_hot(index, classes)
     shapes = [
-        (one, binary),
-        (one, binary[:, None].float()),
-        (one[:, 0], binary.float()),
+        (column, binary),
+        (column, binary[:, None].float()),
+        (column[:, 0], binary.float()),
         (of_index, index),
         (noise + labels, labels),
         (noise + labels, labels.float()),
     ]
-    yield from shapes[3:] if isinstance(classes, int) and classes > 1 else shapes
+    yield from shapes[3:] if is_multiclass else shapes
 
 
-def make_subject(
+def make_case(
     loss: nn.Module,
     call: Call,
-    scores: Tensor,
+    logits: Tensor,
     targets: Tensor,
     *,
     model: nn.Module | None,
     inputs: Tensor,
     seed: int,
     ranks: tuple[int, ...],
-    make: Callable[[], nn.Module] | None,
-) -> Subject:
+    make_loss: Callable[[], nn.Module] | None,
+) -> Case:
     """Find the finest dtype that the loss runs in, and raise what it raises if it runs in none."""
-    scores = scores.detach()
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    fine = Subject(loss, call, scores, targets, model, inputs, torch.float64, "", seed, ranks, make)
+    logits = logits.detach().to(torch.promote_types(logits.dtype, torch.float32))
+    case = Case(loss, call, logits, targets, model, inputs, torch.float64, "", seed, ranks, make_loss)
     try:
-        fine.run(fine.fresh(torch.float64), fine.batches(2))
+        case.reference(case.draw_batches(2))
     except Exception as error:
-        said = describe_error(error)
-    else:
-        return fine
-    coarse = replace(fine, exact=torch.float32, why_not_finer=said)
-    coarse.run(coarse.fresh(), coarse.batches(2))
-    return coarse
+        case = replace(case, dtype=torch.float32, float64_error=describe_error(error))
+        case.reference(case.draw_batches(2))
+    return case

@@ -1,30 +1,35 @@
-"""What wraps a training step: warm-up, large batches, fine-tuning on the objective."""
+"""Training: loss warm-up, large batches in chunks, and fine-tuning on the objective."""
 
-from rareloss.training.descent import PENALTIES, Batch, Descent, Judgement, Look, descend, follow_path, part_of, pools
+from rareloss.training.batches import Batch, sample_pools, select_rows
+from rareloss.training.early_stopping import train_with_early_stopping
 from rareloss.training.finetuning import TEMPERATURES, FineTuned, finetune, ranking_losses, repeat_finetune
 from rareloss.training.large_batch import large_batch
-from rareloss.training.restarts import start_elsewhere
+from rareloss.training.regularization_path import PENALTIES, fit_regularization_path
+from rareloss.training.restarts import find_restart
+from rareloss.training.validation import Evaluation, TrainingHistory, ValidationMetric, Validator, bootstrap_weights
 from rareloss.training.warmup import LossWarmupWrapper
-from rareloss.training.whitening import Uncorrelated, carry_back
+from rareloss.training.whitening import Whitening, unwhiten
 
 __all__ = [
     "PENALTIES",
     "TEMPERATURES",
     "Batch",
-    "Descent",
+    "Evaluation",
     "FineTuned",
-    "Judgement",
-    "Look",
     "LossWarmupWrapper",
-    "Uncorrelated",
-    "carry_back",
-    "descend",
+    "TrainingHistory",
+    "ValidationMetric",
+    "Validator",
+    "Whitening",
+    "bootstrap_weights",
+    "find_restart",
     "finetune",
-    "follow_path",
+    "fit_regularization_path",
     "large_batch",
-    "part_of",
-    "pools",
     "ranking_losses",
     "repeat_finetune",
-    "start_elsewhere",
+    "sample_pools",
+    "select_rows",
+    "train_with_early_stopping",
+    "unwhiten",
 ]

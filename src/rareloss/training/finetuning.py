@@ -1,13 +1,13 @@
-"""A pure ranking stage from a trained model, kept only as far as validation prefers it."""
+"""Fine-tuning on a ranking loss: from a trained model's parameters, only as far as validation gains."""
 
 import copy
 import itertools
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache, partial
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,73 +16,61 @@ from torch.utils import _pytree as pytree
 from rareloss import checks, distributed
 from rareloss.losses import RankingLoss
 from rareloss.objectives import Objective
-from rareloss.training.descent import (
-    Batch,
-    Descent,
-    Judgement,
-    Look,
-    arguments,
-    descend,
-    follow_path,
-    keeping_modes,
-    part_of,
-    pools,
-)
+from rareloss.training.batches import Batch, PoolSampler, as_batch, is_batch
+from rareloss.training.early_stopping import call_model, train_with_early_stopping
 from rareloss.training.large_batch import large_batch
-from rareloss.training.restarts import start_elsewhere
-from rareloss.training.whitening import Uncorrelated
+from rareloss.training.regularization_path import fit_regularization_path
+from rareloss.training.restarts import find_restart
+from rareloss.training.validation import Evaluation, TrainingHistory, ValidationMetric, Validator
+from rareloss.training.whitening import Whitening
 
 __all__ = ["TEMPERATURES", "FineTuned", "finetune", "ranking_losses", "repeat_finetune"]
 
-# In spreads of the scores. A network ranks finely already, and follows a wider one.
+# In standard deviations of the scores. A network ranks well already, and gains from a wider sigmoid.
 TEMPERATURES = {
-    "ap": {"linear": (0.03,), "network": (0.1, 0.3)},
-    "recall@top": {"linear": (0.1,), "network": (0.03, 0.1)},
-    "recall@fpr": {"linear": (0.1,), "network": (0.03, 0.1)},
-    "pauc@fpr": {"linear": (0.3,), "network": (0.3, 1.0)},
+    "smooth_ap": {"linear": (0.03,), "network": (0.1, 0.3)},
+    "recall": {"linear": (0.1,), "network": (0.03, 0.1)},
+    "pauc": {"linear": (0.3,), "network": (0.3, 1.0)},
 }
-_ROWS_AT_ONCE = 65_536
-# Of validation rows, and by how many standard errors over them something has to be better to be kept.
-_RESAMPLES = 25
-# Numbers that are worked on at once there.
-_DRAWN_AT_ONCE = 2**18
-_MARGIN = 0.5
+_CHUNK_SIZE = 65_536
 _LEARNING_RATES = {"linear": 3e-2, "network": 3e-4}
+# By how many standard errors on validation a checkpoint has to be better than the best so far.
+_MARGIN = 0.5
 
 
 @dataclass(frozen=True)
 class FineTuned:
-    """What a stage found.
+    """A fine-tuned model, and its evaluations.
 
     Args:
         model: the best on validation; a copy, the given model is as it was.
-        objective: what validation judged by.
-        before: the objective of the model as it was given, on validation.
-        kept: the look at ``model``.
-        loss: the loss that led there; None if nothing was better.
-        looks: of each loss in turn, what validation saw.
+        objective: the metric of validation.
+        before: the objective of the given model on validation.
+        best: the evaluation of ``model``.
+        loss: the loss that was minimised; None if nothing was better than the given model.
+        evaluations: of each loss in turn, all evaluations.
     """
 
     model: nn.Module
     objective: Objective
     before: float
-    kept: Look
+    best: Evaluation
     loss: nn.Module | None
-    looks: list[list[Look]]
+    evaluations: list[list[Evaluation]]
 
     @property
     def after(self) -> float:
         """The objective of ``model`` on validation."""
-        return self.kept.validation
+        return self.best.validation
 
     @property
     def step(self) -> int:
-        """After how many steps (of L-BFGS: gradients) it was kept; 0 if nothing was better than the start."""
-        return self.kept.step
+        """The steps (of L-BFGS: gradients) from the given model to ``model``; 0 if nothing was better."""
+        return self.best.step
 
     @property
     def changed(self) -> bool:
-        """Whether ``model`` is another than the given one."""
+        """Whether ``model`` differs from the given one."""
         return self.step > 0
 
     def __str__(self) -> str:
@@ -90,8 +78,8 @@ class FineTuned:
         if self.loss is None:
             return f"nothing changed: {name} on validation stays {self.before:.4f}, no step was better"
         temperature = getattr(self.loss, "temperature", None)
-        led = type(self.loss).__name__ + ("" if temperature is None else f", temperature {temperature:g}")
-        return f"{name} on validation from {self.before:.4f} to {self.after:.4f} ({led}, step {self.step})"
+        loss = type(self.loss).__name__ + ("" if temperature is None else f", temperature {temperature:g}")
+        return f"{name} on validation from {self.before:.4f} to {self.after:.4f} ({loss}, step {self.step})"
 
 
 def finetune(
@@ -107,61 +95,59 @@ def finetune(
     weight_decay: float = 0.0,
     pool_size: int | None = None,
     chunk_size: int | None = None,
-    every: int = 10,
+    eval_every: int = 10,
     tolerance: float = 1e-6,
     seed: int = 0,
 ) -> FineTuned:
-    r"""Rank from where cross-entropy has led to, and return what is best on validation, the start included.
+    r"""Fine-tune a trained model on its objective, and return the best model on validation, the given one included.
 
-    From the given parameters on, nothing but the ranking loss is minimised: a blend with cross-entropy gives the gain
-    away. Validation judges on the way by the objective itself, and the best parameters of all are returned. So the
-    stage never ends below its start on validation, and says when it changed nothing. It pays where the model cannot fit
-    everything: scorecards, small networks.
+    From the given parameters on the ranking loss alone is minimised; a blend with cross-entropy gives the gain away.
+    Validation is by the objective itself, and the best parameters are returned: so fine-tuning never ends below its
+    start on validation, and says when nothing changed. It pays where the model cannot fit everything: scorecards, small
+    networks.
 
-    * A linear model over all rows is solved by L-BFGS along a path of penalties on how far its scores move from where
-      they were, see :func:`~rareloss.training.descent.follow_path`; validation chooses one of six places on it. A
-      ranking loss is not convex: for one output the path is walked back from another minimum too, where
-      :func:`~rareloss.training.restarts.start_elsewhere` finds a lower one.
-    * Everything else takes ``steps`` AdamW steps with cosine decay, and validation looks every ``every`` steps.
+    * A linear model on all rows follows a regularization path of L-BFGS solutions, see
+      :func:`~rareloss.training.fit_regularization_path`; validation chooses the penalty. For one output the path is
+      followed in reverse too, where :func:`~rareloss.training.find_restart` finds a lower minimum.
+    * Everything else takes ``steps`` AdamW steps with cosine decay, evaluated every ``eval_every`` steps.
 
-    What is chosen has to be better than what was kept before by half a standard error of their difference (of a linear
-    model: by :math:`\tfrac12 \sqrt{10 w / P}` standard errors where the rarest class has fewer than ten rows P for each
-    of its w weights), over reweighted validation rows.
+    A checkpoint takes the place of the best one only if it is better by half a standard error of their difference over
+    the Bayesian bootstrap of the validation rows (of a linear model: by :math:`\tfrac12 \sqrt{10 w / P}` standard
+    errors where the rarest class has fewer than ten rows P for each of its w weights).
 
     What a step ranks:
 
     * ``train`` and ``validation`` as ``(inputs, targets)`` or ``(inputs, targets, weight)``: a step ranks all rows, in
       the memory of ``chunk_size`` rows of the model (see :func:`rareloss.large_batch`), or a pool of ``pool_size``
-      rows: rare classes whole, common ones sampled and weighted to stand for all.
+      rows: all of rare classes, a weighted sample of common ones.
     * ``train`` as an iterable of such batches, for example a ``DataLoader``: a step ranks a batch and the remembered
       rows of earlier ones.
 
     Dropout is as in training; statistics of batch norm are kept. One process: on several ranks, write the loop.
 
     Args:
-        model: any trained scorer; logits ``[n]`` or ``[n, 1]`` for binary, else ``[n, C]``. It is not changed.
+        model: a trained model; logits ``[n]`` or ``[n, 1]`` for binary, else ``[n, C]``. It is not changed.
         objective: an operating point such as ``"ap"`` or ``"recall@top=0.5%"``.
-        train: what to learn from. Inputs are a tensor, or a tuple of tensors for a model of several arguments.
-        validation: what chooses; rows that ``train`` does not hold.
-        losses: what to try in turn; by default the objective's own at one or two temperatures, see
-            :func:`ranking_losses`.
+        train: the rows to learn from. Inputs are a tensor, or a tuple of tensors for a model of several arguments.
+        validation: the rows that choose; none of ``train``.
+        losses: tried in turn; by default the objective's own at one or two temperatures, see :func:`ranking_losses`.
         optimizer: ``"lbfgs"``, which needs all rows in every step, or ``"adamw"``; by default the first for a model of
-            one weight matrix where ``train`` is whole and ``pool_size`` None. Or what makes an optimiser for each place
-            of the path from the parameters, which its one ``step(closure)`` is to minimise over, for example under
-            bounds.
+            one weight matrix where ``train`` is a batch and ``pool_size`` None. Or a function of the parameters that
+            makes an optimizer for each penalty of the path, which its one ``step(closure)`` is to minimise over, for
+            example under bounds.
         steps: of AdamW, for each loss.
         learning_rate: of AdamW at its peak; by default 3e-2 for a model of one weight matrix (for inputs of about unit
-            spread), 3e-4 for a network.
+            variance), 3e-4 for a network.
         weight_decay: of AdamW, decoupled.
         pool_size: rows of a step; None for all.
         chunk_size: rows that the model scores at once; by default all for a model of one weight matrix, whose scores
             are all that it keeps, and 65,536 for a network.
-        every: steps between looks at validation.
-        tolerance: of L-BFGS, the change of the loss by which a place on the path is reached.
-        seed: draws the pools.
+        eval_every: steps between evaluations on validation.
+        tolerance: of L-BFGS, the change of the loss at which a search ends.
+        seed: of the pools.
 
     Returns:
-        the model, and what validation saw.
+        the model, and its evaluations.
 
     Raises:
         TypeError: an argument of a wrong type.
@@ -180,8 +166,8 @@ def finetune(
         ...     value.backward()
         ...     return value
         >>> _ = fit.step(cross_entropy)
-        >>> stage = finetune(model, "ap", (x[:2_000], y[:2_000]), (x[2_000:], y[2_000:]), steps=50)
-        >>> stage.after >= stage.before
+        >>> finetuned = finetune(model, "ap", (x[:2_000], y[:2_000]), (x[2_000:], y[2_000:]), steps=50)
+        >>> finetuned.after >= finetuned.before
         True
     """
     if not isinstance(model, nn.Module):
@@ -189,81 +175,44 @@ def finetune(
     objective = Objective.of(objective)
     if distributed.world_size(None) > 1:
         raise ValueError("finetune runs in one process, got several ranks; train with objective.loss(...) there")
-    checks.integer("steps", steps, least=1)
-    checks.integer("every", every, least=1)
     if chunk_size is not None:
         checks.integer("chunk_size", chunk_size, least=1)
-    checks.non_negative("weight_decay", weight_decay)
-    checks.non_negative("tolerance", tolerance)
-    held_out = _batch("validation", validation)
-    whole = _batch("train", train) if _is_batch(train) else None
-    if whole is None and (isinstance(train, Tensor) or not isinstance(train, Iterable) or isinstance(train, Iterator)):
-        raise TypeError(
-            "train must be (inputs, targets) or (inputs, targets, weight), or an iterable of such batches that starts "
-            f"anew, got {type(train).__name__}"
-        )
-    if pool_size is not None:
-        checks.integer("pool_size", pool_size, least=2)
-        if whole is None:
-            raise ValueError("pool_size draws rows from tensors, got an iterable of batches; leave it out")
-    kind = _kind(model)
-    chunk_size = chunk_size or (_ROWS_AT_ONCE if kind == "network" else sys.maxsize)
-    everything = whole is not None and (pool_size is None or pool_size >= len(whole.targets))
-    if optimizer is None:
-        optimizer = "lbfgs" if kind == "linear" and everything else "adamw"
-    solver = None if isinstance(optimizer, str) or not callable(optimizer) else optimizer
-    if solver is None:
-        checks.choice("optimizer", cast(str, optimizer), ("lbfgs", "adamw"))
-    if optimizer != "adamw" and not everything:
-        raise ValueError(
-            f"optimizer={optimizer!r} needs all rows in every step; give train as tensors, without pool_size"
-        )
+    rows, kind = _all_rows(train, pool_size), _kind(model)
+    chunk_size = chunk_size or (_CHUNK_SIZE if kind == "network" else sys.maxsize)
+    ranks_all = rows is not None and (pool_size is None or pool_size >= len(rows.targets))
+    optimizer = _optimizer(optimizer, kind, ranks_all)
     rate = _LEARNING_RATES[kind] if learning_rate is None else learning_rate
-    checks.positive_number("learning_rate", rate)
-
-    start = _scores(model, held_out.inputs, chunk_size)
-    drawn = cache(partial(_weights_drawn, len(held_out.targets)))
-    before = _judged(start, held_out, objective, drawn).value
-    if not math.isfinite(before):
-        raise ValueError(
-            f"{objective.name} of the given model on validation is {before}; validation needs positives and negatives, "
-            "and the scores must be finite"
-        )
-    if losses is not None and not losses:
-        raise ValueError("losses is empty; name at least one, or leave it out for those of the objective")
-    if losses is None:
-        outputs = 1 if start.ndim == 1 else start.shape[1]
-        losses = ranking_losses(objective, outputs, kind, queue_size=16_384 if whole is None else 0)
-    best = FineTuned(copy.deepcopy(model), objective, before, Look(0, math.nan, before), None, [])
+    adamw: dict[str, Any] = {
+        "steps": checks.integer("steps", steps, least=1),
+        "eval_every": checks.integer("eval_every", eval_every, least=1),
+        "learning_rate": checks.positive_number("learning_rate", rate),
+        "weight_decay": checks.non_negative("weight_decay", weight_decay),
+        "margin": _MARGIN,
+    }
+    path: dict[str, Any] = {
+        "make_optimizer": None if isinstance(optimizer, str) else optimizer,
+        "tolerance": checks.non_negative("tolerance", tolerance),
+        "objective": objective,
+    }
+    validator = Validator(as_batch("validation", validation), objective, partial(_forward, chunk_size))
+    before, losses = _start(model, validator, losses, kind, queue_size=16_384 if rows is None else 0)
+    best = FineTuned(copy.deepcopy(model), objective, before, Evaluation(0, math.nan, before), None, [])
     for loss in losses:
-        tried = copy.deepcopy(model)
-        scores_of = _in_chunks(tried, chunk_size)
-        judge = partial(_on_validation, tried, held_out, objective, chunk_size, drawn)
-        if optimizer != "adamw" and whole is not None:
-            found = _solve(
-                tried, loss, whole, judge, scores_of, solver=solver, tolerance=tolerance, objective=objective
-            )
+        tuned = copy.deepcopy(model)
+        evaluate, forward = partial(validator, tuned), _chunked(tuned, chunk_size)
+        if rows is not None and optimizer != "adamw":
+            history = _fit_path(tuned, loss, rows, evaluate, forward, **path)
         else:
-            found = descend(
-                tried,
-                loss,
-                train if whole is None else _Pools(whole, pool_size, seed),
-                judge,
-                steps=steps,
-                learning_rate=rate,
-                weight_decay=weight_decay,
-                every=every,
-                margin=_MARGIN,
-                scores_of=scores_of,
-            )
-        best.looks.append(found.looks)
-        if found.kept.validation > best.after:
-            best = FineTuned(tried, objective, before, found.kept, loss, best.looks)
+            batches = train if rows is None else PoolSampler(rows, pool_size, seed)
+            history = train_with_early_stopping(tuned, loss, batches, evaluate, forward=forward, **adamw)
+        best.evaluations.append(history.evaluations)
+        if history.best.validation > best.after:
+            best = replace(best, model=tuned, best=history.best, loss=loss)
     return best
 
 
 def ranking_losses(objective: Objective, num_classes: int, kind: str, **options: Any) -> list[RankingLoss]:
-    """Make the losses that a stage tries in turn: the objective's own, for a network at two temperatures.
+    """Make the losses that :func:`finetune` tries in turn: the objective's own, for a network at two temperatures.
 
     Args:
         objective: what is to be optimised.
@@ -271,136 +220,145 @@ def ranking_losses(objective: Objective, num_classes: int, kind: str, **options:
         kind: ``"linear"`` for a model of one weight matrix, or ``"network"``.
         options: as in :class:`~rareloss.losses.ranking.RankingLoss`.
     """
-    trained, _ = objective.trains
-    temperatures = TEMPERATURES[trained.kind][kind]
-    return [trained.loss(num_classes, temperature=temperature, **options) for temperature in temperatures]
+    temperatures = TEMPERATURES[objective.loss_name][kind]
+    return [objective.loss(num_classes, temperature=temperature, **options) for temperature in temperatures]
 
 
-def repeat_finetune(stage: FineTuned, model: nn.Module, train: Any, *, tolerance: float = 1e-6) -> nn.Module:
-    """Go where a stage of L-BFGS went, on other rows: to the same place on the path, from another start.
+def repeat_finetune(finetuned: FineTuned, model: nn.Module, train: Any, *, tolerance: float = 1e-6) -> nn.Module:
+    """Repeat fine-tuning by L-BFGS on other rows: the loss and penalty that validation chose, from another model.
 
     For a refit on all rows after validation has chosen, and for a bootstrap. There is no validation.
 
     Args:
-        stage: what was chosen.
-        model: where the path starts, of the same kind as ``stage.model``; it is not changed.
+        finetuned: what was chosen.
+        model: the start, of the same kind as ``finetuned.model``; it is not changed.
         train: ``(inputs, targets)`` or ``(inputs, targets, weight)``.
         tolerance: as in :func:`finetune`.
 
     Returns:
-        the model at that place; a copy of ``model`` where the stage changed nothing or no finite place was found.
+        the solution; a copy of ``model`` where fine-tuning had changed nothing, or the solution is not finite.
     """
-    moved = copy.deepcopy(model)
-    if stage.loss is not None:
+    tuned = copy.deepcopy(model)
+    if finetuned.loss is not None:
         count = itertools.count()
-        _solve(
-            moved,
-            stage.loss,
-            _batch("train", train),
-            lambda: torch.tensor([float(next(count))]),  # the place is taken, whatever it is
-            _in_chunks(moved, sys.maxsize),
-            first=stage.model,
-            penalties=[stage.kept.penalty],
+        _fit_path(
+            tuned,
+            finetuned.loss,
+            as_batch("train", train),
+            lambda: float(next(count)),  # later is better: the solution is kept
+            _chunked(tuned, sys.maxsize),
+            warm_start=finetuned.model,
+            penalties=[finetuned.best.penalty],
             tolerance=tolerance,
         )
-    return moved
+    return tuned
 
 
-class _Pools:
-    # The rows of each step, drawn anew from the same seed whenever they are gone through.
-
-    def __init__(self, whole: Batch, size: int | None, seed: int) -> None:
-        self.whole, self.size, self.seed = whole, size, seed
-
-    def __iter__(self) -> Iterator[Batch]:
-        for rows, weight in pools(self.whole.targets, self.size, torch.Generator().manual_seed(self.seed)):
-            yield part_of(self.whole, rows, weight)
-
-
-def _is_batch(given: Any) -> bool:
-    return isinstance(given, (tuple, list)) and len(given) in (2, 3) and isinstance(given[1], Tensor)
-
-
-def _batch(name: str, given: Any) -> Batch:
-    # What came, as one batch; the batches of an iterable end to end.
-    if not _is_batch(given):
-        if isinstance(given, (Tensor, str, bytes)) or not isinstance(given, Iterable):
-            raise TypeError(
-                f"{name} must be (inputs, targets) or (inputs, targets, weight), or an iterable of such batches, got "
-                f"{type(given).__name__}"
-            )
-        parts = [_batch(f"a batch of {name}", part) for part in given]
-        if not parts:
-            raise ValueError(f"{name} holds no batch")
-        if len({part.weight is None for part in parts}) > 1:
-            raise ValueError(f"some batches of {name} have weights and some have none; give all of them weights")
-        inputs = pytree.tree_map(lambda *tensors: torch.cat(tensors), *(part.inputs for part in parts))
-        weights = [part.weight for part in parts if part.weight is not None]
-        return Batch(inputs, torch.cat([part.targets for part in parts]), torch.cat(weights) if weights else None)
-    batch = Batch(*given)
-    rows = {len(tensor) for tensor in pytree.tree_leaves(tuple(batch)) if isinstance(tensor, Tensor) and tensor.ndim}
-    if rows == {0}:
-        raise ValueError(f"{name} holds no row")
-    if len(rows) != 1:
-        raise ValueError(f"inputs, targets and weight of {name} must have the same rows, got {sorted(rows)}")
-    return batch
+def _all_rows(train: Any, pool_size: int | None) -> Batch | None:
+    # None for an iterable of batches.
+    rows = as_batch("train", train) if is_batch(train) else None
+    if rows is None and (isinstance(train, Tensor) or not isinstance(train, Iterable) or isinstance(train, Iterator)):
+        raise TypeError(
+            "train must be (inputs, targets) or (inputs, targets, weight), or an iterable of such batches that starts "
+            f"anew, got {type(train).__name__}"
+        )
+    if pool_size is not None:
+        checks.integer("pool_size", pool_size, least=2)
+        if rows is None:
+            raise ValueError("pool_size samples rows of tensors, got an iterable of batches; leave it out")
+    return rows
 
 
 def _kind(model: nn.Module) -> str:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trained:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not parameters:
         raise ValueError("the model has no parameter that requires a gradient; unfreeze what is to be trained")
-    return "linear" if sum(parameter.ndim > 1 for parameter in trained) <= 1 else "network"
+    return "linear" if sum(parameter.ndim > 1 for parameter in parameters) <= 1 else "network"
 
 
-def _in_chunks(model: nn.Module, chunk_size: int) -> Callable[..., Tensor]:
-    chunked = large_batch(model, chunk_size=chunk_size)
+def _optimizer(optimizer: Any, kind: str, ranks_all: bool) -> Any:
+    if optimizer is None:
+        return "lbfgs" if kind == "linear" and ranks_all else "adamw"
+    if isinstance(optimizer, str) or not callable(optimizer):
+        checks.choice("optimizer", optimizer, ("lbfgs", "adamw"))
+    if optimizer != "adamw" and not ranks_all:
+        raise ValueError(
+            f"optimizer={optimizer!r} needs all rows in every step; give train as tensors, without pool_size"
+        )
+    return optimizer
+
+
+def _start(
+    model: nn.Module, validator: Validator, losses: Sequence[nn.Module] | None, kind: str, queue_size: int
+) -> tuple[float, Sequence[nn.Module]]:
+    # The objective of the given model, and the losses, by default for as many outputs as it has.
+    scores, objective = validator.scores(model), validator.objective
+    before = validator.metric(scores).value
+    if not math.isfinite(before):
+        raise ValueError(
+            f"{objective.name} of the given model on validation is {before}; validation needs positives and negatives, "
+            "and the scores must be finite"
+        )
+    if losses is not None and not losses:
+        raise ValueError("losses is empty; name at least one, or leave it out for those of the objective")
+    outputs = 1 if scores.ndim == 1 else scores.shape[1]
+    return before, losses or ranking_losses(objective, outputs, kind, queue_size=queue_size)
+
+
+def _chunked(model: nn.Module, chunk_size: int) -> Callable[..., Tensor]:
+    in_chunks = large_batch(model, chunk_size=chunk_size)
     device = next(model.parameters()).device
 
-    def scores_of(*inputs: Any) -> Tensor:
+    def forward(*inputs: Any) -> Tensor:
         if len(inputs[0]) > chunk_size:
-            scores: Tensor = chunked(*inputs)
+            scores: Tensor = in_chunks(*inputs)
         else:
             scores = model(*pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), inputs))
         return scores
 
-    return scores_of
+    return forward
 
 
-def _solve(
+def _forward(chunk_size: int, model: nn.Module, inputs: Any) -> Tensor:
+    return call_model(_chunked(model, chunk_size), inputs)
+
+
+def _fit_path(
     model: nn.Module,
     loss: nn.Module,
-    whole: Batch,
-    judge: Callable[[], Judgement | Tensor],
-    scores_of: Callable[..., Tensor],
-    first: nn.Module | None = None,
+    batch: Batch,
+    evaluate: Callable[[], ValidationMetric | float],
+    forward: Callable[..., Tensor],
+    *,
+    warm_start: nn.Module | None = None,
     objective: Objective | None = None,
     **options: Any,
-) -> Descent:
-    options["margin"] = _margin(model, whole.targets)
-    # A linear layer is solved in coordinates in which its inputs are uncorrelated: splines and dummies are far from
-    # it, and the penalty is then on how far the scores move.
-    if not (isinstance(model, nn.Linear) and isinstance(whole.inputs, Tensor) and whole.inputs.ndim == 2):
-        return follow_path(model, loss, whole, judge, scores_of=scores_of, first=first, **options)
-    turned = Uncorrelated(whole.inputs.to(model.weight.device), whole.weight)
-    solved = turned.into(model)
-    origin, given = solved.weight.detach().clone(), copy.deepcopy(model.state_dict())
-
-    def judged() -> Judgement | Tensor:
-        if not torch.equal(solved.weight, origin):  # the start is judged as it was given, to the last bit
-            turned.back(solved, model)
-        return judge()
-
-    moved = whole._replace(inputs=turned.inputs.to(origin.dtype))
-    if isinstance(first, nn.Linear):
-        options["first"] = turned.into(first)
+) -> TrainingHistory:
+    # A linear layer is solved over whitened inputs, where the penalty is on how far the scores move.
+    options["margin"] = _margin(model, batch.targets)
+    if not (isinstance(model, nn.Linear) and isinstance(batch.inputs, Tensor) and batch.inputs.ndim == 2):
+        options |= {"forward": forward, "warm_start": warm_start}
+        return fit_regularization_path(model, loss, batch, evaluate, **options)
+    whitening = Whitening(batch.inputs.to(model.weight.device), batch.weight)
+    whitened, state = whitening.whiten_layer(model), copy.deepcopy(model.state_dict())
+    start = whitened.weight.detach().clone()
+    whitened_batch = batch._replace(inputs=whitening.inputs.to(start.dtype))
+    if isinstance(warm_start, nn.Linear):
+        options["warm_start"] = whitening.whiten_layer(warm_start)
     elif objective is not None and model.out_features == 1:
-        options["elsewhere"] = partial(start_elsewhere, turned.into(model), copy.deepcopy(loss), moved, objective)
-    found = follow_path(solved, loss, moved, judged, **options)
-    turned.back(solved, model)
-    if not found.kept.step:
-        model.load_state_dict(given)
-    return found
+        near = whitening.whiten_layer(model)
+        options["find_restart"] = partial(find_restart, near, copy.deepcopy(loss), whitened_batch, objective)
+
+    def evaluate_plain() -> ValidationMetric | float:
+        if not torch.equal(whitened.weight, start):  # the start is evaluated as it was given, to the last bit
+            whitening.unwhiten_layer(whitened, model)
+        return evaluate()
+
+    history = fit_regularization_path(whitened, loss, whitened_batch, evaluate_plain, **options)
+    whitening.unwhiten_layer(whitened, model)
+    if not history.best.step:
+        model.load_state_dict(state)
+    return history
 
 
 def _margin(model: nn.Module, targets: Tensor) -> float:
@@ -415,44 +373,3 @@ def _margin(model: nn.Module, targets: Tensor) -> float:
         counts = targets.long().reshape(-1).clamp(min=0).bincount(minlength=2)
         rarest, outputs = int(counts[counts > 0].amin()), 1 if len(counts) == 2 else len(counts)
     return _MARGIN * math.sqrt(max(1.0, 10 * weights / outputs / max(rarest, 1)))
-
-
-def _weights_drawn(rows: int) -> Tensor:
-    # From an exponential distribution, [B, n]: the Bayesian bootstrap.
-    seeds = (torch.Generator().manual_seed(seed) for seed in range(1, _RESAMPLES + 1))
-    return torch.stack([torch.ones(rows).exponential_(generator=seed) for seed in seeds])
-
-
-def _on_validation(
-    model: nn.Module, held_out: Batch, objective: Objective, chunk_size: int, drawn: Callable[[], Tensor]
-) -> Judgement:
-    return _judged(_scores(model, held_out.inputs, chunk_size), held_out, objective, drawn)
-
-
-def _judged(scores: Tensor, held_out: Batch, objective: Objective, drawn: Callable[[], Tensor]) -> Judgement:
-    targets = held_out.targets.to(scores.device)
-    weight = torch.ones(len(targets)) if held_out.weight is None else held_out.weight
-    weight = weight.to(scores.device)
-
-    def values(drawn: Tensor) -> Tensor:
-        # Under each of the weights ``drawn[n, B]``; those of one column of scores at once, which is then sorted once.
-        if scores.ndim == 1 or scores.shape[1] == 1:
-            column, labels = (one.reshape(-1, 1).expand_as(drawn) for one in (scores, targets))
-            return objective.metric(column, labels, weight.reshape(-1, 1) * drawn).value.reshape(-1)
-        shape = (-1, *[1] * (weight.ndim - 1))
-        found = [objective.metric(scores, targets, weight * one.reshape(shape)) for one in drawn.unbind(1)]
-        return torch.stack([per_class[defined].mean() for per_class, defined in found])
-
-    def reweighted() -> Tensor:
-        together = max(1, _DRAWN_AT_ONCE // len(targets))
-        return torch.cat([values(part.mT.to(scores.device)) for part in drawn().split(together)])
-
-    return Judgement(float(values(torch.ones(len(targets), 1, device=scores.device))), reweighted)
-
-
-@torch.no_grad()
-def _scores(model: nn.Module, inputs: Any, chunk_size: int) -> Tensor:
-    with keeping_modes(model):
-        model.eval()
-        scores: Tensor = _in_chunks(model, chunk_size)(*arguments(inputs))
-    return scores

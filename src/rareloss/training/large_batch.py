@@ -1,4 +1,4 @@
-"""The gradient of a batch that does not fit in memory: scores first, then chunk by chunk with the scores' gradient."""
+"""Gradient caching: large batches in the memory of one chunk, by a forward pass without and one with a graph."""
 
 import contextlib
 import itertools
@@ -15,11 +15,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree as pytree
 
 from rareloss import checks
+from rareloss.eager import is_eager
 
 __all__ = ["large_batch"]
 
-RandomState = dict[torch.device | None, Tensor]  # of each generator; None is the CPU's
-_TENSOR = object()  # stands where a tensor was
+RandomState = dict[torch.device | None, Tensor]  # by generator; None is the CPU's
+BufferKey = tuple[nn.Module, str]
+_TENSOR = object()  # placeholder of a tensor in a flattened tree
 
 
 def large_batch(
@@ -88,14 +90,14 @@ def large_batch(
     target = None if device is None else torch.device(device)
 
     def scores(*inputs: Any, **named: Any) -> Any:
-        _refuse_what_a_chunk_cannot_have(model)
-        leaves, form = pytree.tree_flatten((inputs, named))
-        passes = _Passes(model, leaves, form, chunk_size, target, check_values)
+        _refuse_batch_statistics(model)
+        leaves, spec = pytree.tree_flatten((inputs, named))
+        passes = _Passes(model, leaves, spec, chunk_size, target, check_values)
         # Autograd calls back only for an output that depends on something.
         anchor = torch.zeros((), requires_grad=any(parameter.requires_grad for parameter in model.parameters()))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         outputs = _InChunks.apply(passes, anchor, *tensors)  # type: ignore[no-untyped-call]
-        return passes.returned(outputs)
+        return passes.unflatten(outputs)
 
     return scores
 
@@ -103,7 +105,7 @@ def large_batch(
 class _InChunks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, passes: "_Passes", anchor: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        outputs = passes.first(tensors)
+        outputs = passes.forward(tensors)
         ctx.passes, ctx.inputs = passes, len(tensors)
         ctx.save_for_backward(*tensors, *outputs)
         ctx.mark_non_differentiable(*(output for output in outputs if not _differentiable(output)))
@@ -121,7 +123,7 @@ class _InChunks(torch.autograd.Function):
             )
         saved = ctx.saved_tensors
         tensors, outputs = saved[: ctx.inputs], saved[ctx.inputs :]
-        return None, None, *ctx.passes.second(tensors, outputs, gradients, ctx.needs_input_grad[2:])
+        return None, None, *ctx.passes.backward(tensors, outputs, gradients, ctx.needs_input_grad[2:])
 
 
 class _Passes:
@@ -131,153 +133,150 @@ class _Passes:
         self,
         model: nn.Module,
         leaves: list[Any],
-        form: pytree.TreeSpec,
+        spec: pytree.TreeSpec,
         chunk_size: int,
         device: torch.device | None,
         check_values: bool | None,
     ) -> None:
-        self.model, self.form, self.check_values = model, form, check_values
+        self.model, self.spec, self.check_values = model, spec, check_values
         _reshard(model)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         # Tensors are passed beside this, so that autograd knows of them.
         self.leaves = _without_tensors(leaves)
-        self.number = _rows(tensors)
-        chunks = _most_over_ranks(model, max(1, -(-self.number // chunk_size)))
-        edges = [min(chunk * chunk_size, self.number) for chunk in range(chunks + 1)]
-        self.cuts = list(itertools.pairwise(edges))
-        held = {tensor.device: None for tensor in (*model.parameters(), *model.buffers())}
-        self.device = device if device is not None else next(iter(held), torch.device("cpu"))
-        self.accelerators = [place for place in {**held, self.device: None} if place.type not in ("cpu", "meta")]
-        kinds = dict.fromkeys(["cpu", *(place.type for place in self.accelerators)])
+        self.rows = _count_rows(tensors)
+        count = _max_over_ranks(model, max(1, -(-self.rows // chunk_size)))
+        edges = [min(chunk * chunk_size, self.rows) for chunk in range(count + 1)]
+        self.chunks = list(itertools.pairwise(edges))
+        devices = dict.fromkeys(tensor.device for tensor in (*model.parameters(), *model.buffers()))
+        self.device = device if device is not None else next(iter(devices), torch.device("cpu"))
+        devices[self.device] = None
+        self.accelerators = [device for device in devices if device.type not in ("cpu", "meta")]
         self.autocast: list[dict[str, Any]] = [
             {
-                "device_type": kind,
-                "enabled": torch.is_autocast_enabled(kind),
-                "dtype": torch.get_autocast_dtype(kind),
+                "device_type": device_type,
+                "enabled": torch.is_autocast_enabled(device_type),
+                "dtype": torch.get_autocast_dtype(device_type),
                 "cache_enabled": torch.is_autocast_cache_enabled(),
             }
-            for kind in kinds
-            if torch.amp.is_autocast_available(kind)
+            for device_type in dict.fromkeys(["cpu", *(device.type for device in self.accelerators)])
+            if torch.amp.is_autocast_available(device_type)
         ]
-        self.synchronised = [
-            (module, module.require_backward_grad_sync)
-            for module in model.modules()
-            if isinstance(module, DistributedDataParallel)
-        ]
-        self.state: list[int | bool] = []
+        ddp = (module for module in model.modules() if isinstance(module, DistributedDataParallel))
+        self.require_sync = [(module, module.require_backward_grad_sync) for module in ddp]
+        self.versions: list[int | bool] = []
         self.random: list[RandomState] = []
         self.sizes: list[list[int]] = []
         self.buffers = _Buffers(model)
 
-    def first(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Compute the outputs of all chunks without a graph, and note how."""
-        found: list[list[Tensor]] = []
+    def forward(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Compute the outputs of all chunks without a graph, and save random and other state for the second pass."""
+        chunks: list[list[Tensor]] = []
         forms = []
-        for start, stop in self.cuts:
+        for start, stop in self.chunks:
             self.buffers.rewind()
             self.random.append(_random_state(self.accelerators))
-            leaves, form = pytree.tree_flatten(self._output([_part(tensor, start, stop) for tensor in tensors]))
-            self.buffers.note()
+            leaves, spec = pytree.tree_flatten(self._call([_rows_of(tensor, start, stop) for tensor in tensors]))
+            self.buffers.record()
             outputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
             if not outputs or any(output.ndim == 0 for output in outputs):
-                said = [tuple(output.shape) for output in outputs] or type(leaves[0] if leaves else None).__name__
+                got = [tuple(output.shape) for output in outputs] or type(leaves[0] if leaves else None).__name__
                 raise ValueError(
-                    f"outputs of the model must have the batch as their first dimension, got {said}; "
+                    f"outputs of the model must have the batch as their first dimension, got {got}; "
                     "a mean over the batch belongs into the loss"
                 )
-            forms.append((form, [(output.dtype, output.shape[1:]) for output in outputs]))
-            found.append(outputs)
+            forms.append((spec, [(output.dtype, output.shape[1:]) for output in outputs]))
+            chunks.append(outputs)
         if any(form != forms[0] for form in forms):
             raise ValueError(f"every chunk must give outputs of one form, got {forms[0]} and others; pad to one shape")
-        self.sizes = [[output.shape[0] for output in outputs] for outputs in zip(*found, strict=True)]
+        self.sizes = [[output.shape[0] for output in outputs] for outputs in zip(*chunks, strict=True)]
+        rows = [stop - start for start, stop in self.chunks]
         for sizes in self.sizes:
-            rows = [stop - start for start, stop in self.cuts]
-            per_row = sum(sizes) // max(self.number, 1)
-            if self.number and sizes != [per_row * row for row in rows]:
+            per_row = sum(sizes) // max(self.rows, 1)
+            if self.rows and sizes != [per_row * row for row in rows]:
                 raise ValueError(
                     f"outputs of the model must have the batch as their first dimension, got sizes {sizes} for chunks "
                     f"of {rows} rows"
                 )
         # Autocast keeps the weights that were cast here, and later calls in its region would give them no gradient.
         torch.clear_autocast_cache()
-        self.buffers.settle()
+        self.buffers.finish()
         _reshard(self.model)
-        self.state = _state(self.model)
-        self.output_form, self.output_leaves = form, _without_tensors(leaves)
-        return tuple(torch.cat(outputs) for outputs in zip(*found, strict=True))
+        self.versions = _versions(self.model)
+        self.output_spec, self.output_leaves = spec, _without_tensors(leaves)
+        return tuple(torch.cat(outputs) for outputs in zip(*chunks, strict=True))
 
-    def returned(self, outputs: Sequence[Tensor]) -> Any:
-        """Give outputs the form that the model gives them."""
-        return pytree.tree_unflatten(_filled(self.output_leaves, outputs), self.output_form)
+    def unflatten(self, outputs: Sequence[Tensor]) -> Any:
+        """Return outputs as the model returns them."""
+        return pytree.tree_unflatten(_with_tensors(self.output_leaves, outputs), self.output_spec)
 
-    def second(
+    def backward(
         self,
         tensors: Sequence[Tensor],
         outputs: Sequence[Tensor],
-        gradients: Sequence[Tensor | None],
-        wanted: Sequence[bool],
+        grad_outputs: Sequence[Tensor | None],
+        needs_grad: Sequence[bool],
     ) -> list[Tensor | None]:
-        """Add the gradients of all chunks to the parameters, and return those of the inputs that are wanted."""
+        """Add the gradients of all chunks to the parameters, and return those of the inputs that need one."""
         _reshard(self.model)
-        if _state(self.model) != self.state:
+        if _versions(self.model) != self.versions:
             raise RuntimeError(
                 "a parameter, or train() or eval(), changed between the call and its backward, so the scores cannot be "
                 "computed again; call backward() first"
             )
-        of_inputs = [torch.zeros_like(tensor) if want else None for tensor, want in zip(tensors, wanted, strict=True)]
+        grad_inputs = [torch.zeros_like(x) if needs else None for x, needs in zip(tensors, needs_grad, strict=True)]
         expected = zip(*map(_split, outputs, self.sizes), strict=True)
-        grad_output = zip(*map(_split, gradients, self.sizes), strict=True)
-        steps = zip(self.cuts, self.random, expected, grad_output, strict=True)
-        with _random_state_kept(self.accelerators), self.buffers.kept():
-            for chunk, ((start, stop), random, scores, of_scores) in enumerate(steps):
+        grads = zip(*map(_split, grad_outputs, self.sizes), strict=True)
+        steps = zip(self.chunks, self.random, expected, grads, strict=True)
+        with _preserve_random_state(self.accelerators), self.buffers.preserve():
+            for chunk, ((start, stop), random, scores, grad_scores) in enumerate(steps):
                 self.buffers.rewind()
                 _set_random_state(random)
-                parts = [
-                    _part(tensor, start, stop).detach().requires_grad_(want)
-                    for tensor, want in zip(tensors, wanted, strict=True)
+                inputs = [
+                    _rows_of(tensor, start, stop).detach().requires_grad_(needs)
+                    for tensor, needs in zip(tensors, needs_grad, strict=True)
                 ]
-                with self._synchronising(last=chunk == len(self.cuts) - 1), torch.enable_grad():
-                    self._backward(parts, scores, of_scores)
-                for whole, part in zip(of_inputs, parts, strict=True):
-                    if whole is not None and part.grad is not None:
-                        _part(whole, start, stop).add_(part.grad)
-        return of_inputs
+                with self._sync_gradients(last=chunk == len(self.chunks) - 1), torch.enable_grad():
+                    self._backward_chunk(inputs, scores, grad_scores)
+                for grad_input, x in zip(grad_inputs, inputs, strict=True):
+                    if grad_input is not None and x.grad is not None:
+                        _rows_of(grad_input, start, stop).add_(x.grad)
+        return grad_inputs
 
-    def _backward(
-        self, parts: Sequence[Tensor], expected: Sequence[Tensor], gradients: Sequence[Tensor | None]
+    def _backward_chunk(
+        self, inputs: Sequence[Tensor], expected: Sequence[Tensor], grads: Sequence[Tensor | None]
     ) -> None:
         # On its own, so that every graph of a chunk is gone before the next chunk has one.
-        outputs = [leaf for leaf in pytree.tree_leaves(self._output(parts)) if isinstance(leaf, Tensor)]
+        outputs = [leaf for leaf in pytree.tree_leaves(self._call(inputs)) if isinstance(leaf, Tensor)]
         self._refuse_other_scores(expected, outputs)
         used = [
-            (output, gradient)
-            for output, gradient in zip(outputs, gradients, strict=True)
-            if gradient is not None and output.requires_grad
+            (output, grad)
+            for output, grad in zip(outputs, grads, strict=True)
+            if grad is not None and output.requires_grad
         ]
-        torch.autograd.backward([output for output, _ in used], [gradient for _, gradient in used])
+        torch.autograd.backward([output for output, _ in used], [grad for _, grad in used])
 
-    def _output(self, parts: Sequence[Tensor]) -> Any:
-        moved = [part.to(self.device, non_blocking=True) if part.device.type == "cpu" else part for part in parts]
-        inputs, named = pytree.tree_unflatten(_filled(self.leaves, moved), self.form)
-        with contextlib.ExitStack() as entered:
+    def _call(self, tensors: Sequence[Tensor]) -> Any:
+        moved = [x.to(self.device, non_blocking=True) if x.device.type == "cpu" else x for x in tensors]
+        inputs, named = pytree.tree_unflatten(_with_tensors(self.leaves, moved), self.spec)
+        with contextlib.ExitStack() as stack:
             for options in self.autocast:
-                entered.enter_context(torch.autocast(**options))
+                stack.enter_context(torch.autocast(**options))
             return self.model(*inputs, **named)
 
     @contextlib.contextmanager
-    def _synchronising(self, *, last: bool) -> Iterator[None]:
-        before = [module.require_backward_grad_sync for module, _ in self.synchronised]
-        for module, asked in self.synchronised:
-            module.require_backward_grad_sync = asked and last
+    def _sync_gradients(self, *, last: bool) -> Iterator[None]:
+        before = [module.require_backward_grad_sync for module, _ in self.require_sync]
+        for module, require in self.require_sync:
+            module.require_backward_grad_sync = require and last
         try:
             yield
         finally:
-            for (module, _), value in zip(self.synchronised, before, strict=True):
+            for (module, _), value in zip(self.require_sync, before, strict=True):
                 module.require_backward_grad_sync = value
 
-    def _refuse_other_scores(self, expected: Sequence[Tensor], repeated: Sequence[Tensor]) -> None:
-        for first, second in zip(expected, repeated, strict=True):
-            if not (_differentiable(first) and first.numel() and checks.values_readable(first, self.check_values)):
+    def _refuse_other_scores(self, expected: Sequence[Tensor], actual: Sequence[Tensor]) -> None:
+        for first, second in zip(expected, actual, strict=True):
+            if not (_differentiable(first) and first.numel() and is_eager(first, check_values=self.check_values)):
                 continue
             second = second.detach()
             # Half the digits: rounding may differ, another dropout mask or a stale state is far beyond.
@@ -295,59 +294,59 @@ class _Buffers:
     """The buffers of a model, for calls that must each start from one state and leave one behind."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.start = {
+        self.start: dict[BufferKey, tuple[Tensor, Tensor]] = {
             (module, name): (buffer, buffer.clone())
             for module in model.modules()
             for name, buffer in module.named_buffers(recurse=False)
         }
-        self.versions = {place: _version(buffer) for place, (buffer, _) in self.start.items()}
-        self.left: dict[tuple[nn.Module, str], Tensor] | None = None
+        self.versions = {key: _version(buffer) for key, (buffer, _) in self.start.items()}
+        self.changed: dict[BufferKey, Tensor] | None = None
 
     def rewind(self) -> None:
-        """Put what a call changes back to the start."""
-        for place in self.left or ():
-            _put(place, *self.start[place])
-            self.versions[place] = _version(self.start[place][0])
+        """Restore the buffers that a call changes to the start."""
+        for key in self.changed or ():
+            _restore(key, *self.start[key])
+            self.versions[key] = _version(self.start[key][0])
 
-    def note(self) -> None:
-        """Note what the first call has left behind, and refuse where a later one leaves something else."""
-        left = {}
-        for place, (buffer, start) in self.start.items():
-            now = getattr(*place)
-            # Values are looked at, which a GPU must wait for, only where somebody wrote.
-            if (now is not buffer or _version(buffer) != self.versions[place]) and not _same(now, start):
-                left[place] = now.clone()
-        if self.left is None:
-            self.left = left
+    def record(self) -> None:
+        """Record the buffers that the first call has changed, and refuse a later one that changes them otherwise."""
+        changed = {}
+        for key, (buffer, start) in self.start.items():
+            now = getattr(*key)
+            # Values are compared, which a GPU must wait for, only where somebody wrote.
+            if (now is not buffer or _version(buffer) != self.versions[key]) and not _same(now, start):
+                changed[key] = now.clone()
+        if self.changed is None:
+            self.changed = changed
             return
-        for place in {**self.left, **left}:
-            if place in self.left and place in left and _same(self.left[place], left[place]):
+        for key in {**self.changed, **changed}:
+            if key in self.changed and key in changed and _same(self.changed[key], changed[key]):
                 continue
-            for (module, name), held in self.start.items():
-                _put((module, name), *held)
+            for other, tensors in self.start.items():
+                _restore(other, *tensors)
             raise ValueError(
-                f"buffer {place[1]!r} of {type(place[0]).__name__} changes with the rows it sees, so chunks cannot "
+                f"buffer {key[1]!r} of {type(key[0]).__name__} changes with the rows it sees, so chunks cannot "
                 "leave the state that one big batch would; call eval() on that module"
             )
 
-    def settle(self) -> None:
-        """Forget what does not change."""
-        self.start = {place: self.start[place] for place in self.left or ()}
+    def finish(self) -> None:
+        """Drop the copies of buffers that do not change."""
+        self.start = {key: self.start[key] for key in self.changed or ()}
 
     @contextlib.contextmanager
-    def kept(self) -> Iterator[None]:
-        """Leave the buffers in the end as they are now."""
-        now = {place: (getattr(*place), getattr(*place).clone()) for place in self.start}
+    def preserve(self) -> Iterator[None]:
+        """Restore the buffers of now at the end."""
+        now = {key: (getattr(*key), getattr(*key).clone()) for key in self.start}
         try:
             yield
         finally:
-            for place, held in now.items():
-                _put(place, *held)
+            for key, tensors in now.items():
+                _restore(key, *tensors)
 
 
-def _put(place: tuple[nn.Module, str], buffer: Tensor, value: Tensor) -> None:
-    if getattr(*place) is not buffer:
-        setattr(*place, buffer)
+def _restore(key: BufferKey, buffer: Tensor, value: Tensor) -> None:
+    if getattr(*key) is not buffer:
+        setattr(*key, buffer)
     buffer.copy_(value)
 
 
@@ -365,7 +364,7 @@ def _differentiable(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
 
-def _rows(tensors: Sequence[Tensor]) -> int:
+def _count_rows(tensors: Sequence[Tensor]) -> int:
     """Return the number of rows that all tensors with rows have."""
     shapes = [tuple(tensor.shape) for tensor in tensors if tensor.ndim]
     if not shapes:
@@ -378,7 +377,7 @@ def _rows(tensors: Sequence[Tensor]) -> int:
     return shapes[0][0]
 
 
-def _part(tensor: Tensor, start: int, stop: int) -> Tensor:
+def _rows_of(tensor: Tensor, start: int, stop: int) -> Tensor:
     return tensor[start:stop] if tensor.ndim else tensor
 
 
@@ -390,12 +389,12 @@ def _without_tensors(leaves: Sequence[Any]) -> list[Any]:
     return [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
 
-def _filled(leaves: Sequence[Any], tensors: Sequence[Tensor]) -> list[Any]:
+def _with_tensors(leaves: Sequence[Any], tensors: Sequence[Tensor]) -> list[Any]:
     remaining = iter(tensors)
     return [next(remaining) if leaf is _TENSOR else leaf for leaf in leaves]
 
 
-def _refuse_what_a_chunk_cannot_have(model: nn.Module) -> None:
+def _refuse_batch_statistics(model: nn.Module) -> None:
     refused = [
         f"{name or 'model'} ({type(module).__name__})"
         for name, module in model.named_modules()
@@ -412,16 +411,16 @@ def _refuse_what_a_chunk_cannot_have(model: nn.Module) -> None:
             raise ValueError(
                 "DistributedDataParallel(static_graph=True) wants every step to be one graph, got chunks; leave it out"
             )
-        if isinstance(module, _of_fsdp("FullyShardedDataParallel")):
+        if isinstance(module, _fsdp_class("FullyShardedDataParallel")):
             raise ValueError("FullyShardedDataParallel does not say how ranks can agree on chunks; use fully_shard")
 
 
-def _state(model: nn.Module) -> list[int | bool]:
-    """Return what must not change between the two passes."""
+def _versions(model: nn.Module) -> list[int | bool]:
+    """Return the versions of parameters, and modes, which must not change between the two passes."""
     return [*(_version(parameter) for parameter in model.parameters()), *(each.training for each in model.modules())]
 
 
-def _of_fsdp(name: str) -> Any:
+def _fsdp_class(name: str) -> Any:
     # Imported by whoever shards a model, and a second of everybody else's time.
     return getattr(sys.modules.get("torch.distributed.fsdp"), name, ())
 
@@ -429,18 +428,18 @@ def _of_fsdp(name: str) -> Any:
 def _reshard(model: nn.Module) -> None:
     # After a call without gradient the root of a sharded model holds whole parameters.
     for module in model.modules():
-        if isinstance(module, _of_fsdp("FSDPModule")):
+        if isinstance(module, _fsdp_class("FSDPModule")):
             module.reshard()
 
 
-def _most_over_ranks(model: nn.Module, number: int) -> int:
-    """Return the largest number that a rank has, where ranks must call a sharded model equally often."""
+def _max_over_ranks(model: nn.Module, number: int) -> int:
+    """Return the maximum over ranks, where ranks must call a sharded model equally often."""
     meshes = dict.fromkeys(each.device_mesh for each in model.parameters() if hasattr(each, "device_mesh"))
     for mesh in meshes:
-        most = torch.tensor(number, device=mesh.device_type)
+        maximum = torch.tensor(number, device=mesh.device_type)
         for group in mesh.get_all_groups():
-            dist.all_reduce(most, dist.ReduceOp.MAX, group=group)
-        number = int(most)
+            dist.all_reduce(maximum, dist.ReduceOp.MAX, group=group)
+        number = int(maximum)
     return number
 
 
@@ -460,7 +459,7 @@ def _set_random_state(states: RandomState) -> None:
 
 
 @contextlib.contextmanager
-def _random_state_kept(accelerators: Sequence[torch.device]) -> Iterator[None]:
+def _preserve_random_state(accelerators: Sequence[torch.device]) -> Iterator[None]:
     before = _random_state(accelerators)
     try:
         yield

@@ -1,8 +1,8 @@
-"""Warm up on one loss, blend, then train on another: a ranking loss has no information to give at a cold start."""
+"""Loss warm-up: a schedule from one loss to another, since a ranking loss learns little from a cold start."""
 
-import inspect
-import itertools
-import weakref
+import contextlib
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,23 +14,34 @@ from rareloss.losses import RankingLoss
 
 __all__ = ["LossWarmupWrapper"]
 
+# The phases of the schedule. The last call of the warm-up is one of its own, since it empties the queue.
+_WARMUP, _LAST_OF_WARMUP, _BLEND, _MAIN = range(4)
+
 
 class LossWarmupWrapper(nn.Module):
-    r"""Train on ``warmup_loss`` first, then on a blend, then on ``main_loss``.
+    r"""Train on ``warmup_loss`` first, then on a linear blend, then on ``main_loss``.
 
     .. math:: L = (1 - m_k) \, L_\text{warm-up} + m_k \, L_\text{main}, \qquad
               m_k = m \, \min\Big(1, \max\big(0, \frac{k - K + 1}{B + 1}\big)\Big), \qquad
               t_k = t_0 \Big(\frac{t_1}{t_0}\Big)^{\min(1, \, \max(0, k - K) / D)}
 
     at the k-th training call (from 0), with K ``warmup_steps``, B ``blend_steps``, m ``final_main_weight`` and D
-    ``temp_decay_steps``. Weight and temperature depend on k alone, and k counts this module's calls in training mode:
-    there is no hook to call. For epochs, ``warmup_steps = epochs * len(loader)``. A loss of weight 0 is not computed.
-    With the last call of the warm-up, rows that ``main_loss`` remembers are dropped. An AMP step that the scaler skips
-    counts; ``step`` can be set.
+    ``temp_decay_steps``. Weight and temperature depend on k alone. k counts this module's training calls, those in
+    training mode with gradients enabled, so there is no hook to call and validation under ``no_grad`` changes nothing.
+    For epochs, ``warmup_steps = epochs * len(loader)``. A loss of weight 0 is not computed. With the last call of the
+    warm-up, rows that ``main_loss`` remembers are dropped. An AMP step that the scaler skips counts; ``step`` can be
+    set.
+
+    Where a step calls the loss more than once (SAM, closures of L-BFGS), all calls but one go inside
+    :meth:`frozen_queue`. ``torch.utils.checkpoint`` with ``use_reentrant=False`` counts a call once, but recomputes it
+    one step later in the schedule: leave the loss outside of the function that is checkpointed.
 
     ``warmup_loss`` may be any module. A plain ``nn.BCEWithLogitsLoss`` or ``nn.CrossEntropyLoss`` gets its targets in
     the shape and dtype that it wants, without the rows that ``main_loss`` ignores; over ragged ranks its mean is that
-    of the whole batch.
+    of the whole batch. Any other loss is called as ``loss(logits, targets)``, with ``sample_weight`` if that is given,
+    and with ``iid_mask`` if that is given and the loss has an attribute ``has_threshold`` that is true.
+
+    Under ``torch.compile`` each of the four phases (warm-up, its last call, blend, after) is one graph.
 
     Args:
         warmup_loss: called with logits and targets.
@@ -43,8 +54,8 @@ class LossWarmupWrapper(nn.Module):
         final_main_weight: m in (0, 1].
 
     Raises:
-        TypeError: an argument of a wrong type; in ``forward``, a ``sample_weight`` or ``iid_mask`` that a loss in use
-            cannot take.
+        TypeError: an argument of a wrong type; in ``forward``, a ``sample_weight`` that a loss in use, or yet to come,
+            cannot take, or an ``iid_mask`` where no loss has a threshold.
         ValueError: an argument out of range; in ``forward``, whatever the losses refuse.
 
     Example:
@@ -87,49 +98,46 @@ class LossWarmupWrapper(nn.Module):
             )
         self.temp_start = None if temp_start is None else checks.positive_number("temp_start", temp_start)
         self.temp_end = None if temp_end is None else checks.positive_number("temp_end", temp_end)
-        # Where a graph can read and count it, whatever device the losses are moved to.
+        # On the CPU and no buffer: graphs and Python read it without a wait, whatever device the losses are moved to.
         with torch.inference_mode(False):  # a tensor made in that mode could never be written outside of it
-            self._count = torch.zeros((), dtype=torch.int64, device="cpu")
-        self._register()
+            self._step = torch.zeros((), dtype=torch.int64, device="cpu")
+        self._frozen = False
         self.step = 0
 
     @property
     def step(self) -> int:
         """Training calls so far; can be set."""
-        return self._step
+        return int(self._step)
 
     @step.setter
     def step(self, value: int) -> None:
-        self._step = checks.integer("step", value, least=0)
-        self._count.fill_(value)
-        self._phase = "warm-up" if self.in_warmup else "blend" if self.in_blend else "after"
-        if self.temp_start is not None:  # set here, so that a resumed main_loss is right before its next call too
-            self.main_loss.temperature = self.temperature  # type: ignore[assignment]
+        self._step.fill_(checks.integer("step", value, least=0))
+        self._phase: int = _phase(self._step, self.warmup_steps, self.blend_steps)
+        if self.temp_start is not None:  # set here too, so that a resumed main_loss is right before its next call
+            self.main_loss.temperature = self._temperature_at(value)  # type: ignore[assignment]
 
     @property
     def main_weight(self) -> float:
         """Weight of ``main_loss`` in the next call."""
-        share = (self._step - self.warmup_steps + 1) / (self.blend_steps + 1)
-        return self.final_main_weight * min(1.0, max(0.0, share))
+        return float(self._weight_at(self.step))
 
     @property
     def in_warmup(self) -> bool:
         """Whether the next call uses ``warmup_loss`` alone."""
-        return self._step < self.warmup_steps
+        return self._phase in (_WARMUP, _LAST_OF_WARMUP)
 
     @property
     def in_blend(self) -> bool:
         """Whether the next call lies between warm-up and the final weight."""
-        return self.warmup_steps <= self._step < self.warmup_steps + self.blend_steps
+        return self._phase == _BLEND
 
     @property
     def temperature(self) -> float | None:
         """Temperature of ``main_loss`` in the next call; None if it has none."""
-        if self.temp_start is None or self.temp_end is None:
+        if self.temp_start is None:
             temperature: float | None = getattr(self.main_loss, "temperature", None)
             return temperature
-        done = min(1.0, max(0, self._step - self.warmup_steps) / self.temp_decay_steps)
-        return float(self.temp_start * (self.temp_end / self.temp_start) ** done)
+        return float(self._temperature_at(self.step))
 
     def reset_queue(self) -> None:
         """Forget the rows that the losses remember."""
@@ -137,127 +145,146 @@ class LossWarmupWrapper(nn.Module):
             if isinstance(loss, RankingLoss):
                 loss.reset_queue()
 
+    @contextlib.contextmanager
+    def frozen_queue(self) -> Iterator[None]:
+        """Call the loss without counting the calls, and without a change of the rows that the losses remember.
+
+        For the second and later calls of one optimizer step: ``with loss.frozen_queue(): optimizer.step(closure)``.
+        """
+        before, self._frozen = self._frozen, True
+        with contextlib.ExitStack() as stack:
+            stack.callback(setattr, self, "_frozen", before)
+            for loss in dict.fromkeys((self.warmup_loss, self.main_loss)):
+                freeze: Any = getattr(loss, "frozen_queue", contextlib.nullcontext)
+                stack.enter_context(freeze())
+            yield
+
     def forward(
         self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None, iid_mask: Tensor | None = None
     ) -> Tensor:
-        """Compute the blend at this step, and count it in training mode.
+        """Compute the blend at this step, and count it in training mode with gradients enabled.
 
         Args:
             logits: as the losses take them.
             targets: as ``main_loss`` takes them.
-            sample_weight: goes to both losses; an error if a loss in use cannot take it.
-            iid_mask: goes to the loss that has a threshold; an error if neither has one.
+            sample_weight: goes to the losses in use; an error if one that is in use, or will be, cannot take it.
+            iid_mask: goes to the losses that have a threshold; an error if neither has one.
         """
-        given = {"sample_weight": sample_weight, "iid_mask": iid_mask}
-        takers = {name: [loss for loss in (self.warmup_loss, self.main_loss) if _takes(loss, name)] for name in given}
-        if sample_weight is not None and len(takers["sample_weight"]) < 2:
-            refusing = self.warmup_loss if self.warmup_loss not in takers["sample_weight"] else self.main_loss
-            raise TypeError(
-                f"{type(refusing).__name__} takes no sample_weight, and weights are never dropped; "
-                "use a loss of rareloss, for example SigmoidFocalLoss(alpha=None, gamma=0.0) for cross-entropy"
-            )
-        if iid_mask is not None and not takers["iid_mask"]:
+        # In a graph the schedule is computed by tensors of the step, so that one graph holds for a whole phase.
+        step: int | Tensor = self._step.double() if torch.compiler.is_compiling() else self.step
+        weight = self._weight_at(step) if self._phase == _BLEND else self.final_main_weight
+        if self.temp_start is not None:
+            self.main_loss.temperature = self._temperature_at(step)  # type: ignore[assignment]
+        warming, done = self.in_warmup, self._phase == _MAIN and self.final_main_weight == 1.0
+        for loss in (self.main_loss,) if done else (self.warmup_loss, self.main_loss):
+            if sample_weight is not None and _is_torch(loss):
+                raise TypeError(
+                    f"{type(loss).__name__} takes no sample_weight, and weights are never dropped; "
+                    "use a loss of rareloss, for example SigmoidFocalLoss(alpha=None, gamma=0.0) for cross-entropy"
+                )
+        if iid_mask is not None and not (_has_threshold(self.warmup_loss) or _has_threshold(self.main_loss)):
             raise TypeError("neither loss has a threshold that an iid_mask could set; leave iid_mask out")
-
-        def called(loss: nn.Module) -> Tensor:
-            taken = {name: value for name, value in given.items() if value is not None and loss in takers[name]}
-            result: Tensor = (
-                self._torch_loss(loss, logits, targets) if _is_torch(loss) else loss(logits, targets, **taken)
-            )
-            return result
-
-        weight: float | Tensor = self._trace_schedule() if torch.compiler.is_compiling() else self.main_weight
-        if not isinstance(weight, Tensor) and weight in (0.0, 1.0):
-            loss = called(self.main_loss if weight else self.warmup_loss)
+        options = {"sample_weight": sample_weight, "iid_mask": iid_mask}
+        if warming or done:
+            value = self._call(self.warmup_loss if warming else self.main_loss, logits, targets, options)
         else:
-            first, last = called(self.warmup_loss), called(self.main_loss)
+            first, last = (self._call(loss, logits, targets, options) for loss in (self.warmup_loss, self.main_loss))
             weight = weight.to(last.dtype) if isinstance(weight, Tensor) else weight
-            loss = (1.0 - weight) * first + weight * last
-        if self.training and torch.compiler.is_compiling():
-            _count_call(self._count, self._number)
-        elif self.training:
-            self._count_one()
-        return loss
+            value = (1.0 - weight) * first + weight * last
+        if self.training and torch.is_grad_enabled() and not self._frozen and not _is_recomputation():
+            self._count()
+        return value
 
     def get_extra_state(self) -> Tensor:
         """Return the number of training calls, for ``state_dict``."""
-        return torch.tensor(self._step)
+        return self._step.clone()
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take the number of training calls from a ``state_dict``."""
         self.step = int(state)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take the attributes of a copy, which counts for itself."""
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._register()
-
     def extra_repr(self) -> str:
         """Show the schedule."""
         return (
-            f"step={self._step}, warmup_steps={self.warmup_steps}, blend_steps={self.blend_steps}, "
+            f"step={self.step}, warmup_steps={self.warmup_steps}, blend_steps={self.blend_steps}, "
             f"final_main_weight={self.final_main_weight}"
         )
 
-    def _register(self) -> None:
-        self._number = next(_NUMBERS)
-        _WRAPPERS[self._number] = self
-
-    def _count_one(self) -> None:
-        self.step += 1
-        if self._step == self.warmup_steps and isinstance(self.main_loss, RankingLoss):
+    def _count(self) -> None:
+        if self._phase == _LAST_OF_WARMUP and isinstance(self.main_loss, RankingLoss):
             self.main_loss.reset_queue()  # of scores that the warm-up has left behind
+        if torch.compiler.is_compiling():
+            self._step.add_(1)
+            self._phase = _traced_phase(self._step, self.warmup_steps, self.blend_steps)
+        else:
+            self.step += 1
 
-    def _trace_schedule(self) -> float | Tensor:
-        # Weight and temperature as tensors of the step, so that a graph holds for a whole phase: it is chosen by
-        # Python's values alone, and step is none that it looks at.
-        done = (self._count - self.warmup_steps).double()
-        if self.temp_start is not None and self.temp_end is not None:
-            decayed = (done.clamp(min=0) / self.temp_decay_steps).clamp(max=1.0)
-            temperature = self.temp_start * (self.temp_end / self.temp_start) ** decayed
-            self.main_loss.temperature = temperature
-        if self._phase != "blend":
-            return 0.0 if self._phase == "warm-up" else self.final_main_weight
-        return self.final_main_weight * (done + 1) / (self.blend_steps + 1)
+    def _weight_at(self, step: float | Tensor) -> float | Tensor:
+        return self.final_main_weight * _clamp((step - self.warmup_steps + 1) / (self.blend_steps + 1))
+
+    def _temperature_at(self, step: float | Tensor) -> float | Tensor:
+        assert self.temp_start is not None
+        assert self.temp_end is not None
+        decay = _clamp((step - self.warmup_steps) / self.temp_decay_steps)
+        return self.temp_start * (self.temp_end / self.temp_start) ** decay
+
+    def _call(self, loss: nn.Module, logits: Tensor, targets: Tensor, options: dict[str, Tensor | None]) -> Tensor:
+        if _is_torch(loss):
+            return self._torch_loss(loss, logits, targets)
+        names = ("sample_weight", "iid_mask") if _has_threshold(loss) else ("sample_weight",)
+        value: Tensor = loss(logits, targets, **{name: options[name] for name in names if options[name] is not None})
+        return value
 
     def _torch_loss(self, loss: nn.Module, logits: Tensor, targets: Tensor) -> Tensor:
         ignore_index = getattr(self.main_loss, "ignore_index", -100)
         if loss.reduction == "none":
             return _torch_terms(loss, logits, targets, ignore_index)[0]
 
-        def sums() -> tuple[Tensor, Tensor | None]:
-            terms, counted = _torch_terms(loss, logits, targets, ignore_index)
-            return terms.sum(), counted.sum() if loss.reduction == "mean" else None
-
-        gathering = self.training and getattr(self.main_loss, "gather_distributed", None) is not False
-        return distributed.mean_over_ranks(sums, getattr(self.main_loss, "process_group", None), among_ranks=gathering)
+        sums = partial(_torch_sums, loss, logits, targets, ignore_index)
+        gathers = getattr(self.main_loss, "gather_distributed", None) is not False
+        gathers = gathers and self.training and torch.is_grad_enabled()
+        return distributed.mean_over_ranks(sums, getattr(self.main_loss, "process_group", None), among_ranks=gathers)
 
 
-# By number, so that an op of a compiled graph finds the wrapper whose call it counts.
-_NUMBERS = itertools.count()
-_WRAPPERS: "weakref.WeakValueDictionary[int, LossWarmupWrapper]" = weakref.WeakValueDictionary()
+def _phase(step: Tensor, warmup_steps: int, blend_steps: int) -> int:
+    ends = (warmup_steps - 1, warmup_steps, warmup_steps + blend_steps)
+    return sum(int(step) >= end for end in ends)
 
 
-@torch.library.custom_op("rareloss::count_call", mutates_args={"count"})
-def _count_call(count: Tensor, number: int) -> None:
-    # Counts for the graphs to come in the tensor, and for Python, which chooses among graphs, in the wrapper.
-    wrapper = _WRAPPERS[number]
-    wrapper._count_one()
-    count.fill_(wrapper.step)
+# A graph counts in a tensor, but Python chooses among graphs: this op gives the tensor's phase back to Python.
+_traced_phase = torch.library.custom_op("rareloss::warmup_phase", _phase, mutates_args=())
 
 
-@_count_call.register_fake
-def _(count: Tensor, number: int) -> None:
-    return None
+@_traced_phase.register_fake
+def _(step: Tensor, warmup_steps: int, blend_steps: int) -> Any:
+    return torch.library.get_ctx().new_dynamic_size()
 
 
-def _takes(loss: nn.Module, name: str) -> bool:
-    return name in inspect.signature(loss.forward).parameters
+def _is_recomputation() -> bool:
+    # torch.utils.checkpoint calls again within a backward pass. Its reentrant form calls first without gradients, which
+    # is not counted, and again within a node of its own, which is.
+    if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+        return False
+    node = torch._C._current_autograd_node()
+    return node is None or node.name() != "CheckpointFunctionBackward"
+
+
+def _clamp(number: float | Tensor) -> float | Tensor:
+    return number.clamp(0.0, 1.0) if isinstance(number, Tensor) else min(1.0, max(0.0, number))
+
+
+def _has_threshold(loss: nn.Module) -> bool:
+    return bool(getattr(loss, "has_threshold", False))
 
 
 def _is_torch(loss: nn.Module) -> bool:
     # These two themselves: a class made from one of them has a forward of its own to call.
     return type(loss) in (nn.BCEWithLogitsLoss, nn.CrossEntropyLoss)
+
+
+def _torch_sums(loss: nn.Module, logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor | None]:
+    terms, weights = _torch_terms(loss, logits, targets, ignore_index)
+    return terms.sum(), weights.sum() if loss.reduction == "mean" else None
 
 
 def _torch_terms(loss: nn.Module, logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
@@ -266,39 +293,36 @@ def _torch_terms(loss: nn.Module, logits: Tensor, targets: Tensor, ignore_index:
     checks.is_tensor("targets", targets)
     # As every loss here: half precision can neither sum up many terms nor count many rows.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    # An ignored logit is taken out before the loss, so that a NaN there leaves no gradient.
     if isinstance(loss, nn.CrossEntropyLoss):
         if not logits.ndim:
             raise ValueError("logits must have shape [..., C] beside class indices, got (); give them a dimension")
         checks.same_shape("targets", targets, logits.shape[:-1])
         checks.class_indices("targets", targets, logits.shape[-1], ignore_index)
-        flat = torch.where(checks.ignored(targets, ignore_index), loss.ignore_index, targets.long()).reshape(-1)
-        # An ignored logit is taken out before the loss, so that a NaN there leaves no gradient.
-        kept = (flat != loss.ignore_index)[:, None]
-        of_class = None if loss.weight is None else loss.weight.to(logits.dtype)
+        classes = torch.where(checks.ignored(targets, ignore_index), loss.ignore_index, targets.long()).reshape(-1)
+        valid = classes != loss.ignore_index
+        class_weight = None if loss.weight is None else loss.weight.to(logits.dtype)
         terms = F.cross_entropy(
-            torch.where(kept, logits.reshape(-1, logits.shape[-1]), 0.0),
-            flat,
-            weight=of_class,
+            torch.where(valid[:, None], logits.reshape(-1, logits.shape[-1]), 0.0),
+            classes,
+            weight=class_weight,
             ignore_index=loss.ignore_index,
             label_smoothing=loss.label_smoothing,
             reduction="none",
         )
-        counted = kept[:, 0].to(terms.dtype)
-        if of_class is not None:
-            counted = counted * of_class[torch.where(flat == loss.ignore_index, 0, flat)]
-        return terms, counted
+        weights = valid.to(terms.dtype)
+        return terms, weights if class_weight is None else weights * class_weight[torch.where(valid, classes, 0)]
     assert isinstance(loss, nn.BCEWithLogitsLoss)
-    checks.same_shape(
-        "targets", targets, logits.shape, logits.shape[:-1] if logits.shape[-1:] == (1,) else (*logits.shape, 1)
-    )
+    shape = logits.shape[:-1] if logits.shape[-1:] == (1,) else (*logits.shape, 1)
+    checks.same_shape("targets", targets, logits.shape, shape)
     checks.labels("targets", targets, ignore_index)
-    kept = ~checks.ignored(targets, ignore_index).reshape(logits.shape)
+    targets = targets.reshape(logits.shape)
+    valid = ~checks.ignored(targets, ignore_index)
     terms = F.binary_cross_entropy_with_logits(
-        torch.where(kept, logits, 0.0),
-        torch.where(kept, targets.reshape(logits.shape), 0).to(logits.dtype),
+        torch.where(valid, logits, 0.0),
+        torch.where(valid, targets, 0).to(logits.dtype),
         weight=loss.weight,
         pos_weight=loss.pos_weight,
         reduction="none",
     )
-    counted = kept.to(terms.dtype)
-    return terms * counted, counted
+    return terms * valid, valid.to(terms.dtype)

@@ -1,4 +1,4 @@
-"""Coordinates in which the inputs of a linear layer are uncorrelated."""
+"""Whitening: coordinates in which the inputs of a linear layer are uncorrelated and of unit variance."""
 
 import copy
 from functools import cached_property
@@ -6,64 +6,65 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Uncorrelated", "carry_back"]
+__all__ = ["Whitening", "unwhiten"]
 
 
-class Uncorrelated:
-    r"""Coordinates in which inputs have covariance about I and mean 0, and weights say how far scores move.
+class Whitening:
+    r"""Cholesky whitening of the inputs of a linear layer, and of its weights.
 
     With mean :math:`\mu` and covariance :math:`\Sigma + \rho I = F F^\top` of the rows, an input x becomes
     :math:`F^{-1} (x - \mu)` and weights w become :math:`F^\top w`, where :math:`\rho` is a thousandth of the mean
-    variance. Splines and dummies are far from uncorrelated, and a search converges slowly over them.
+    variance. The norm of a change of the whitened weights is how far the scores move. Splines and dummies are strongly
+    correlated, and a search converges slowly over them.
 
     Args:
         x: inputs ``[n, d]``.
-        weight: of the rows, ``[n]`` or ``[n, C]``; None for equal ones. A row of weight 0 may hold anything.
+        weight: sample weights ``[n]`` or ``[n, C]``; None for equal ones. A row of weight 0 may hold anything.
 
     Raises:
-        ValueError: a row of some weight holds NaN or infinity.
+        ValueError: a row of positive weight holds NaN or infinity.
     """
 
     def __init__(self, x: Tensor, weight: Tensor | None) -> None:
         x = x.double()
-        share = (torch.ones(len(x)) if weight is None else weight).to(x).reshape(len(x), -1).sum(1)
-        x = torch.where(share[:, None] > 0, x, 0.0)
+        weight = (torch.ones(len(x)) if weight is None else weight).to(x).reshape(len(x), -1).sum(1)
+        x = torch.where(weight[:, None] > 0, x, 0.0)
         if not bool(torch.isfinite(x).all()):
             raise ValueError(
                 "inputs of train hold NaN or infinite numbers; fill or drop them, or give their rows weight 0"
             )
-        share = (share / share.sum())[:, None]
-        self.centre = (share * x).sum(0)
-        self._centred = x - self.centre
-        covariance = (share * self._centred).mT @ self._centred
+        weight = (weight / weight.sum())[:, None]
+        self.mean = (weight * x).sum(0)
+        self._centred = x - self.mean
+        covariance = (weight * self._centred).mT @ self._centred
         ridge = 1e-3 * covariance.diagonal().mean() + torch.finfo(x.dtype).tiny
         self.factor: Tensor = torch.linalg.cholesky(covariance + ridge * torch.eye(len(covariance)).to(x))
 
     @cached_property
     def inputs(self) -> Tensor:
-        """The rows in these coordinates, ``[n, d]``."""
+        """The whitened rows ``[n, d]``."""
         inputs: Tensor = torch.linalg.solve_triangular(self.factor, self._centred.mT, upper=False).mT
         return inputs
 
     @torch.no_grad()
-    def into(self, layer: nn.Linear) -> nn.Linear:
-        """Return a layer of these coordinates with the scores of the given one."""
-        into = copy.deepcopy(layer).to(torch.promote_types(layer.weight.dtype, torch.float32))
-        into.weight.copy_(layer.weight.double() @ self.factor)
+    def whiten_layer(self, layer: nn.Linear) -> nn.Linear:
+        """Return a layer that gives whitened inputs the scores that ``layer`` gives the plain ones."""
+        whitened = copy.deepcopy(layer).to(torch.promote_types(layer.weight.dtype, torch.float32))
+        whitened.weight.copy_(layer.weight.double() @ self.factor)
         if layer.bias is not None:
-            into.bias.add_(layer.weight.double() @ self.centre)
-        return into
+            whitened.bias.add_(layer.weight.double() @ self.mean)
+        return whitened
 
     @torch.no_grad()
-    def back(self, into: nn.Linear, layer: nn.Linear) -> None:
-        """Give a layer of the plain inputs the scores of one of these coordinates."""
-        weights = carry_back(self.factor, into.weight)
+    def unwhiten_layer(self, whitened: nn.Linear, layer: nn.Linear) -> None:
+        """Write the parameters into ``layer`` that give plain inputs the scores of ``whitened``."""
+        weights = unwhiten(self.factor, whitened.weight)
         layer.weight.copy_(weights)
         if layer.bias is not None:
-            layer.bias.copy_(into.bias - weights @ self.centre)
+            layer.bias.copy_(whitened.bias - weights @ self.mean)
 
 
-def carry_back(factor: Tensor, weights: Tensor) -> Tensor:
-    r"""Carry weights of uncorrelated coordinates ``[C, d]`` back to the plain inputs: :math:`w F^{-1}`, in float64."""
+def unwhiten(factor: Tensor, weights: Tensor) -> Tensor:
+    r"""Return the weights of plain inputs for whitened weights ``[C, d]``: :math:`w F^{-1}`, in float64."""
     plain: Tensor = torch.linalg.solve_triangular(factor, weights.double(), upper=False, left=False)
     return plain

@@ -1,4 +1,7 @@
-"""One operating point: its loss, metric, threshold and cap mean the same thing."""
+"""Objectives: the loss, metric, threshold and cap of each mean the same thing."""
+
+import copy
+import pickle
 
 import numpy as np
 import pytest
@@ -8,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pools import Pool, pools
-from rareloss import Objective, PAUCAtBudgetLoss, RecallAtQuantileLoss, SmoothAPLoss, functional, metrics
+from rareloss import Objective, PAUCAtBudgetLoss, RecallAtQuantileLoss, SmoothAPLoss, functional, metrics, objectives
+from rareloss.objectives import (
+    AveragePrecision,
+    Cost,
+    PartialAUC,
+    PrecisionAtRecall,
+    RecallAtFPR,
+    RecallAtPrecision,
+    RecallAtTop,
+)
 
 TEXTS = ("ap", "recall@top=0.5%", "recall@fpr=0.1%", "pauc@fpr=0-0.5%", "pauc@fpr=0.1-2%")
 
@@ -101,11 +113,10 @@ def test_loss_tends_to_one_minus_the_metric() -> None:
 
 @given(pool=pools(), share=st.sampled_from([0.05, 0.2, 0.5, 0.9]))
 def test_rows_above_the_threshold_never_exceed_capacity_or_budget(pool: Pool, share: float) -> None:
-    for kind in ("recall@top", "recall@fpr", "pauc@fpr"):
-        objective = Objective(kind, share)
+    for objective in (RecallAtTop(share), RecallAtFPR(share), PartialAUC(0.0, share)):
         threshold = objective.threshold(pool.scores, pool.positive, pool.weight)
         assert threshold in pool.scores[pool.weight > 0]
-        counted = pool.weight if kind == "recall@top" else pool.weight * ~pool.positive
+        counted = pool.weight if isinstance(objective, RecallAtTop) else pool.weight * ~pool.positive
         above = counted[pool.scores > threshold].sum()
         assert above <= share * counted.sum() * (1 + 1e-9)
         # And no lower threshold would do: with the tied group at the threshold the capacity is exceeded.
@@ -146,12 +157,76 @@ def test_cap_is_reached_by_a_perfect_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "level", "low"),
-    [("ap", 0.1, 0.0), ("recall@top", None, 0.0), ("recall@top", 0.1, 0.05), ("pauc@fpr", 0.1, 0.2), ("auc", 0.1, 0.0)],
+    ("kind", "fields"),
+    [
+        (AveragePrecision, (0.1,)), (RecallAtTop, ()), (RecallAtTop, (0.0,)), (RecallAtTop, (1.0,)),
+        (RecallAtTop, (0.1, 1)), (RecallAtTop, ("0.1",)), (RecallAtFPR, (1.0,)), (PartialAUC, (0.2, 0.1)),
+        (PartialAUC, (0.1, 1.1)), (RecallAtPrecision, (1.0,)), (PrecisionAtRecall, (1.1,)), (Cost, (0.0, 1.0)),
+        (Cost, (1.0, float("inf"))), (Cost, (1.0,)),
+    ],
+)  # fmt: skip
+def test_constructor_refuses_what_parse_would(kind: type[Objective], fields: tuple[float, ...]) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"."):
+        kind(*fields)
+
+
+def test_objective_itself_is_no_objective() -> None:
+    with pytest.raises(TypeError, match=r"Objective\.parse"):
+        Objective("recall@top", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("objective", "shown"),
+    [
+        (AveragePrecision(), "AveragePrecision()"),
+        (RecallAtTop(0.005, rows=40_000), "RecallAtTop(quantile=0.005, rows=40000)"),
+        (RecallAtFPR(0.001), "RecallAtFPR(fpr=0.001)"),
+        (PartialAUC(0.0, 0.005), "PartialAUC(alpha=0.0, beta=0.005)"),
+        (RecallAtPrecision(0.5), "RecallAtPrecision(precision=0.5)"),
+        (PrecisionAtRecall(1.0), "PrecisionAtRecall(recall=1.0)"),
+        (Cost(fn=500.0, fp=5.0), "Cost(fn=500.0, fp=5.0)"),
+    ],
 )
-def test_constructor_refuses_what_parse_would(kind: str, level: float | None, low: float) -> None:
-    with pytest.raises(ValueError, match=r"."):
-        Objective(kind, level, low)
+def test_an_objective_is_a_value(objective: Objective, shown: str) -> None:
+    assert isinstance(objective, Objective)
+    assert repr(objective) == shown
+    for same in (eval(shown, vars(objectives)), pickle.loads(pickle.dumps(objective)), copy.deepcopy(objective)):
+        assert same == objective
+        assert hash(same) == hash(objective)
+    assert objective == Objective.of(str(objective)) == Objective.of(objective)
+    others = [RecallAtTop(0.005), PartialAUC(0.0, 0.001), Cost(5.0, 500.0), PrecisionAtRecall(0.5)]
+    assert objective not in others
+    with pytest.raises(AttributeError):
+        objective.fpr = 0.5
+
+
+def test_what_an_objective_asks_for() -> None:
+    def asked(text: str) -> dict[str, float]:
+        objective = Objective.parse(text)
+        names = ("budget", "quantile", "alpha", "precision", "recall", "fn", "fp")
+        return {name: value for name in names if (value := getattr(objective, name)) is not None}
+
+    assert asked("ap") == {}
+    assert asked("recall@top=5%") == {"budget": 0.05, "quantile": 0.05}
+    assert asked("recall@fpr=5%") == {"budget": 0.05}
+    assert asked("pauc@fpr=1-5%") == {"budget": 0.05, "alpha": 0.01}
+    assert asked("recall@precision=5%") == {"precision": 0.05}
+    assert asked("precision@recall=5%") == {"recall": 0.05}
+    assert asked("cost@fn=5,fp=2") == {"fn": 5.0, "fp": 2.0}
+
+
+def test_a_new_objective_is_one_class() -> None:
+    class Best(AveragePrecision, examples=("best@of=3",)):
+        @classmethod
+        def _read(cls, value: str) -> "Best":
+            return cls()
+
+    try:
+        assert type(Objective.parse("best@of=7")) is Best
+        with pytest.raises(ValueError, match="best@of=3"):
+            Objective.parse("worst")
+    finally:
+        del Objective._by_example["best@of=3"]
 
 
 NEW = ("recall@top=200/40000", "recall@precision=50%", "precision@recall=80%", "cost@fn=500,fp=5")
@@ -163,9 +238,9 @@ def test_new_kinds_parsed_and_printed_are_the_same(text: str) -> None:
     assert str(objective) == text
     assert Objective.parse(str(objective)) == objective
     assert objective.name
-    trained, why = objective.trains
-    assert (trained == objective) == (why == "")
-    assert type(objective.loss(1)) is type(trained.loss(1))
+    assert (objective.surrogate == objective) == (objective.surrogate_reason == "")
+    assert type(objective.loss(1)) is type(objective.surrogate.loss(1))
+    assert objective.loss_name == objective.surrogate.loss_name
 
 
 @pytest.mark.parametrize(
@@ -184,7 +259,7 @@ def test_new_kinds_out_of_range_are_refused(text: str) -> None:
 @given(pool=pools(), share=st.sampled_from([0.1, 0.5, 0.9, 1.0]))
 def test_new_kinds_equal_scikit_learn(pool: Pool, share: float) -> None:
     labels, weight = pool.positive.numpy(), pool.weight.double().numpy()
-    value, defined = Objective("precision@recall", share).metric(pool.scores, pool.positive, pool.weight)
+    value, defined = PrecisionAtRecall(share).metric(pool.scores, pool.positive, pool.weight)
     if not defined:
         return
     scores = pool.scores.double().numpy()
@@ -193,19 +268,28 @@ def test_new_kinds_equal_scikit_learn(pool: Pool, share: float) -> None:
     precision, recall = curve[0][:-1], curve[1][:-1]
     assert value.item() == pytest.approx(precision[recall >= share - 1e-9].max(), abs=1e-6)
     most = recall[precision >= min(share, 0.99) - 1e-9]
-    got = Objective("recall@precision", min(share, 0.99)).metric(pool.scores, pool.positive, pool.weight).value
+    got = RecallAtPrecision(min(share, 0.99)).metric(pool.scores, pool.positive, pool.weight).value
     assert got.item() == pytest.approx(most.max() if len(most) else 0.0, abs=1e-6)
-    cost = Objective("cost", fn=7.0, fp=2.0)
+    cost = Cost(fn=7.0, fp=2.0)
     costs = []
-    for cut in [np.inf, *np.unique(scores[there])]:
-        alarm = scores >= cut
-        costs.append(7.0 * weight[labels & ~alarm].sum() + 2.0 * weight[~labels & alarm].sum())
+    for threshold in [np.inf, *np.unique(scores[there])]:
+        alert = scores >= threshold
+        costs.append(7.0 * weight[labels & ~alert].sum() + 2.0 * weight[~labels & alert].sum())
     blind = min(7.0 * weight[labels].sum(), 2.0 * weight[~labels].sum())
     expected = max(0.0, 1 - min(costs) / blind)
     assert cost.metric(pool.scores, pool.positive, pool.weight).value.item() == pytest.approx(expected, abs=1e-6)
-    alarm = scores > cost.threshold(pool.scores, pool.positive, pool.weight).item()
-    reached = 7.0 * weight[labels & ~alarm].sum() + 2.0 * weight[~labels & alarm].sum()
-    assert expected == 0 or reached == pytest.approx(min(costs), rel=1e-6)
+    alert = scores > cost.threshold(pool.scores, pool.positive, pool.weight).item()
+    reached = 7.0 * weight[labels & ~alert].sum() + 2.0 * weight[~labels & alert].sum()
+    assert reached == pytest.approx(min(costs), rel=1e-6)
+
+
+def test_where_alerts_for_all_are_cheapest_the_threshold_lets_all_through() -> None:
+    # A fifth is positive and a miss costs ten false alerts: no alert at all would cost 2 a row, all of them 0.8.
+    scores, labels = torch.zeros(10), torch.arange(10) < 2
+    objective = Objective.parse("cost@fn=10,fp=1")
+    assert objective.metric(scores, labels).value.item() == 0.0
+    assert objective.threshold(scores, labels).item() == -torch.inf
+    assert Objective.parse("cost@fn=1,fp=10").threshold(scores, labels).item() == torch.inf
 
 
 def test_new_thresholds_by_hand() -> None:

@@ -18,11 +18,10 @@ from rareloss.losses import (
     RankingLoss,
     RecallAtQuantileLoss,
     SigmoidFocalLoss,
-    SmoothAPLoss,
     SoftmaxFocalLoss,
 )
 
-__all__ = ["has_equation", "value_and_gradient"]
+__all__ = ["value_and_gradient"]
 
 STEP = 1e-30  # h, in logits
 
@@ -35,19 +34,13 @@ class Row(NamedTuple):
     present: list[bool]
 
 
-def has_equation(loss: nn.Module) -> bool:
-    """Say whether the loss is one of those that are written out here, with its value in one number."""
-    known = (SigmoidFocalLoss, SoftmaxFocalLoss, SmoothAPLoss, RecallAtQuantileLoss, PAUCAtBudgetLoss)
-    return type(loss) in known and getattr(loss, "reduction", "mean") != "none"
-
-
 def value_and_gradient(
     loss: nn.Module, steps: Sequence[tuple[Tensor, Tensor]]
 ) -> tuple[list[float], list[list[float]]]:
     """Compute the value and the gradient of the logits at each step by the equation.
 
     Args:
-        loss: one that :func:`has_equation` knows, with nothing remembered.
+        loss: one of rareloss's own, with a value in one number and nothing remembered.
         steps: logits ``[n, ...]`` and targets of each.
 
     Returns:

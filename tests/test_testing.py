@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from loss_equations import value_and_gradient
 from processes import start_ranks
 from rareloss import (
     LossWarmupWrapper,
@@ -26,6 +27,7 @@ from rareloss import (
 )
 from rareloss.distributed import world_size
 from rareloss.testing import Report, verify
+from rareloss.testing.case import draw_batch
 
 # ------------------------------------------------------------------------------- losses, each with one thing wrong
 
@@ -121,11 +123,11 @@ BROKEN: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "the order of rows": (ByPlace, "row order"),
     "a break of the graph": (BreakingTheGraph, "compile"),
     "a crash in half": (CrashingInHalf, "precision"),
-    "another loss in float32": (CoarseInFloat32, "oracle"),
+    "another loss in float32": (CoarseInFloat32, "accuracy"),
     "a count that is not saved": (CountingUnsaved, "resume"),
-    "a count that goes on in eval mode": (CountingInEval, "hygiene"),
+    "a count that goes on in eval mode": (CountingInEval, "copy and pickle"),
     "a NaN that stays": (KeepingNaN, "NaN poisoning"),
-    "a diluted queue": (lambda: Diluted(1, queue_size=300), "undiluted queue"),
+    "a diluted queue": (lambda: Diluted(1, queue_size=300), "queue gradient scale"),
     "ignored rows that count": (lambda: CountingIgnored(1, queue_size=0), "padding"),
     "a pool too small for the point": (lambda: RecallAtQuantileLoss(1, 0.01, queue_size=0), "support"),
 }
@@ -145,7 +147,7 @@ OWN: dict[str, Callable[[], nn.Module]] = {
 
 
 def failed(report: Report) -> set[str]:
-    return {finding.promise for finding in report.failures}
+    return {check.name for check in report.failures}
 
 
 def batch_of(name: str) -> tuple[Tensor, Tensor] | None:
@@ -157,25 +159,62 @@ def batch_of(name: str) -> tuple[Tensor, Tensor] | None:
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_is_broken_is_found_by_its_check_alone(name: str) -> None:
-    make, promise = BROKEN[name]
+    make, check = BROKEN[name]
     # The compiler is slow, and has little to say of the others.
-    others = {"oracle", "row order", "precision", "resume", "undiluted queue", "NaN poisoning", "padding", "hygiene"}
-    only = [promise] if promise in ("compile", "support") else sorted(others)
+    others = {
+        "accuracy",
+        "row order",
+        "precision",
+        "resume",
+        "queue gradient scale",
+        "NaN poisoning",
+        "padding",
+        "copy and pickle",
+    }
+    only = [check] if check in ("compile", "support") else sorted(others)
     report = verify(make, ranks=(), only=only)
-    assert failed(report) == {promise}, str(report)
+    assert failed(report) == {check}, str(report)
     assert not report.passed
 
 
 @pytest.mark.parametrize("name", OWN)
 def test_own_losses_pass(name: str) -> None:
-    every = ["oracle", "row order", "precision", "resume", "undiluted queue", "NaN poisoning", "padding", "hygiene"]
+    every = [
+        "accuracy",
+        "row order",
+        "precision",
+        "resume",
+        "queue gradient scale",
+        "NaN poisoning",
+        "padding",
+        "copy and pickle",
+    ]
     report = verify(OWN[name](), batch=batch_of(name), ranks=(), only=[*every, "support", "syncs", "chunks"])
     assert report.passed, str(report)
 
 
+@pytest.mark.filterwarnings("ignore:.*are needed for a stable gradient:UserWarning")
+@pytest.mark.parametrize("name", [name for name in OWN if name != "warm-up"])
+def test_own_losses_are_their_equations(name: str) -> None:
+    loss = OWN[name]().double()
+    of_classes = SmoothAPLoss(3) if name.startswith("class-index") else loss
+    logits, targets = batch_of(name) or next(draw_batch(of_classes, 0))
+    rare = (targets.reshape(len(targets), -1) != 0).any(1)
+    few = torch.cat([rare.nonzero()[:8, 0], (~rare).nonzero()[:, 0]])[:24]
+    steps = [(logits[rows].double(), targets[rows]) for rows in (few[::2], few[1::2], few)]
+    values, gradients = value_and_gradient(copy.deepcopy(loss), steps)
+    for (scores, labels), value, gradient in zip(steps, values, gradients, strict=True):
+        scores.requires_grad_()
+        actual = loss(scores, labels)
+        actual.backward()
+        expected = torch.tensor(gradient, dtype=torch.float64)
+        assert actual.item() == pytest.approx(value, rel=1e-6, abs=1e-6 * expected.norm().item())
+        assert (scores.grad.flatten() - expected).norm() <= 1e-6 * expected.norm()
+
+
 def test_own_loss_compiles_in_one_graph() -> None:
     report = verify(SigmoidFocalLoss(), ranks=(), only=["compile"])
-    assert [finding.verdict for finding in report.findings] == ["pass", "pass"]
+    assert [check.verdict for check in report.checks] == ["pass", "pass"]
 
 
 @pytest.fixture
@@ -188,20 +227,20 @@ def quick_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("quick_ranks")
 def test_gradient_divided_by_ranks_is_found_and_so_is_a_rank_that_dies() -> None:
     report = verify(DividedByRanks(1, queue_size=50), ranks=(1, 2), only=["ranks"])
-    assert [finding.verdict for finding in report.findings] == ["pass", "fail", "fail", "fail", "fail"]
-    assert report.findings[1].measured == pytest.approx(0.5)
-    assert "0.5 times" in report.findings[1].said
-    assert report.findings[4].measured is None
-    assert "rank 1: it ended without an answer" in report.findings[4].said
+    assert [check.verdict for check in report.checks] == ["pass", "fail", "fail", "fail", "fail"]
+    assert report.checks[1].measured == pytest.approx(0.5)
+    assert "0.5 times" in report.checks[1].message
+    assert report.checks[4].measured is None
+    assert "rank 1: it ended without an answer" in report.checks[4].message
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_ranks")
 def test_rank_that_raises_spoils_no_later_cut() -> None:
     report = verify(RefusingNoRows(), ranks=(2, 3), rows=32, only=["ranks"])
-    raised = {finding.case: finding.said for finding in report.findings if finding.measured is None}
+    raised = {check.variant: check.message for check in report.checks if check.measured is None}
     assert set(raised) == {"2 ranks, an empty rank", "3 ranks, an empty rank"}, str(report)
-    assert all("ValueError: no rows" in said for said in raised.values())
+    assert all("ValueError: no rows" in message for message in raised.values())
 
 
 @pytest.mark.slow
@@ -209,10 +248,10 @@ def test_own_loss_passes_with_a_model_over_ranks_and_leaves_the_model_alone() ->
     model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Tanh(), nn.Linear(8, 1))
     before = copy.deepcopy(model.state_dict())
     batch = (torch.randn(64, 4), (torch.arange(64) % 5 == 0).long())
-    report = verify(SmoothAPLoss(1), model, batch, ranks=[2], only=["oracle", "ranks", "chunks"])
+    report = verify(SmoothAPLoss(1), model, batch, ranks=[2], only=["accuracy", "ranks", "chunks"])
     assert report.passed, str(report)
-    assert len(report.findings) == 8
-    assert all(finding.measured is not None for finding in report.findings)
+    assert len(report.checks) == 7
+    assert all(check.measured is not None for check in report.checks)
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -222,14 +261,14 @@ def test_loss_that_was_given_is_left_alone() -> None:
     loss(torch.randn(30), torch.arange(30) % 3 == 0)
     before = copy.deepcopy(loss.state_dict())
     state = torch.get_rng_state()
-    assert verify(loss, ranks=(), only=["resume", "undiluted queue"]).passed
+    assert verify(loss, ranks=(), only=["resume", "queue gradient scale"]).passed
     assert all(torch.equal(value, before[name]) for name, value in loss.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_same_seed_gives_the_same_certificate_and_another_one_another() -> None:
+def test_same_seed_gives_the_same_report_and_another_one_another() -> None:
     def report(seed: int) -> str:
-        return verify(CoarseInFloat32, ranks=(), only=["oracle", "resume"], seed=seed).to_json()
+        return verify(CoarseInFloat32, ranks=(), only=["accuracy", "resume"], seed=seed).to_json()
 
     assert report(1) == report(1)
     assert report(1) != report(2)
@@ -253,12 +292,12 @@ def test_losses_that_are_called_otherwise_take_a_function_that_calls_them() -> N
         Remembering(),
         call=lambda loss, logits, targets, rows: loss(torch.sigmoid(logits), targets.to(logits.dtype), rows),
         ranks=(),
-        only=["oracle", "resume", "row order", "undiluted queue"],
+        only=["accuracy", "resume", "row order", "queue gradient scale"],
     )
     assert failed(report) == {"resume"}, str(report)
 
 
-def test_findings_are_shown_with_reasons_and_written_as_json() -> None:
+def test_checks_are_shown_with_reasons_and_written_as_json() -> None:
     report = verify(KeepingNaN, ranks=(), only=["ranks", "NaN poisoning", "padding"])
     shown = str(report)
     for expected in (
@@ -271,7 +310,7 @@ def test_findings_are_shown_with_reasons_and_written_as_json() -> None:
     content = json.loads(report.to_json())
     assert not content["passed"]
     assert content["settings"]["rows"] == 256
-    verdicts = {finding["case"]: finding["verdict"] for finding in content["findings"]}
+    verdicts = {check["variant"]: check["verdict"] for check in content["checks"]}
     assert verdicts["gloo processes"] == "skipped"
     assert verdicts["rows of ignore_index"] == "not applicable"
     assert verdicts["clean batches after a NaN logit"] == "fail"
@@ -282,8 +321,8 @@ def test_numbers_that_are_not_finite_are_valid_json() -> None:
         def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
             return super().forward(logits, targets) / (logits.dtype == torch.float64)
 
-    content = json.loads(verify(Infinite(), ranks=(), only=["oracle"]).to_json())
-    assert content["findings"][0]["measured"] == "inf"
+    content = json.loads(verify(Infinite(), ranks=(), only=["accuracy"]).to_json())
+    assert content["checks"][0]["measured"] == "inf"
 
 
 @pytest.mark.parametrize(
@@ -299,7 +338,7 @@ def test_numbers_that_are_not_finite_are_valid_json() -> None:
         ({"batch": (torch.zeros(5), torch.zeros(5))}, ValueError, "at least 16 rows"),
         ({"batch": (torch.zeros(20).long(), torch.zeros(20))}, ValueError, "logits must be floats"),
         ({"batch": (torch.zeros(20, 2), torch.zeros(20))}, ValueError, "cannot be called on the batch"),
-        ({"only": ["magic"]}, ValueError, "only must be one of 'oracle'"),
+        ({"only": ["magic"]}, ValueError, "only must be one of 'accuracy'"),
         ({"rows": 3}, ValueError, "rows must be at least 16"),
         ({"ranks": [0]}, ValueError, "ranks must be at least 1"),
         ({"call": lambda *_: 1, "ranks": [2], "only": ["ranks"]}, ValueError, "must give a tensor, got int"),
@@ -349,8 +388,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     sys.modules.pop("my_losses", None)
 
 
-def test_command_that_passes_ends_with_0_and_writes_the_certificate(folder: Path) -> None:
-    options = ["--arguments", '{"num_classes": 1, "queue_size": 30}', "--only", "resume,undiluted queue"]
+def test_command_that_passes_ends_with_0_and_writes_the_report(folder: Path) -> None:
+    options = ["--arguments", '{"num_classes": 1, "queue_size": 30}', "--only", "resume,queue gradient scale"]
     result = run("rareloss:SmoothAPLoss", *options, "--ranks", "none", "--out", "report.json")
     assert result.exit_code == 0, result.output
     assert "4 checks passed" in result.stdout
@@ -376,7 +415,7 @@ def test_command_takes_a_model_a_batch_and_a_function_that_calls(folder: Path, s
         torch.save({"inputs": inputs, "targets": targets} if suffix == ".pt" else (inputs, targets), path)
     result = run("my_losses:make", "--model", "my_losses:Model", "--batch", path, "--only", "chunks")
     assert result.exit_code == 0, result.output
-    result = run("my_losses:ready", "--call", "my_losses:call", "--only", "oracle", "--ranks", "none", "--rows", "64")
+    result = run("my_losses:ready", "--call", "my_losses:call", "--only", "accuracy", "--ranks", "none", "--rows", "64")
     assert result.exit_code == 0, result.output
 
 

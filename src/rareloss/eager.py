@@ -1,0 +1,41 @@
+"""What kind of call this is: eager, whose values may be looked at, or traced; training, or not."""
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+
+__all__ = ["is_eager", "is_plain", "is_recomputation", "is_training_call"]
+
+
+def is_plain(*tensors: Tensor) -> bool:
+    """Say whether all of ``tensors`` hold numbers now: no graph is traced, no transform or mode wraps them."""
+    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+        return False
+    return not any(
+        tensor.is_meta or isinstance(tensor, FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        for tensor in tensors
+    )
+
+
+def is_eager(*tensors: Tensor, check_values: bool | None = None) -> bool:
+    """Say whether the values of ``tensors`` may be looked at now, without breaking a graph or making a device wait.
+
+    Args:
+        tensors: any.
+        check_values: whether to look although a device has to wait for it.
+    """
+    return is_plain(*tensors) and (bool(check_values) or all(tensor.device.type == "cpu" for tensor in tensors))
+
+
+def is_training_call(module: nn.Module) -> bool:
+    """Say whether a call of ``module`` trains: in training mode, with gradients enabled.
+
+    Only such a call remembers rows, counts steps or exchanges rows with other ranks, so validation under
+    ``torch.no_grad()`` leaves no trace, whatever mode the loss is in.
+    """
+    return module.training and torch.is_grad_enabled()
+
+
+def is_recomputation() -> bool:
+    """Say whether this code runs inside a backward pass: ``torch.utils.checkpoint`` runs a forward pass again there."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
