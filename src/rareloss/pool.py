@@ -261,10 +261,15 @@ def per_class(pool: Pool, value: Tensor) -> PerClass:
     Returns:
         the values; NaN with gradient 0 where undefined; where a score is not finite, value and gradient are NaN.
     """
-    absent = where_absent(pool.threshold_weight, pool.eager)
-    no_negative = pool.is_positive if absent is None else pool.is_positive | absent
-    undefined = (pool.positive_weight <= 0).all(1) | no_negative.all(1)
+    undefined = ~(_any(pool.is_positive, pool.weight, pool) & _any(~pool.is_positive, pool.threshold_weight, pool))
     return PerClass((value * one_or_nan(pool.scores)).masked_fill(undefined, torch.nan), ~undefined)
+
+
+def _any(rows: Tensor, weight: Tensor, pool: Pool) -> Tensor:
+    # Whether some of the rows [C, M] of each class have weight.
+    if pool.eager and is_expanded(weight):
+        return rows.view(torch.uint8).amax(1) > 0  # ten times as fast as any() of bools
+    return (rows & (weight > 0)).any(1)
 
 
 def one_or_nan(scores: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def evaluate(
 
 def average_precision_in_one_call(pool: Pool) -> PerClass | None:
     """Compute the exact average precision of each class by the native kernel, or nothing where it cannot."""
-    if not (native.available() and pool.eager and _takes(pool)):
+    if not (native.available() and pool.eager and pool.scores.device.type == "cpu"):
         return None
     return _defined(pool, native.exact_average_precision(pool.scores, pool.is_positive, _weight(pool)))
 
