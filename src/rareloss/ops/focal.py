@@ -206,7 +206,7 @@ def focal_loss(
         the weighted losses, of the shape of the targets, or their sum; the sum of the weights; that of the positives'.
     """
     targets, alpha, compiling = targets.detach(), equation.alpha, torch.compiler.is_compiling()
-    transformed = torch._C._functorch.get_dynamic_layer_stack_depth() > 0
+    transformed = torch._C._are_functorch_transforms_active()
     learned = isinstance(alpha, Tensor) and alpha.requires_grad and torch.is_grad_enabled()
     if transformed or learned or (not compiling and unpack_dual(logits).tangent is not None):
         # Transforms, forward mode and an alpha that learns differentiate the value as it stands.
