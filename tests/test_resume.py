@@ -110,7 +110,7 @@ def test_run_resumed_at_any_step_equals_the_uninterrupted_one(name: str) -> None
 
 @every_loss
 @pytest.mark.filterwarnings(
-    "ignore:torch.distributed is unavailable or uninitialized:UserWarning",  # torch 2.6 says what it finds out by itself
+    "ignore:torch.distributed is unavailable or uninitialized:UserWarning",  # torch 2.6 says so
     "ignore:TypedStorage is deprecated:UserWarning",  # which it uses itself
 )
 @pytest.mark.parametrize("stop", [0, 1, 3, 6])
