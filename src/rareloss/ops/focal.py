@@ -12,6 +12,7 @@ of recorded, and the backward pass needs the inputs alone.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -62,7 +63,8 @@ def _closed_slope(nll: Tensor, q: Tensor, focus: Tensor, gamma: float) -> Tensor
     return torch.addcmul(q, 1 - q, nll, value=gamma).mul_(focus)
 
 
-class SigmoidFocal(NamedTuple):
+@dataclass(frozen=True)
+class SigmoidFocal:
     """The focal loss of labels 0 and 1.
 
     Attributes:
@@ -126,7 +128,8 @@ class SigmoidFocal(NamedTuple):
         return _Terms(loss, weight, y if weight is None else weight * y, slope)
 
 
-class SoftmaxFocal(NamedTuple):
+@dataclass(frozen=True)
+class SoftmaxFocal:
     """The focal loss of class indices.
 
     Attributes:

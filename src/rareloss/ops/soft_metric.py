@@ -6,7 +6,7 @@ is the one place that chooses.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, List, NamedTuple  # noqa: UP035, torch 2.6 reads no list[float] in the signature of an op
 
 import torch
 from torch import Tensor
@@ -104,7 +104,7 @@ def _call(
     iid: Tensor | None,
     live: int,
     name: str,
-    settings: list[float],
+    settings: List[float],  # noqa: UP006
     temperature: float,
     in_std: bool,
     with_gradient: bool,
@@ -159,14 +159,12 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)
         ctx.save_for_backward(output[1], inputs[0])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         gradient, live = ctx.saved_tensors
-        nothing = (None,) * 9
-        return (None if gradients[0] is None else _scaled_once(gradients[0], gradient, live), *nothing)
+        return _scaled_once(gradients[0], gradient, live), *((None,) * 9)
 
 
 class _EagerFused(torch.autograd.Function):
