@@ -68,7 +68,7 @@ def main() -> None:
         rows.append(metrics.average_precision(scores, truth[:, None].expand_as(scores)).value)
     values = torch.stack(rows)
     print("average precision on 50,000 held-out rows, 5 seeds: mean (lowest to highest)")
-    for name, column in zip(("cross-entropy", "cross-entropy, continued", "fine-tuned on Smooth-AP"), values.T, strict=True):
+    for name, column in zip(("cross-entropy", "cross-entropy, continued", "fine-tuned"), values.T, strict=True):
         print(f"  {name:<26}{column.mean():.3f} ({column.min():.3f} to {column.max():.3f})")
     gains = values[:, 2] - values[:, 0]
     print(f"  Smooth-AP minus cross-entropy, by seed: {', '.join(f'{gain:+.3f}' for gain in gains)}")
