@@ -1,6 +1,6 @@
-"""Binary, 1 % positives: a linear scorer from the cross-entropy solution, then a short stage on average precision.
+"""Binary, 1 % positives: a linear model solved by cross-entropy, then fine-tuned on average precision.
 
-The data hold two kinds of positives, one of which no linear scorer can reach; cross-entropy compromises between
+The data hold two kinds of positives, one of which no linear model can reach; cross-entropy compromises between
 the two, Smooth-AP takes the kind that can be ranked on top. The same further steps of cross-entropy are the control.
 
 Run: python examples/binary.py
@@ -40,7 +40,7 @@ def solve_cross_entropy(model: nn.Linear, features: Tensor, label: Tensor) -> No
     solver.step(closure)
 
 
-def stage(start: nn.Linear, loss: nn.Module, features: Tensor, target: Tensor, steps: int = 100) -> nn.Linear:
+def finetuned(start: nn.Linear, loss: nn.Module, features: Tensor, target: Tensor, steps: int = 100) -> nn.Linear:
     """Return a copy of ``start`` after full-batch Adam steps on ``loss``."""
     model = nn.Linear(2, 1)
     model.load_state_dict(start.state_dict())
@@ -61,14 +61,14 @@ def main() -> None:
         held_out, truth = draw(1_000 + seed, rows=50_000)
         solved = nn.Linear(2, 1)
         solve_cross_entropy(solved, features, label)
-        continued = stage(solved, nn.BCEWithLogitsLoss(), features, label.float())
-        ranked = stage(solved, SmoothAPLoss(num_classes=1, queue_size=0), features, label)
+        continued = finetuned(solved, nn.BCEWithLogitsLoss(), features, label.float())
+        ranked = finetuned(solved, SmoothAPLoss(num_classes=1, queue_size=0), features, label)
         with torch.no_grad():
             scores = torch.cat([model(held_out) for model in (solved, continued, ranked)], dim=1)
         rows.append(metrics.average_precision(scores, truth[:, None].expand_as(scores)).value)
     values = torch.stack(rows)
     print("average precision on 50,000 held-out rows, 5 seeds: mean (lowest to highest)")
-    for name, column in zip(("cross-entropy", "cross-entropy, continued", "Smooth-AP stage"), values.T, strict=True):
+    for name, column in zip(("cross-entropy", "cross-entropy, continued", "fine-tuned"), values.T, strict=True):
         print(f"  {name:<26}{column.mean():.3f} ({column.min():.3f} to {column.max():.3f})")
     gains = values[:, 2] - values[:, 0]
     print(f"  Smooth-AP minus cross-entropy, by seed: {', '.join(f'{gain:+.3f}' for gain in gains)}")

@@ -19,7 +19,7 @@ from rareloss import Objective, large_batch
 
 OBJECTIVE = Objective.parse("recall@top=1%")
 SIDE, CHUNK, LARGE, STEPS = 8, 64, 1_024, 600
-STAGES = {"cross-entropy": 160, "recall with a queue": 160, "recall of 1,024 in chunks": 10}
+METHODS = {"cross-entropy": 160, "recall with a queue": 160, "recall of 1,024 in chunks": 10}
 
 
 def draw(seed: int, images: int) -> tuple[Tensor, Tensor]:
@@ -36,7 +36,7 @@ def draw(seed: int, images: int) -> tuple[Tensor, Tensor]:
     return picture, label
 
 
-def scorer() -> nn.Module:
+def make_model() -> nn.Module:
     """Return a network whose activations are much larger than its input; GroupNorm, since a chunk is not a batch."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 3), nn.GroupNorm(4, 16), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(16, 1)
@@ -46,7 +46,7 @@ def scorer() -> nn.Module:
 def difference() -> tuple[float, int]:
     """Compare the gradient in chunks with that of one big batch: its relative error, and the most images in a graph."""
     torch.manual_seed(0)
-    model, loss = scorer(), OBJECTIVE.loss(num_classes=1, queue_size=0)
+    model, loss = make_model(), OBJECTIVE.loss(num_classes=1, queue_size=0)
     images, label = draw(seed=0, images=LARGE)
     seen: list[int] = []
     found = []
@@ -59,18 +59,18 @@ def difference() -> tuple[float, int]:
     return float((found[1] - found[0]).norm() / found[0].norm()), max(seen[1:])
 
 
-def train(model: nn.Module, stage: str, steps: int, images: Tensor, label: Tensor, rate: float = 3e-3) -> nn.Module:
+def train(model: nn.Module, method: str, steps: int, images: Tensor, label: Tensor, rate: float = 3e-3) -> nn.Module:
     """Return a copy of ``model``, trained on."""
     model = copy.deepcopy(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
-    large = stage.endswith("in chunks")
+    large = method.endswith("in chunks")
     scores = large_batch(model, chunk_size=CHUNK) if large else model
-    ranking = OBJECTIVE.loss(num_classes=1, queue_size=LARGE if "queue" in stage else 0)
+    ranking = OBJECTIVE.loss(num_classes=1, queue_size=LARGE if "queue" in method else 0)
     for _ in range(steps):
         batch = torch.randint(len(images), (LARGE if large else CHUNK,))
         logits = scores(images[batch])[:, 0]
         optimizer.zero_grad()
-        if stage == "cross-entropy":
+        if method == "cross-entropy":
             F.binary_cross_entropy_with_logits(logits, label[batch].float()).backward()
         else:
             ranking(logits, label[batch]).backward()
@@ -85,7 +85,7 @@ def judge(model: nn.Module, images: Tensor, label: Tensor) -> float:
 
 
 def main() -> None:
-    """Show that the gradient is the same, then compare the stages on held-out images, two seeds."""
+    """Show that the gradient is the same, then compare the methods on held-out images, two seeds."""
     error, rows = difference()
     print(
         f"{LARGE:,} images in chunks of {CHUNK}: relative error of the gradient {error:.0e}, {rows} images in a graph"
@@ -95,13 +95,13 @@ def main() -> None:
     for seed in range(2):
         torch.manual_seed(seed)
         rows = draw(seed, images=8_192)
-        start = train(scorer(), "cross-entropy", STEPS, *rows, rate=1e-2)
-        for stage, steps in STAGES.items():
-            values.setdefault(stage, []).append(judge(train(start, stage, steps, *rows), *held_out))
+        start = train(make_model(), "cross-entropy", STEPS, *rows, rate=1e-2)
+        for method, steps in METHODS.items():
+            values.setdefault(method, []).append(judge(train(start, method, steps, *rows), *held_out))
     print(f"{OBJECTIVE.name} on 10,000 held-out images, two seeds: {STEPS} steps of cross-entropy, and then")
-    for stage, found in values.items():
+    for method, found in values.items():
         shown = "  ".join(f"{value:.3f}" for value in found)
-        print(f"  {STAGES[stage]:>3} steps of {stage:<26}{shown}   mean {sum(found) / len(found):.3f}")
+        print(f"  {METHODS[method]:>3} steps of {method:<26}{shown}   mean {sum(found) / len(found):.3f}")
 
 
 if __name__ == "__main__":
