@@ -13,14 +13,17 @@ from rareloss.pool import Pool
 
 __all__ = ["MemoryQueue"]
 
+# A queue of more bytes is allocated when its first rows come: nobody expects 14 GiB (100,000 classes) of a constructor.
+_ALLOCATED_WHEN_MADE = 2**28
+
 
 class MemoryQueue(nn.Module):
     """Remember the last ``size`` valid rows; an empty slot is a row of weight 0.
 
     A row is valid if it has weight in some class and its scores are finite, in float32, wherever it has weight, so
     padding does not flush the queue and a NaN does not poison it. Rows and pointer are buffers: they are saved, loaded
-    and moved with the module. Scores stay in float32 at least, also after ``.half()``. The buffers are allocated when
-    the first rows come, or when they are saved or loaded.
+    and moved with the module. Scores stay in float32 at least, also after ``.half()``. Buffers of more than 256 MiB
+    are allocated when the first rows come, or when they are saved or loaded.
 
     Args:
         size: rows remembered, 0 for none.
@@ -43,6 +46,12 @@ class MemoryQueue(nn.Module):
                 self.register_buffer(name, torch.zeros(num_classes, 0, dtype=of), persistent=persistent)
             self.register_buffer("iid", torch.zeros(1, 0, dtype=torch.bool), persistent=persistent)
             self.register_buffer("pointer", torch.zeros((), dtype=torch.int64), persistent=persistent)
+        if self._bytes <= _ALLOCATED_WHEN_MADE:
+            self.allocate()
+
+    @property
+    def _bytes(self) -> int:
+        return self.num_classes * (self.size + 1) * (2 * self.scores.element_size() + 1)
 
     @property
     def is_allocated(self) -> bool:
@@ -142,8 +151,7 @@ class MemoryQueue(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the size, and what the buffers take."""
-        mib = self.num_classes * (self.size + 1) * (2 * self.scores.element_size() + 1) / 2**20
-        return f"size={self.size}, {mib:,.1f} MiB{'' if self.is_allocated else ' when first used'}"
+        return f"size={self.size}, {self._bytes / 2**20:,.1f} MiB{'' if self.is_allocated else ' when first used'}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MemoryQueue":
         super()._apply(keeping_numbers(fn), recurse)  # type: ignore[no-untyped-call]

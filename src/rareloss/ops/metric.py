@@ -18,8 +18,7 @@ from rareloss.pool import PerClass, Pool, per_class
 
 __all__ = ["SoftMetric", "average_precision_in_one_call", "evaluate"]
 
-# Looked up once: a graph cannot ask.
-_NATIVE = native.available()
+_ROWS_IN_FULL_PRECISION = 2**16
 _FUNCTIONS: dict[str, Callable[..., tuple[Tensor, Tensor | None]]] = {
     "average_precision": native.average_precision,
     "recall": native.recall,
@@ -53,7 +52,7 @@ def evaluate(
         in_std: whether it is in standard deviations; the gradient then goes through them.
         scale: what the gradient is multiplied by, for all classes or each ``[C]``; the value stays.
     """
-    if not (_NATIVE and _takes(pool)):
+    if not (native.available() and _takes(pool)):
         pool = pool.joined()
         ranked = standardize(pool)[0] if in_std else pool
         value = metric.equation(ranked, temperature, *metric.settings)
@@ -70,7 +69,7 @@ def evaluate(
 
 def average_precision_in_one_call(pool: Pool) -> PerClass | None:
     """Compute the exact average precision of each class by the native kernel, or nothing where it cannot."""
-    if not (_NATIVE and pool.eager and _takes(pool)):
+    if not (native.available() and pool.eager and _takes(pool)):
         return None
     return _defined(pool, native.exact_average_precision(pool.scores, pool.is_positive, _weight(pool)))
 
@@ -93,7 +92,9 @@ def _defined(pool: Pool, value: Tensor) -> PerClass:
 
 
 def _takes(pool: Pool) -> bool:
-    return pool.scores.device.type == "cpu" and pool.scores.dtype in (torch.float32, torch.float64)
+    # The kernel's float64 has nine digits in linear time. Who asks for float64 on few rows wants all sixteen.
+    large = pool.scores.shape[1] > _ROWS_IN_FULL_PRECISION
+    return pool.scores.device.type == "cpu" and (pool.scores.dtype == torch.float32 or large)
 
 
 def _call(
