@@ -1,5 +1,6 @@
 """The base class of the ranking losses: one minus a soft metric of the pool of live and remembered rows."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar, NamedTuple
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rareloss import checks, distributed
-from rareloss.eager import is_recomputation, is_training_call
+from rareloss.eager import is_checkpointed, is_recomputation, is_training_call
 from rareloss.losses.encode import encode
 from rareloss.losses.queue import MemoryQueue
 from rareloss.ops import SoftMetric, evaluate, standardize
@@ -92,6 +93,8 @@ class RankingLoss(nn.Module):
         size = checks.integer("queue_size", queue_size, least=0)
         self.queue = MemoryQueue(size, num_classes, checks.flag("persistent_queue", persistent_queue))
         self._frozen = False
+        # The last call within torch.utils.checkpoint: its rows, and the queue as it read it.
+        self._checkpointed: tuple[Pool, MemoryQueue] | None = None
         self._warned: set[str] = set()
         self._judged: torch.Size | None = None
 
@@ -267,7 +270,23 @@ class RankingLoss(nn.Module):
         if not reads:
             return live
         self.queue.allocate()
-        return self.queue.extend(live, self.has_threshold)
+        queue = self.queue
+        if is_recomputation():
+            queue = self._queue_of_first_call(live)
+        elif training and is_checkpointed():
+            self._checkpointed = live.with_scores(live.scores.detach().clone()), copy.deepcopy(queue)
+        return queue.extend(live, self.has_threshold)
+
+    def _queue_of_first_call(self, live: Pool) -> MemoryQueue:
+        if self._checkpointed is not None:
+            rows, queue = self._checkpointed
+            same = rows.scores.shape == live.scores.shape and torch.equal(rows.is_positive, live.is_positive)
+            if same and torch.allclose(rows.scores, live.scores, equal_nan=True):
+                return queue
+        raise RuntimeError(
+            f"{type(self).__name__} is called again within a backward pass (by torch.utils.checkpoint?), and the queue "
+            "that its first call read is gone; call the loss outside of the checkpointed function"
+        )
 
     def _evaluate(self, pool: Pool, scale: Tensor | float = 1.0) -> PerClass:
         in_std = self.temperature_unit == "std"
