@@ -4,12 +4,16 @@ Structure (shape, dtype, range of an argument) is checked always. Values inside 
 free: on the CPU, outside of ``torch.compile`` and of ``torch.func`` transforms.
 """
 
+import difflib
+import functools
+import inspect
 import math
+import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
@@ -33,6 +37,7 @@ __all__ = [
     "ignored",
     "integer",
     "is_tensor",
+    "known_keywords",
     "labels",
     "non_negative",
     "optional_flag",
@@ -42,6 +47,8 @@ __all__ = [
     "warn_caller",
     "whole",
 ]
+
+P = ParamSpec("P")
 
 # Weights that float32 can sum up by the million, and divide by; what is lighter counts as 0.
 LIGHTEST, HEAVIEST = 1e-32, 1e32
@@ -246,6 +253,22 @@ def finite_weights(name: str, tensor: Tensor, check_values: bool | None = None, 
         )
 
 
+def known_keywords(constructor: Callable[P, None]) -> Callable[P, None]:
+    """Make a constructor answer a keyword that it does not take with the nearest one that it takes."""
+    names = list(inspect.signature(constructor).parameters)[1:]
+
+    @functools.wraps(constructor)
+    def checked(*args: P.args, **options: P.kwargs) -> None:
+        for name in options:
+            if name not in names:
+                nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+                hint = f" (did you mean {nearest[0]}?)" if nearest else ""
+                raise TypeError(f"{type(args[0]).__name__} takes no argument {name!r}{hint}, only {', '.join(names)}")
+        constructor(*args, **options)
+
+    return checked
+
+
 def as_weights(name: str, weights: Sequence[float] | Tensor, device: str | None = None) -> Tensor:
     """Return ``weights``, a tensor or a sequence of numbers, as a tensor."""
     try:
@@ -291,7 +314,7 @@ def _within(tensor: Tensor, low: int, high: int) -> bool:
 
 def warn_caller(message: str) -> None:
     """Warn at the line of the user's code that led here: the first outside of torch and of this package."""
-    ours = tuple(str(Path(package.__file__ or "").parent) for package in (torch, sys.modules["rareloss"]))
+    ours = tuple(os.path.join(Path(package.__file__ or "").parent, "") for package in (torch, sys.modules["rareloss"]))
     frame, level = sys._getframe(), 1
     while frame.f_back is not None and frame.f_code.co_filename.startswith(ours):
         frame, level = frame.f_back, level + 1

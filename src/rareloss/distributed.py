@@ -21,6 +21,7 @@ number of calls (``no_sync``) before they are joined.
 
 import zlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,11 +29,25 @@ from torch import Tensor
 
 from rareloss import checks
 
-__all__ = ["ProcessGroup", "agree", "gather_rows", "mean_over_ranks", "sum_over_ranks", "world_size"]
+__all__ = ["ProcessGroup", "agree", "checked_group", "gather_rows", "mean_over_ranks", "sum_over_ranks", "world_size"]
 
 ProcessGroup = dist.ProcessGroup
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.bool)
+
+
+def checked_group(group: Any) -> Any:
+    """Return ``group``, what ``torch.distributed.new_group`` returned, on any rank, or None.
+
+    Raises:
+        TypeError: it is anything else.
+    """
+    if group is not None and not isinstance(group, ProcessGroup) and group != dist.GroupMember.NON_GROUP_MEMBER:
+        raise TypeError(
+            f"process_group must be a torch.distributed.ProcessGroup or None, got {type(group).__name__}; of a "
+            "DeviceMesh give mesh.get_group()"
+        )
+    return group
 
 
 def world_size(group: ProcessGroup | None = None) -> int:
@@ -136,16 +151,19 @@ def sum_over_ranks(x: Tensor | None, group: ProcessGroup | None = None, error: E
     Raises:
         ValueError: another rank refused its input.
     """
-    sent = torch.zeros(2, dtype=torch.float64, device=_device(group) if x is None else x.device)
-    sent[0] = 0.0 if x is None else x.detach()
-    sent[1] = float(error is not None)
     if world_size(group) > 1:
+        # In float64, so not on the device of x, which may have none.
+        sent = torch.zeros(2, dtype=torch.float64, device=_device(group))
+        sent[0] = 0.0 if x is None else x.detach()
+        sent[1] = float(error is not None)
         dist.all_reduce(sent, group=group)
+        if error is None and bool(sent[1] > 0):
+            raise ValueError("another rank refused its input, so no rank goes on; see the error there")
     if error is not None:
         raise error
-    if world_size(group) > 1 and bool(sent[1] > 0):
-        raise ValueError("another rank refused its input, so no rank goes on; see the error there")
-    return sent[0].to(torch.float64 if x is None else x.dtype)
+    if x is None:
+        raise TypeError("x is None, which goes with an error alone; give the number of this rank")
+    return x.detach() if world_size(group) == 1 else sent[0].to(x)
 
 
 def mean_over_ranks(

@@ -1,8 +1,8 @@
 """Exact metrics, the limits of the soft ones: on raw logits of any dtype, weighted, per class.
 
-Each takes scores ``[M]`` or ``[M, C]`` and returns :class:`PerClass`, 0-d or ``[C]``, in float64 and without gradient.
-A class without positives or without negatives is not defined and its value is NaN; a present score that is NaN or
-infinite makes the value NaN. Weight 0 means absent.
+Each takes scores ``[M]`` or ``[M, C]`` and returns :class:`PerClass`, 0-d or ``[C]``, without gradient, in float64 or,
+on a device that has none, in float32. A class without positives or without negatives is not defined and its value is
+NaN; a present score that is NaN or infinite makes the value NaN. Weight 0 means absent.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rareloss import checks
-from rareloss.ops import average_precision_in_one_call, band_fraction, hard_count, top
+from rareloss.ops import accumulator, average_precision_in_one_call, band_fraction, hard_count, top
 from rareloss.pool import PerClass, Pool, make_pool, per_class, safe_ratio, select
 
 __all__ = [
@@ -251,8 +251,8 @@ class Cuts(NamedTuple):
     Attributes:
         below: ``[C, M]``, the highest score below the cut; -inf where there is none.
         ends: bool ``[C, M]``, whether this row is the last of its group: only there is a cut.
-        hits: ``[C, M]`` float64, the weight of positives above.
-        taken: ``[C, M]`` float64, the weight of all rows above.
+        hits: ``[C, M]``, the weight of positives above; float64, or float32 on a device that has no other.
+        taken: likewise, the weight of all rows above.
     """
 
     below: Tensor
@@ -283,7 +283,7 @@ def cuts(pool: Pool) -> Cuts:
     ordered, order = present.sort(dim=1, descending=True)
     below = pad(ordered[:, 1:], (0, 1), value=-torch.inf)
     hits, taken = (
-        weight.gather(1, order).cumsum(1, dtype=torch.float64) for weight in (pool.positive_weight, pool.weight)
+        weight.gather(1, order).cumsum(1, dtype=accumulator(weight)) for weight in (pool.positive_weight, pool.weight)
     )
     return Cuts(below, ordered > below, hits, taken)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rareloss import checks, metrics
 from rareloss.losses import PAUCAtBudgetLoss, RankingLoss, RecallAtQuantileLoss, SmoothAPLoss, encode
-from rareloss.ops import top
+from rareloss.ops import accumulator, top
 from rareloss.pool import PerClass, make_pool, safe_ratio
 
 __all__ = [
@@ -183,8 +183,8 @@ class Objective:
     def cap(self, labels: Tensor, num_classes: int = 1) -> Tensor:
         """Compute :meth:`best_value` from labels as in :meth:`metric`, 0-d for ``num_classes=1``, else ``[C]``."""
         shape = labels.shape if labels.ndim == 2 or num_classes == 1 else (*labels.shape, num_classes)
-        _, positive, _ = _columns(labels.new_zeros(shape, dtype=torch.float64), labels, None)
-        return positive.double().mean(0).cpu().apply_(self.best_value).to(labels.device)
+        _, positive, _ = _columns(labels.new_zeros(shape, dtype=torch.float32), labels, None)
+        return positive.cpu().double().mean(0).apply_(self.best_value).to(labels.device, accumulator(labels))
 
 
 @dataclass(frozen=True)

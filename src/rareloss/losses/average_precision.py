@@ -65,8 +65,21 @@ _METRIC = SoftMetric("average_precision", (), _average_precision)
 class SmoothAPLoss(RankingLoss):
     r"""One minus the smooth average precision of the pool: :math:`1 - \mathrm{AP}_t`.
 
-    See :func:`rareloss.functional.smooth_average_precision` for the equation and :class:`RankingLoss` for the queue and
-    the shapes.
+    See :func:`rareloss.functional.smooth_average_precision` for the equation and
+    :class:`~rareloss.losses.ranking.RankingLoss` for the queue and the shapes.
+
+    Args:
+        num_classes: 1 for binary, else the number of classes or labels.
+        queue_size: rows remembered from earlier training calls, 0 for none.
+        temperature: in the unit of ``temperature_unit``, above 0.
+        temperature_unit: ``"std"``, standard deviations of the pool's scores, or ``"logit"``.
+        reduction: ``"mean"`` or ``"sum"`` over the defined classes, or ``"none"``.
+        ignore_index: the target that means absent; NaN is one for float targets.
+        queue_in_eval: read the queue in other calls than training calls too.
+        gather_distributed: whether to rank the rows of all ranks; None: in training calls.
+        process_group: the ranks that take part; the default group if None.
+        check_values: whether to look into targets and weights off the CPU too.
+        persistent_queue: whether the remembered rows are part of ``state_dict``.
 
     Example:
         >>> import torch

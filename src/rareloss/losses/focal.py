@@ -232,7 +232,7 @@ class _FocalLoss(nn.Module):
         self.gamma = checks.non_negative("gamma", gamma)
         self.reduction = checks.choice("reduction", reduction, _REDUCTIONS)
         self.ignore_index = ignore_index
-        self.process_group = group
+        self.process_group = distributed.checked_group(group)
 
     def extra_repr(self) -> str:
         return f"gamma={self.gamma}, reduction={self.reduction!r}, ignore_index={self.ignore_index}"
@@ -270,6 +270,7 @@ class SigmoidFocalLoss(_FocalLoss):
 
     alpha: float | Tensor | None
 
+    @checks.known_keywords
     def __init__(
         self,
         alpha: float | Tensor | None = 0.25,
@@ -322,6 +323,7 @@ class SoftmaxFocalLoss(_FocalLoss):
     alpha: Tensor | None
     ignore_index: int
 
+    @checks.known_keywords
     def __init__(
         self,
         alpha: Sequence[float] | Tensor | None = None,
@@ -338,6 +340,10 @@ class SoftmaxFocalLoss(_FocalLoss):
         weights = None if alpha is None else checks.class_weights("alpha", alpha)
         if weights is not None and weights.ndim != 1:
             raise TypeError(f"alpha must hold a weight per class, got {alpha!r}; give a sequence or a tensor [C]")
+        if weights is not None and background_class >= len(weights):
+            raise ValueError(
+                f"background_class must be one of the {len(weights)} classes of alpha, got {background_class}"
+            )
         self.register_buffer("alpha", weights, persistent=False)
 
     def forward(self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None) -> Tensor:

@@ -119,6 +119,7 @@ class PAUCAtBudgetLoss(RankingLoss):
     has_threshold = True
     metric_arguments = ("alpha", "beta")
 
+    @checks.known_keywords
     def __init__(
         self,
         num_classes: int,

@@ -66,6 +66,7 @@ class RankingLoss(nn.Module):
 
     has_threshold: ClassVar[bool] = False
 
+    @checks.known_keywords
     def __init__(
         self,
         num_classes: int,
@@ -88,7 +89,7 @@ class RankingLoss(nn.Module):
         self.ignore_index = checks.ignore_value("ignore_index", ignore_index)
         self.queue_in_eval = checks.flag("queue_in_eval", queue_in_eval)
         self.gather_distributed = checks.optional_flag("gather_distributed", gather_distributed)
-        self.process_group = process_group
+        self.process_group = distributed.checked_group(process_group)
         self.check_values = checks.optional_flag("check_values", check_values)
         size = checks.integer("queue_size", queue_size, least=0)
         self.queue = MemoryQueue(size, num_classes, checks.flag("persistent_queue", persistent_queue))
@@ -212,7 +213,9 @@ class RankingLoss(nn.Module):
             "live_share": safe_ratio(live.weight.sum(1), pool.weight.sum(1)),
             "threshold": threshold * std + mean,
             "temperature": temperature * std,
-            "saturated": _saturated(pool.scores, positive, negative, threshold, temperature),
+            "saturated": _saturated(
+                pool.scores, positive, negative, threshold if self.has_threshold else None, temperature
+            ),
             "rows_above": torch.where(torch.isnan(threshold), torch.nan, above),
             "cap": self.cap(pool),
             "support": support.rows,
@@ -320,15 +323,15 @@ class RankingLoss(nn.Module):
     # ---------------------------------------------------------------- warnings, once each
 
     def _warn(self, live: Pool) -> None:
-        if not live.eager or self._judged == live.scores.shape:
+        if not live.eager:
             return
-        present = live.threshold_weight > 0
-        if not bool(present.any()):
+        if not live.unweighted and not bool((live.weight > 0).any()):
             self._warn_once("no rows", "every row of this batch has weight 0 or an ignored target; nothing is learned")
             return
-        self._judged = live.scores.shape
-        if not self.has_threshold:
+        if not self.has_threshold or self._judged == live.scores.shape:
             return
+        self._judged = live.scores.shape
+        present = live.threshold_weight > 0
         rows = present.sum(1)
         # The queue is judged as full: it is about to be.
         growth = 1 + self.queue.size / rows.clamp(min=1)
@@ -359,10 +362,12 @@ def _dilution(live: Pool, pool: Pool) -> Tensor | float:
     return safe_ratio(torch.ones_like(share), share)
 
 
-def _saturated(scores: Tensor, positive: Tensor, negative: Tensor, threshold: Tensor, temperature: float) -> Tensor:
+def _saturated(
+    scores: Tensor, positive: Tensor, negative: Tensor, threshold: Tensor | None, temperature: float
+) -> Tensor:
     # Pairs are counted through sorted negatives: memory and time stay those of a sort.
     reach = 8 * temperature
-    if not bool(torch.isnan(threshold).all()):
+    if threshold is not None:
         far = ((scores - threshold[:, None]).abs() > reach) & positive
         return safe_ratio(far.sum(1).to(scores.dtype), positive.sum(1).to(scores.dtype))
     ordered = torch.where(negative, scores, torch.inf).contiguous().sort(1).values

@@ -103,6 +103,7 @@ class RecallAtQuantileLoss(RankingLoss):
     has_threshold = True
     metric_arguments = ("quantile", "among")
 
+    @checks.known_keywords
     def __init__(
         self,
         num_classes: int,

@@ -68,6 +68,7 @@ class LossWarmupWrapper(nn.Module):
         [(0.0, 0.313), (0.5, 0.157), (1.0, 0.0)]
     """
 
+    @checks.known_keywords
     def __init__(
         self,
         warmup_loss: nn.Module,
