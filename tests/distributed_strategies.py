@@ -250,7 +250,7 @@ def exchanged(loss: nn.Module, logits: Tensor, targets: Tensor) -> list[tuple[st
 def exchanges_are_counted(rank: int, ranks: int) -> None:
     logits, targets = torch.randn(rank + 5, 3), torch.arange(rank + 5) % 3
     most, columns = ranks + 4, 3 * 3 + 1  # rows of the largest rank; a score, a label and a weight a class, and iid
-    sizes, payload, number = ("allgather_", 4), ("allgather_", most * columns), ("allreduce_", 2)  # with "I refuse"
+    sizes, payload, number = ("allgather_", 5), ("allgather_", most * columns), ("allreduce_", 2)  # with "I refuse"
     among = ranks > 1
     for queue_size in (0, 20):
         for loss in ranking_losses(3, queue_size=queue_size):

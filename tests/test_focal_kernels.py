@@ -320,7 +320,8 @@ def test_compiled_transforms_and_second_derivatives() -> None:
     torch.compiler.reset()
     value = torch.compile(of, fullgraph=True, backend="aot_eager")(leaf)
     (slope,) = torch.autograd.grad(value, leaf, create_graph=True)
-    with pytest.raises(RuntimeError, match="does not currently support double backward"):
+    # Torch 2.6 refuses in other words: it gives the slope no graph.
+    with pytest.raises(RuntimeError, match=r"does not currently support double backward|does not require grad"):
         slope.square().sum().backward()
 
 

@@ -36,6 +36,8 @@ from rareloss import (
 )
 from rareloss.losses import encode
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*nothing is learned:UserWarning")
+
 
 class Row(NamedTuple):
     """One remembered row, by class."""
@@ -114,7 +116,7 @@ def same_bits(module: nn.Module, before: dict[str, Tensor]) -> bool:
 def beside(others: Tensor | None) -> Iterator[None]:
     """Make a loss believe in a second rank with these rows; in one that refuses its input where they are None."""
 
-    def agree(rows: Tensor | None, group: Any = None, error: Exception | None = None) -> list[int]:
+    def agree(rows: Tensor | None, group: Any = None, error: Exception | None = None, settings: str = "") -> list[int]:
         if error is not None:
             raise error
         if others is None:
@@ -214,7 +216,7 @@ class LifeOfALoss(RuleBasedStateMachine):
         batch = self.batch(data)
         rows, finite = self.model.live(batch)
         self.check(batch, batch.call(self.loss), rows, finite)
-        if self.loss.training or self.loss.queue_in_eval:
+        if self.loss.training:
             self.model.remember(rows)
 
     @rule(data=st.data(), fault=st.sampled_from(sorted(FAULTS)))
@@ -303,7 +305,7 @@ class LifeOfALoss(RuleBasedStateMachine):
         self.model.rows.extend(rows)
         assert same_bits(self.loss, state)
 
-    @rule(lost=st.sampled_from(["queue.scores", "queue.positive", "queue.weight", "queue.iid", "queue.pointer", ""]))
+    @rule(lost=st.sampled_from(["queue.scores", "queue.is_positive", "queue.weight", "queue.iid", "queue.pointer", ""]))
     def load_what_does_not_fit(self, lost: str) -> None:
         before = bits(self.loss)
         if lost:
@@ -338,8 +340,9 @@ class LifeOfALoss(RuleBasedStateMachine):
         assert torch.isfinite(queue.scores).all()
         assert torch.isfinite(queue.weight).all()
         assert (queue.weight >= 0).all()
-        assert not queue.weight[size].any()
-        columns = (x[:size].roll(-pointer, 0).tolist() for x in (queue.scores, queue.positive, queue.weight, queue.iid))
+        assert not queue.weight[:, size].any()
+        by_row = (queue.scores.mT, queue.is_positive.mT, queue.weight.mT, queue.iid[0])
+        columns = (x[:size].roll(-pointer, 0).tolist() for x in by_row)
         rows = [row for row in (Row(*row) for row in zip(*columns, strict=True)) if any(row.weight)]
         assert len(rows) == len(self.model.rows)
         assert all(row.matches(other) for row, other in zip(rows, self.model.rows, strict=True))

@@ -23,6 +23,8 @@ from rareloss import (
     functional,
 )
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*nothing is learned:UserWarning")
+
 BY_ROW = [law for law in WEIGHTS if law != "by label"]
 FLAT = ["plain", "strided", "transposed", "expanded"]
 

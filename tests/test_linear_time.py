@@ -23,7 +23,16 @@ from rareloss.ops import (
     count_by_exponentials,
     count_by_pairs,
     locate,
+    native,
 )
+
+
+@pytest.fixture(autouse=True)
+def torch_path() -> Iterator[None]:
+    """The methods of plain torch are what is tested here."""
+    with native.switched_off():
+        yield
+
 
 LAWS = ("normal", "wide", "heavy", "equal", "clusters", "outliers", "chain")
 TEMPERATURES = (0.005, 0.05, 1.0)

@@ -12,7 +12,9 @@ import torch
 from benchmarks.speed.machine import now
 from benchmarks.speed.measure import quartiles, time_of
 
-from rareloss import SmoothAPLoss, functional
+from rareloss import functional
+from rareloss.losses import ranking
+from rareloss.ops import standardize
 
 __all__ = ["load_or_record", "record", "replay"]
 
@@ -34,19 +36,23 @@ def record(data: str, *, every: int = 10, trials: int = 2, networks: tuple[str, 
     from rareloss.study import compare
 
     kept: list[Pool] = []
-    original, steps = SmoothAPLoss.soft, 0
+    original, steps = ranking.evaluate, 0
 
-    def recorder(loss: SmoothAPLoss, pool: Any, temperature: float) -> Any:
+    def recorder(metric: Any, pool: Any, temperature: float, *options: Any, **more: Any) -> Any:
         nonlocal steps
-        if pool.scores.requires_grad:
+        rows = pool.joined()
+        if metric.name == "average_precision" and rows.scores.requires_grad:
             if steps % every == 0:
-                scores, positive, weight = (rows.detach().clone() for rows in pool.by_row())
+                standard, _, _ = standardize(rows)
+                scores, positive, weight = (
+                    each.detach().mT.clone() for each in (standard.scores, standard.is_positive, standard.weight)
+                )
                 kept.append({"scores": scores, "positive": positive, "weight": weight, "temperature": temperature})
             steps += 1
-        return original(loss, pool, temperature)
+        return original(metric, pool, temperature, *options, **more)
 
     arms = ["smooth_ap_stage", "smooth_ap_warmup"]
-    with patch.object(SmoothAPLoss, "soft", recorder):
+    with patch.object(ranking, "evaluate", recorder):
         compare(data, objective="ap", seeds=1, trials=trials, network=networks, arms=arms, workers=1)
     return kept
 

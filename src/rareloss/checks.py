@@ -186,13 +186,13 @@ def ignored(targets: Tensor, ignore_index: float) -> Tensor:
 
 
 def labels(name: str, tensor: Tensor, ignore_index: float | None, check_values: bool | None = None) -> bool:
-    """Refuse labels other than 0, 1 and ``ignore_index``; return whether all are known to be 0 or 1."""
+    """Refuse labels other than 0, 1 and ``ignore_index``; return whether all are known to be 0 or 1, none ignored."""
     if ignore_index is not None:
         ignore_value("ignore_index", ignore_index)
     if tensor.dtype not in _NUMBERS:
         raise TypeError(f"{name} must be bool, integers or floats, got dtype {tensor.dtype}; call .long() on it")
     if tensor.dtype == torch.bool or not is_eager(tensor, check_values=check_values):
-        return tensor.dtype == torch.bool
+        return tensor.dtype == torch.bool and ignore_index not in (0, 1)
     if ignore_index not in (0, 1) and _within(tensor, 0, 1):
         return True
     fits = (tensor == 0) | (tensor == 1)

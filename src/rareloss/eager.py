@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-__all__ = ["is_eager", "is_plain", "is_recomputation", "is_training_call"]
+__all__ = ["is_checkpointed", "is_eager", "is_plain", "is_recomputation", "is_training_call"]
 
 
 def is_plain(*tensors: Tensor) -> bool:
@@ -37,5 +37,21 @@ def is_training_call(module: nn.Module) -> bool:
 
 
 def is_recomputation() -> bool:
-    """Say whether this code runs inside a backward pass: ``torch.utils.checkpoint`` runs a forward pass again there."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    """Say whether ``torch.utils.checkpoint`` runs a forward pass again, within a backward pass.
+
+    Its reentrant form calls first without gradients, which is no training call, and again within a node of its own,
+    which is the first one that trains.
+    """
+    if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+        return False
+    node = torch._C._current_autograd_node()
+    return node is None or node.name() != "CheckpointFunctionBackward"
+
+
+def is_checkpointed() -> bool:
+    """Say whether hooks take the tensors saved for backward, as where ``torch.utils.checkpoint`` will compute again.
+
+    A torch that cannot tell (2.6) says no.
+    """
+    top_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return not torch.compiler.is_compiling() and top_hooks is not None and top_hooks(True) is not None

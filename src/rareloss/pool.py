@@ -106,6 +106,23 @@ class Pool:
         """Return the indices of the positives and their weights; see :func:`gather_indices`."""
         return gather_indices(self.weight, self.is_positive, self.eager)
 
+    def pack(self) -> Tensor:
+        """Lay the rows out as ``[M, 3 C + 1]``, so that one exchange between ranks carries them."""
+        iid = self.is_positive.new_ones(1, self.scores.shape[1]) if self.iid is None else self.iid[:1]
+        dtype = self.scores.dtype
+        return torch.cat([self.scores, self.is_positive.to(dtype), self.weight, iid.to(dtype)]).mT
+
+    @staticmethod
+    def unpack(packed: Tensor, check_values: bool | None = None) -> "Pool":
+        """Undo :meth:`pack`."""
+        classes = (packed.shape[1] - 1) // 3
+        scores, is_positive, weight, iid = packed.mT.contiguous().split([classes, classes, classes, 1])
+        iid = iid.detach() > 0.5
+        pool = pool_of(scores, is_positive.detach() > 0.5, weight.detach(), iid.expand(classes, -1), check_values)
+        if pool.iid is None or not (pool.eager and bool(iid.all())):
+            return pool
+        return Pool(pool.scores, pool.is_positive, pool.weight, None, pool.eager)
+
     def joined(self) -> "Pool":
         """Return the pool with the gradient of the live rows in its scores."""
         if self.live is None:
@@ -244,10 +261,15 @@ def per_class(pool: Pool, value: Tensor) -> PerClass:
     Returns:
         the values; NaN with gradient 0 where undefined; where a score is not finite, value and gradient are NaN.
     """
-    absent = where_absent(pool.threshold_weight, pool.eager)
-    no_negative = pool.is_positive if absent is None else pool.is_positive | absent
-    undefined = (pool.positive_weight <= 0).all(1) | no_negative.all(1)
+    undefined = ~(_any(pool.is_positive, pool.weight, pool) & _any(~pool.is_positive, pool.threshold_weight, pool))
     return PerClass((value * one_or_nan(pool.scores)).masked_fill(undefined, torch.nan), ~undefined)
+
+
+def _any(rows: Tensor, weight: Tensor, pool: Pool) -> Tensor:
+    # Whether some of the rows [C, M] of each class have weight.
+    if pool.eager and is_expanded(weight):
+        return rows.view(torch.uint8).amax(1) > 0  # ten times as fast as any() of bools
+    return (rows & (weight > 0)).any(1)
 
 
 def one_or_nan(scores: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ def smooth_average_precision(
         Brown et al., ECCV 2020, equation 8.
 
     Example:
+        >>> import torch
         >>> scores, positive = torch.tensor([0.9, 0.8, 0.7]), torch.tensor([True, False, True])
         >>> smooth_average_precision(scores, positive, temperature=0.001).value  # (1 / 1 + 2 / 3) / 2
         tensor(0.8333)
@@ -68,6 +69,7 @@ class SmoothAPLoss(RankingLoss):
     the shapes.
 
     Example:
+        >>> import torch
         >>> loss = SmoothAPLoss(num_classes=1, queue_size=0)
         >>> logits = torch.tensor([3.0, -1.0, -2.0, -1.5], requires_grad=True)
         >>> bool(loss(logits, torch.tensor([1, 0, 0, 0])) < 0.01)

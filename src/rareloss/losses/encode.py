@@ -57,7 +57,8 @@ def encode(
 
     scores = logits.to(torch.promote_types(logits.dtype, torch.float32)).reshape(-1, num_classes)
     target = targets.reshape(1, -1) if indices or num_classes == 1 else targets.reshape(-1, num_classes).mT
-    weight = _weight(target, sample_weight, scores, rows_shape, None if known else ignore_index)
+    kept = None if known else ~checks.ignored(target, ignore_index)
+    weight = _weight(kept, sample_weight, scores, rows_shape)
     if not known and not is_eager(targets, check_values=check_values):
         scores = _show_bad_labels(scores, target, num_classes if indices else 2, ignore_index)
     iid = None if iid_mask is None else iid_mask.reshape(1, -1).expand(num_classes, -1)
@@ -74,22 +75,17 @@ def encode(
         if absent is not None:
             by_class = by_class.masked_fill(absent, 0.0)
         is_positive = (target if target.dtype == torch.bool else target == 1).contiguous()
-    if weight is not None:
-        # An ignored target is no label, also where it is a class's number; a row of weight 0 is absent, not positive.
-        is_positive = is_positive & (weight > 0)
-        weight = weight.expand(num_classes, -1)
+    if kept is not None:
+        is_positive = is_positive & kept  # an ignored target is no label, also where it is a class's number
+    weight = None if weight is None else weight.expand(num_classes, -1)
     return pool_of(by_class, is_positive, weight, iid, check_values)
 
 
 def _weight(
-    target: Tensor,
-    sample_weight: Tensor | None,
-    scores: Tensor,
-    rows_shape: tuple[int, ...],
-    ignore_index: float | None,
+    kept: Tensor | None, sample_weight: Tensor | None, scores: Tensor, rows_shape: tuple[int, ...]
 ) -> Tensor | None:
     # [C, M] or [1, M]; None where every row weighs 1.
-    kept = None if ignore_index is None else (~checks.ignored(target, ignore_index)).to(scores.dtype)
+    kept = None if kept is None else kept.to(scores.dtype)
     if sample_weight is None:
         return kept
     per_row = sample_weight.shape == torch.Size(rows_shape) or scores.shape[1] == 1

@@ -212,11 +212,12 @@ def _reduced(
     if reduction == "none":
         return sums(False)[0]
 
-    def total_and_divisor() -> tuple[Tensor, Tensor | None]:
-        loss, weight, positive = sums(True)
-        return loss, {"mean": weight, "mean_positive": positive, "sum": None}[reduction]
+    return distributed.mean_over_ranks(partial(_total_and_divisor, sums, reduction), group, among_ranks=among_ranks)
 
-    return distributed.mean_over_ranks(total_and_divisor, group, among_ranks=among_ranks)
+
+def _total_and_divisor(sums: Callable[[bool], _Sums], reduction: str) -> tuple[Tensor, Tensor | None]:
+    loss, weight, positive = sums(True)
+    return loss, {"mean": weight, "mean_positive": positive, "sum": None}[reduction]
 
 
 class _FocalLoss(nn.Module):

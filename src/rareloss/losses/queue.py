@@ -13,14 +13,17 @@ from rareloss.pool import Pool
 
 __all__ = ["MemoryQueue"]
 
+# A queue of more bytes is allocated when its first rows come: nobody expects 14 GiB (100,000 classes) of a constructor.
+_ALLOCATED_WHEN_MADE = 2**28
+
 
 class MemoryQueue(nn.Module):
     """Remember the last ``size`` valid rows; an empty slot is a row of weight 0.
 
     A row is valid if it has weight in some class and its scores are finite, in float32, wherever it has weight, so
     padding does not flush the queue and a NaN does not poison it. Rows and pointer are buffers: they are saved, loaded
-    and moved with the module. Scores stay in float32 at least, also after ``.half()``. The buffers are allocated when
-    the first rows come, or when they are saved or loaded.
+    and moved with the module. Scores stay in float32 at least, also after ``.half()``. Buffers of more than 256 MiB
+    are allocated when the first rows come, or when they are saved or loaded.
 
     Args:
         size: rows remembered, 0 for none.
@@ -43,6 +46,12 @@ class MemoryQueue(nn.Module):
                 self.register_buffer(name, torch.zeros(num_classes, 0, dtype=of), persistent=persistent)
             self.register_buffer("iid", torch.zeros(1, 0, dtype=torch.bool), persistent=persistent)
             self.register_buffer("pointer", torch.zeros((), dtype=torch.int64), persistent=persistent)
+        if self._bytes <= _ALLOCATED_WHEN_MADE:
+            self.allocate()
+
+    @property
+    def _bytes(self) -> int:
+        return self.num_classes * (self.size + 1) * (2 * self.scores.element_size() + 1)
 
     @property
     def is_allocated(self) -> bool:
@@ -55,10 +64,11 @@ class MemoryQueue(nn.Module):
             return
         # A spare slot at the end, of weight 0, takes what is not to be remembered: no shape depends on the data.
         with torch.inference_mode(False):
-            self.scores = self.scores.new_zeros(self.num_classes, self.size + 1)
             self.is_positive = self.is_positive.new_zeros(self.num_classes, self.size + 1)
             self.weight = self.weight.new_zeros(self.num_classes, self.size + 1)
             self.iid = self.iid.new_ones(1, self.size + 1)  # an empty slot is no mined row
+            # The last, since it says that all are allocated.
+            self.scores = self.scores.new_zeros(self.num_classes, self.size + 1)
 
     def extend(self, live: Pool, with_iid: bool = True) -> Pool:
         """Return the pool of the live rows, first, and of all slots; ``with_iid`` false takes every row for iid."""
@@ -89,53 +99,59 @@ class MemoryQueue(nn.Module):
 
     @torch.no_grad()
     def remember(self, live: Pool) -> None:
-        """Put the valid rows of ``live`` over the oldest slots, in order."""
+        """Put the valid rows of ``live`` over the oldest slots, in order.
+
+        An interrupt at any point leaves every slot as it was, empty, or as it is to be.
+        """
         self.allocate()
-        count = live.scores.shape[1]
         scores = live.scores.detach()
-        eager = live.eager and is_eager(self.scores) and count <= self.size
+        eager = live.eager and is_eager(self.scores)
         if eager and live.unweighted and math.isfinite(scores.sum(dtype=torch.float32).item()):
-            self._write_slices((scores, live.is_positive, live.weight, _iid_of(live)), count)
+            self._write_slices((scores, live.is_positive, _iid_of(live), live.weight))
             return
         # What float32 does not hold would be infinite in a later batch, and poison it; so would the log-odds of a class
         # that is absent in a row, whatever its weight.
         scores = scores.masked_fill(live.weight <= 0, 0.0)
         finite = scores.float() * 0 + live.weight.float() * 0 == 0
         valid = (live.weight > 0).any(0) & finite.all(0)
-        rows = (scores, live.is_positive, live.weight, _iid_of(live))
-        if eager and bool(valid.all()):
-            self._write_slices(rows, count)
+        rows = (scores, live.is_positive, _iid_of(live), live.weight)
+        if eager:
+            indices = valid.nonzero()[:, 0]
+            self._write_slices(tuple(row.index_select(1, indices) for row in rows))
             return
         # A graph or a device does not wait for the number of valid rows: the others go to the spare slot.
         place, total = valid.cumsum(0), valid.sum()
         kept = valid & (place > total - self.size)
         slot = torch.where(kept, (self.pointer + place - 1) % max(self.size, 1), self.size)
+        # Empty before they are written and weighted at last, so that an interrupt leaves no row half written.
+        self.weight.index_fill_(1, slot, 0.0)
         for slots, values in zip(self._slots(), rows, strict=True):
             slots.index_copy_(1, slot, values.to(slots.dtype))
             slots[:, -1] = 0
         self.iid[:, -1] = True
         self.pointer.copy_((self.pointer + total) % max(self.size, 1))
 
-    def _write_slices(self, rows: tuple[Tensor, ...], count: int) -> None:
+    def _write_slices(self, rows: tuple[Tensor, ...]) -> None:
         # Up to the end of the buffers, and on from their start, pointer included, in one call: Ctrl-C is handled before
         # or after it, so no row is ever half written.
-        start = int(self.pointer)
+        total = rows[0].shape[1]
+        count = min(total, self.size)
+        start = (int(self.pointer) + total - count) % self.size
         first = min(count, self.size - start)
         targets = [slots[:, start : start + first] for slots in self._slots()]
-        values = [row[:, :first] for row in rows]
+        values = [row[:, total - count : total - count + first] for row in rows]
         if first < count:
             targets += [slots[:, : count - first] for slots in self._slots()]
-            values += [row[:, first:] for row in rows]
-        pointer = self.pointer.new_tensor((start + count) % max(self.size, 1))
+            values += [row[:, total - count + first :] for row in rows]
+        pointer = self.pointer.new_tensor((start + count) % self.size)
         torch._foreach_copy_([*targets, self.pointer], [*values, pointer])
 
     def _slots(self) -> tuple[Tensor, ...]:
-        return self.scores, self.is_positive, self.weight, self.iid
+        return self.scores, self.is_positive, self.iid, self.weight
 
     def extra_repr(self) -> str:
         """Show the size, and what the buffers take."""
-        mib = self.num_classes * (self.size + 1) * (2 * self.scores.element_size() + 1) / 2**20
-        return f"size={self.size}, {mib:,.1f} MiB{'' if self.is_allocated else ' when first used'}"
+        return f"size={self.size}, {self._bytes / 2**20:,.1f} MiB{'' if self.is_allocated else ' when first used'}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MemoryQueue":
         super()._apply(keeping_numbers(fn), recurse)  # type: ignore[no-untyped-call]

@@ -1,5 +1,6 @@
 """The base class of the ranking losses: one minus a soft metric of the pool of live and remembered rows."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar, NamedTuple
@@ -8,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from rareloss import checks, distributed
-from rareloss.eager import is_recomputation, is_training_call
+from rareloss.eager import is_checkpointed, is_recomputation, is_training_call
 from rareloss.losses.encode import encode
 from rareloss.losses.queue import MemoryQueue
 from rareloss.ops import SoftMetric, evaluate, standardize
-from rareloss.pool import PerClass, Pool, one_or_nan, pool_of, safe_ratio
+from rareloss.pool import PerClass, Pool, one_or_nan, safe_ratio
 
 __all__ = ["RankingLoss", "Support"]
 
@@ -92,6 +93,8 @@ class RankingLoss(nn.Module):
         size = checks.integer("queue_size", queue_size, least=0)
         self.queue = MemoryQueue(size, num_classes, checks.flag("persistent_queue", persistent_queue))
         self._frozen = False
+        # The last call within torch.utils.checkpoint: its rows, and the queue as it read it.
+        self._checkpointed: tuple[Pool, MemoryQueue] | None = None
         self._warned: set[str] = set()
         self._judged: torch.Size | None = None
 
@@ -156,6 +159,7 @@ class RankingLoss(nn.Module):
         The closure of L-BFGS and the second pass of SAM see the pool that the step's first call saw:
 
         Example:
+            >>> from rareloss import SmoothAPLoss
             >>> loss = SmoothAPLoss(num_classes=1, queue_size=64)
             >>> logits, targets = torch.randn(8, requires_grad=True), torch.arange(8) % 2
             >>> with loss.frozen_queue():
@@ -251,25 +255,11 @@ class RankingLoss(nn.Module):
             if gathering:
                 self._agree(None, error)  # raises here once the other ranks know
             raise
-        return self._gathered(live) if gathering else live
+        return self._gathered(live.pack()[: logits.numel()]) if gathering else live  # not an empty batch's absent row
 
-    def _gathered(self, live: Pool) -> Pool:
-        # One exchange carries all: [n, 3 C + 1].
-        dtype, classes = live.scores.dtype, self.num_classes
-        iid = live.is_positive.new_ones(1, live.scores.shape[1]) if live.iid is None else live.iid[:1]
-        rows = [live.scores, live.is_positive.to(dtype), live.weight, iid.to(dtype)]
-        packed = torch.cat(rows).mT
-        gathered = distributed.gather_rows(packed, self.process_group, sizes=self._agree(packed, None)).mT
-        scores, is_positive, weight, iid = gathered.split([classes, classes, classes, 1])
-        iid = iid.detach() > 0.5
-        all_iid = live.eager and bool(iid.all())
-        return pool_of(
-            scores.contiguous(),
-            is_positive.detach() > 0.5,
-            weight.detach().contiguous(),
-            None if all_iid else iid.expand(classes, -1),
-            self.check_values,
-        )
+    def _gathered(self, packed: Tensor) -> Pool:
+        sizes = self._agree(packed, None)
+        return Pool.unpack(distributed.gather_rows(packed, self.process_group, sizes=sizes), self.check_values)
 
     def _agree(self, packed: Tensor | None, error: Exception | None) -> list[int]:
         settings = f"{type(self).__name__}({self.extra_repr()}, queue_size={self.queue.size})"
@@ -280,7 +270,23 @@ class RankingLoss(nn.Module):
         if not reads:
             return live
         self.queue.allocate()
-        return self.queue.extend(live, self.has_threshold)
+        queue = self.queue
+        if is_recomputation():
+            queue = self._queue_of_first_call(live)
+        elif training and is_checkpointed():
+            self._checkpointed = live.with_scores(live.scores.detach().clone()), copy.deepcopy(queue)
+        return queue.extend(live, self.has_threshold)
+
+    def _queue_of_first_call(self, live: Pool) -> MemoryQueue:
+        if self._checkpointed is not None:
+            rows, queue = self._checkpointed
+            same = rows.scores.shape == live.scores.shape and torch.equal(rows.is_positive, live.is_positive)
+            if same and torch.allclose(rows.scores, live.scores, equal_nan=True):
+                return queue
+        raise RuntimeError(
+            f"{type(self).__name__} is called again within a backward pass (by torch.utils.checkpoint?), and the queue "
+            "that its first call read is gone; call the loss outside of the checkpointed function"
+        )
 
     def _evaluate(self, pool: Pool, scale: Tensor | float = 1.0) -> PerClass:
         in_std = self.temperature_unit == "std"

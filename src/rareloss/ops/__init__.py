@@ -5,10 +5,10 @@ from rareloss.ops.counts import count_above, few_pairs, soft_count
 from rareloss.ops.exponentials import SLOPE_COEFFICIENTS, VALUE_COEFFICIENTS, count_by_exponentials, locate
 from rareloss.ops.focal import SigmoidFocal, SoftmaxFocal, focal_loss
 from rareloss.ops.functions import accumulator, eager_twin, fold_into_batch, without_second_derivative
-from rareloss.ops.metric import SoftMetric, average_precision_in_one_call, evaluate
 from rareloss.ops.one_vs_rest import log_odds, log_odds_by_class
 from rareloss.ops.pairs import CountRequest, Counts, count_by_pairs
 from rareloss.ops.selection import Top, band_fraction, hard_count, top
+from rareloss.ops.soft_metric import SoftMetric, average_precision_in_one_call, evaluate
 from rareloss.ops.soft_rank import soft_ranks
 from rareloss.ops.standardization import standardize
 from rareloss.ops.threshold import margin_over_threshold

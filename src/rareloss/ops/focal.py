@@ -12,6 +12,7 @@ of recorded, and the backward pass needs the inputs alone.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ from torch.autograd.forward_ad import unpack_dual
 from torch.nn.functional import logsigmoid, softplus
 
 from rareloss import checks
+from rareloss.eager import is_eager
+from rareloss.ops import native
 
 __all__ = ["SigmoidFocal", "SoftmaxFocal", "focal_loss"]
 
@@ -60,7 +63,8 @@ def _closed_slope(nll: Tensor, q: Tensor, focus: Tensor, gamma: float) -> Tensor
     return torch.addcmul(q, 1 - q, nll, value=gamma).mul_(focus)
 
 
-class SigmoidFocal(NamedTuple):
+@dataclass(frozen=True)
+class SigmoidFocal:
     """The focal loss of labels 0 and 1.
 
     Attributes:
@@ -92,6 +96,19 @@ class SigmoidFocal(NamedTuple):
         alpha = fold(self.alpha) if isinstance(self.alpha, Tensor) else None
         return _Inputs(fold(logits), fold(targets), None if weight is None else fold(weight), alpha)
 
+    def run_native(
+        self, logits: Tensor, targets: Tensor, weight: Tensor | None, with_loss: bool, with_slope: bool
+    ) -> native.Focal | None:
+        """Let the native kernel compute the same; None where it has no such ``alpha``."""
+        alpha = self.alpha
+        if isinstance(alpha, Tensor):
+            if alpha.numel() != (alpha.shape[-1] if alpha.ndim else 1):
+                return None
+            alpha = alpha.to(logits.dtype).flatten() if alpha.numel() > 1 else alpha.item()
+        return native.sigmoid_focal(
+            logits, targets, weight, alpha, self.gamma, self.ignore_index, with_loss, with_slope
+        )
+
     def terms(self, inputs: _Inputs, with_slope: bool, out: Tensor | None = None) -> _Terms:
         """Compute losses and, written to ``out`` where that is given, the derivative by each logit."""
         z, y, weight = _present(inputs, self.ignore_index)
@@ -111,7 +128,8 @@ class SigmoidFocal(NamedTuple):
         return _Terms(loss, weight, y if weight is None else weight * y, slope)
 
 
-class SoftmaxFocal(NamedTuple):
+@dataclass(frozen=True)
+class SoftmaxFocal:
     """The focal loss of class indices.
 
     Attributes:
@@ -138,9 +156,19 @@ class SoftmaxFocal(NamedTuple):
         rows, classes = (1, len(logits)) if logits.ndim == 1 else logits.shape[:2]
         rest = logits.shape[2:].numel()
         if weight is not None:
-            weight = (weight if weight.numel() == rows else weight.expand(targets.shape)).reshape(rows, 1, -1)
+            only_rows = weight.numel() == rows
+            weight = weight.reshape(rows, 1, 1) if only_rows else weight.expand(targets.shape).reshape(rows, 1, rest)
         alpha = None if self.alpha is None else self.alpha.reshape(1, classes, 1)
         return _Inputs(logits.reshape(rows, classes, rest), targets.reshape(rows, 1, rest), weight, alpha)
+
+    def run_native(
+        self, logits: Tensor, targets: Tensor, weight: Tensor | None, with_loss: bool, with_slope: bool
+    ) -> native.Focal:
+        """Let the native kernel compute the same."""
+        alpha = None if self.alpha is None else self.alpha.to(logits.dtype)
+        ignore_index = -1 if self.ignore_index is None else self.ignore_index
+        options = self.gamma, self.label_smoothing, ignore_index, self.background_class
+        return native.softmax_focal(logits, targets.long(), weight, alpha, *options, with_loss, with_slope)
 
     def terms(self, inputs: _Inputs, with_slope: bool, out: Tensor | None = None) -> _Terms:
         """Compute losses and, written to ``out`` where that is given, the derivative by each logit."""
@@ -206,7 +234,7 @@ def focal_loss(
         the weighted losses, of the shape of the targets, or their sum; the sum of the weights; that of the positives'.
     """
     targets, alpha, compiling = targets.detach(), equation.alpha, torch.compiler.is_compiling()
-    transformed = torch._C._functorch.get_dynamic_layer_stack_depth() > 0
+    transformed = torch._C._are_functorch_transforms_active()
     learned = isinstance(alpha, Tensor) and alpha.requires_grad and torch.is_grad_enabled()
     if transformed or learned or (not compiling and unpack_dual(logits).tangent is not None):
         # Transforms, forward mode and an alpha that learns differentiate the value as it stands.
@@ -268,6 +296,9 @@ def _compute(
 ) -> tuple[Tensor, Tensor, Tensor, Any]:
     # The losses or their sum; the sum of the weights; that of the positives' weights; and the slope or None. Whatever
     # the logits, the slope has float32 at least: in half a small one would be 0 before a scaler can lift it.
+    if in_chunks and (kernel := _native(equation, logits, targets, weight, not summed, with_slope)) is not None:
+        totals = [torch.tensor(each, dtype=logits.dtype) for each in (kernel.loss_sum, kernel.weight, kernel.positive)]
+        return totals[0] if kernel.loss is None else kernel.loss, totals[1], totals[2], kernel.slope
     inputs, device = equation.arrange(logits, targets, weight), logits.device
     dtype = torch.promote_types(logits.dtype, torch.float32)
     size = equation.chunk * 4 // dtype.itemsize if device.type == "cpu" else _CHUNK_OFF_CPU
@@ -289,6 +320,23 @@ def _compute(
             loss_out.copy_(terms.loss)
     total, weights, positives = (each.to(dtype, copy=True) for each in sums)
     return total if loss is None else loss, weights, positives, slope
+
+
+def _native(
+    equation: SigmoidFocal | SoftmaxFocal,
+    logits: Tensor,
+    targets: Tensor,
+    weight: Tensor | None,
+    with_loss: bool,
+    with_slope: bool,
+) -> native.Focal | None:
+    # None where the native kernel does not compute it.
+    if not is_eager(logits, targets) or logits.device.type != "cpu" or not native.available():
+        return None
+    if logits.dtype not in (torch.float32, torch.float64):
+        return None
+    weight = None if weight is None else weight.to(logits.dtype).expand(targets.shape)
+    return equation.run_native(logits, targets, weight, with_loss, with_slope)
 
 
 def _summed(terms: _Terms) -> tuple[Tensor, Tensor, Tensor]:

@@ -117,12 +117,9 @@ class _LogOdds(torch.autograd.Function):
 _EagerLogOdds = eager_twin(_LogOdds)
 
 
-_NATIVE = native.available()
-
-
 def log_odds_by_class(logits: Tensor) -> Tensor:
     """Turn logits ``[M, C]`` into log-odds ``[C, M]``, as a pool is laid out; float32 or float64."""
-    if _NATIVE and is_eager(logits):
+    if native.available() and is_eager(logits):
         odds: Tensor = _NativeLogOdds.apply(logits)  # type: ignore[no-untyped-call]
         return odds
     return log_odds(logits).mT.contiguous()

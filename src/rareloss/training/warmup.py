@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rareloss import checks, distributed
+from rareloss.eager import is_recomputation, is_training_call
 from rareloss.losses import RankingLoss
 
 __all__ = ["LossWarmupWrapper"]
@@ -191,7 +192,7 @@ class LossWarmupWrapper(nn.Module):
             first, last = (self._call(loss, logits, targets, options) for loss in (self.warmup_loss, self.main_loss))
             weight = weight.to(last.dtype) if isinstance(weight, Tensor) else weight
             value = (1.0 - weight) * first + weight * last
-        if self.training and torch.is_grad_enabled() and not self._frozen and not _is_recomputation():
+        if is_training_call(self) and not self._frozen and not is_recomputation():
             self._count()
         return value
 
@@ -242,7 +243,7 @@ class LossWarmupWrapper(nn.Module):
 
         sums = partial(_torch_sums, loss, logits, targets, ignore_index)
         gathers = getattr(self.main_loss, "gather_distributed", None) is not False
-        gathers = gathers and self.training and torch.is_grad_enabled()
+        gathers = gathers and is_training_call(self)
         return distributed.mean_over_ranks(sums, getattr(self.main_loss, "process_group", None), among_ranks=gathers)
 
 
@@ -258,15 +259,6 @@ _traced_phase = torch.library.custom_op("rareloss::warmup_phase", _phase, mutate
 @_traced_phase.register_fake
 def _(step: Tensor, warmup_steps: int, blend_steps: int) -> Any:
     return torch.library.get_ctx().new_dynamic_size()
-
-
-def _is_recomputation() -> bool:
-    # torch.utils.checkpoint calls again within a backward pass. Its reentrant form calls first without gradients, which
-    # is not counted, and again within a node of its own, which is.
-    if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
-        return False
-    node = torch._C._current_autograd_node()
-    return node is None or node.name() != "CheckpointFunctionBackward"
 
 
 def _clamp(number: float | Tensor) -> float | Tensor:

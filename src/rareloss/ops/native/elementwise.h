@@ -109,3 +109,18 @@ template <class T> inline double exponentials(T *x, int64_t n, T top) {
     for (double part : lane) sum += part;
     return sum;
 }
+
+// Copy a block [rows, width] to [classes, stride], or back. The tile's inner loop runs along the latter, whose rows lie
+// a power of 2 apart in many a batch and so evict one another.
+template <bool kBack, class T>
+void transpose(T *block, int64_t width, std::conditional_t<kBack, const T, T> *by_class, int64_t stride, int64_t rows,
+               int64_t classes) {
+    constexpr int64_t kTile = 16;
+    for (int64_t c0 = 0; c0 < classes; c0 += kTile)
+        for (int64_t r0 = 0; r0 < rows; r0 += kTile)
+            for (int64_t c = c0; c < std::min(classes, c0 + kTile); c++)
+                for (int64_t r = r0; r < std::min(rows, r0 + kTile); r++) {
+                    if constexpr (kBack) block[r * width + c] = by_class[c * stride + r];
+                    else by_class[c * stride + r] = block[r * width + c];
+                }
+}

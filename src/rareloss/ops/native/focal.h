@@ -58,7 +58,7 @@ int64_t read_labels(const Target *targets, int64_t n, Absent absent, Chunk<T> &c
     for (int64_t i = 0; i < n; i++) {
         const Target y = targets[i];
         const bool ignored = absent(y), zero = y == Target(0), one = y == Target(1);
-        chunk.label[i] = ignored | zero ? T(0) : one ? T(1) : std::numeric_limits<T>::quiet_NaN();
+        chunk.label[i] = (ignored | zero) ? T(0) : one ? T(1) : std::numeric_limits<T>::quiet_NaN();
         chunk.weight[i] = ignored ? T(0) : chunk.weight[i];
         bad += !(ignored | zero | one);
     }
@@ -169,8 +169,8 @@ template <class T> int sigmoid(const Sigmoid<T> &pass, int64_t n, double *sums, 
 
 // What the loss and the derivatives of some rows need, relative to each row's largest logit.
 template <class T> struct Rows {
-    alignas(64) T top[kRows], target[kRows], mean[kRows];  // the largest logit; the target's and the mean less it
-    alignas(64) T rest[kRows], weight[kRows], a[kRows], loss[kRows];  // others' exponentials; a: the weight times alpha
+    alignas(64) T target[kRows], mean[kRows], rest[kRows];  // the target's logit, the mean, the others' exponentials
+    alignas(64) T weight[kRows], a[kRows], loss[kRows];     // a: the weight times alpha
     alignas(64) T factor[kRows], shift[kRows], at_target[kRows];  // slopes: exponential * factor - shift; the target's
     alignas(64) T q[kRows], focus[kRows];
     int64_t label[kRows];
@@ -209,24 +209,22 @@ template <class T> struct Softmax {
     int64_t blocks_of_row() const { return inner == 1 ? 1 : (inner + together() - 1) / together(); }
     int64_t blocks() const { return inner == 1 ? (outer + together() - 1) / together() : outer * blocks_of_row(); }
 
-    // Rows that are worked on at once have neighbouring targets, and their logits lie row by row or class by class.
+    // Rows that are worked on at once have neighbouring targets; the scratch has them one after the other.
     void block(int64_t number, Rows<T> &rows, T *scratch, Sums &sums) const {
-        const int64_t line = inner == 1 ? 0 : number / blocks_of_row();
+        const int64_t line = inner == 1 ? 0 : number / blocks_of_row(), width = padded(classes);
         const int64_t start = (inner == 1 ? number : number % blocks_of_row()) * together();
         const int64_t n = std::min(together(), (inner == 1 ? outer : inner) - start);
         const int64_t logit = inner == 1 ? start * classes : line * classes * inner + start;
         read(line * inner + start, n, rows, sums);
-        if (inner == 1)
-            for (int64_t i = 0; i < n; i++) open_row(logits + logit + i * classes, i, rows, scratch);
-        else
-            open_columns(logits + logit, n, rows, scratch);
+        if (inner > 1) transpose<true>(scratch, width, logits + logit, inner, n, classes);
+        for (int64_t i = 0; i < n; i++)
+            open(inner > 1 ? scratch + i * width : logits + logit + i * classes, i, rows, scratch + i * width);
         rows.compute(n, classes, gamma, smoothing, slope_scale);
         for (int64_t i = 0; i < n; i++) sums.loss += rows.loss[i];
         if (loss) std::copy(rows.loss, rows.loss + n, loss + line * inner + start);
-        if (slope && inner == 1)
-            for (int64_t i = 0; i < n; i++) close_row(i, rows, scratch, slope + logit + i * classes);
-        else if (slope)
-            close_columns(n, rows, scratch, slope + logit);
+        for (int64_t i = 0; slope && i < n; i++)
+            close(scratch + i * width, i, rows, inner > 1 ? scratch + i * width : slope + logit + i * classes);
+        if (slope && inner > 1) transpose<false>(scratch, width, slope + logit, inner, n, classes);
     }
 
     void read(int64_t start, int64_t n, Rows<T> &rows, Sums &sums) const {
@@ -243,56 +241,26 @@ template <class T> struct Softmax {
         }
     }
 
-    // The exponentials of a row's logits, 0 at the target, and what `rows` holds of it.
-    void open_row(const T *z, int64_t i, Rows<T> &rows, T *scratch) const {
+    // The exponentials of a row's logits, 0 at the target, and what `rows` holds of it; e may be z.
+    void open(const T *z, int64_t i, Rows<T> &rows, T *e) const {
+        const T lowest = -std::numeric_limits<T>::infinity();
         const int64_t width = padded(classes), y = rows.label[i];
-        T *e = scratch + i * width;
-        if (rows.weight[i] > 0) std::copy(z, z + classes, e);
-        else std::fill(e, e + classes, T(0));
-        std::fill(e + classes, e + width, -std::numeric_limits<T>::infinity());
+        if (!(rows.weight[i] > 0)) std::fill(e, e + classes, T(0));
+        else if (e != z) std::copy(z, z + classes, e);
+        std::fill(e + classes, e + width, lowest);
         const T top = largest_of(e, width);
         rows.target[i] = e[y] - top;
-        if (smoothing > 0) {
-            double sum = 0;
-            for (int64_t k = 0; k < classes; k++) sum += e[k] - top;
-            rows.mean[i] = T(sum / classes);
-        }
-        e[y] = -std::numeric_limits<T>::infinity();
+        double sum = 0;
+        for (int64_t k = 0; smoothing > 0 && k < classes; k++) sum += e[k] - top;
+        rows.mean[i] = T(sum / classes);
+        e[y] = lowest;
         rows.rest[i] = T(exponentials(e, width, top));
     }
 
-    void close_row(int64_t i, const Rows<T> &rows, const T *scratch, T *out) const {
-        const T *e = scratch + i * padded(classes), factor = rows.factor[i], shift = rows.shift[i];
+    void close(const T *e, int64_t i, const Rows<T> &rows, T *out) const {
+        const T factor = rows.factor[i], shift = rows.shift[i];
         for (int64_t k = 0; k < classes; k++) out[k] = e[k] * factor - shift;
         out[rows.label[i]] = rows.at_target[i];
-    }
-
-    // The same for rows side by side: the scratch is [classes, n].
-    void open_columns(const T *z, int64_t n, Rows<T> &rows, T *e) const {
-        for (int64_t i = 0; i < n; i++) rows.top[i] = -std::numeric_limits<T>::infinity();
-        for (int64_t k = 0; k < classes; k++)
-            for (int64_t i = 0; i < n; i++) {
-                const T x = e[k * n + i] = rows.weight[i] > 0 ? z[k * inner + i] : T(0);
-                rows.top[i] = x > rows.top[i] ? x : rows.top[i];
-            }
-        std::vector<double> sum(n), mean(n);
-        for (int64_t k = 0; smoothing > 0 && k < classes; k++)
-            for (int64_t i = 0; i < n; i++) mean[i] += e[k * n + i] - rows.top[i];
-        for (int64_t i = 0; i < n; i++) {
-            T &at_target = e[rows.label[i] * n + i];
-            rows.target[i] = at_target - rows.top[i];
-            rows.mean[i] = T(mean[i] / classes);
-            at_target = -std::numeric_limits<T>::infinity();
-        }
-        for (int64_t k = 0; k < classes; k++)
-            for (int64_t i = 0; i < n; i++) sum[i] += e[k * n + i] = exp_negative(e[k * n + i] - rows.top[i]);
-        for (int64_t i = 0; i < n; i++) rows.rest[i] = T(sum[i]);
-    }
-
-    void close_columns(int64_t n, const Rows<T> &rows, const T *e, T *out) const {
-        for (int64_t k = 0; k < classes; k++)
-            for (int64_t i = 0; i < n; i++) out[k * inner + i] = e[k * n + i] * rows.factor[i] - rows.shift[i];
-        for (int64_t i = 0; i < n; i++) out[rows.label[i] * inner + i] = rows.at_target[i];
     }
 };
 

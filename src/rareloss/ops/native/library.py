@@ -109,7 +109,7 @@ _off = False
 
 def available() -> bool:
     """Say whether the native kernel is used on this machine; :func:`why` says why not."""
-    return not _off and _load()[0] is not None
+    return not _off and _LOADED
 
 
 @contextmanager
@@ -164,6 +164,10 @@ def _library(path: Path) -> ctypes.CDLL | str:
         return ctypes.CDLL(str(path))
     except OSError as error:
         return str(error)
+
+
+# Known when a graph is traced, which cannot ask.
+_LOADED = _load()[0] is not None
 
 
 @cache

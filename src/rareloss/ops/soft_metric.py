@@ -6,7 +6,7 @@ is the one place that chooses.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, List, NamedTuple  # noqa: UP035, torch 2.6 reads no list[float] in the signature of an op
 
 import torch
 from torch import Tensor
@@ -18,8 +18,7 @@ from rareloss.pool import PerClass, Pool, per_class
 
 __all__ = ["SoftMetric", "average_precision_in_one_call", "evaluate"]
 
-# Looked up once: a graph cannot ask.
-_NATIVE = native.available()
+_ROWS_IN_FULL_PRECISION = 2**16
 _FUNCTIONS: dict[str, Callable[..., tuple[Tensor, Tensor | None]]] = {
     "average_precision": native.average_precision,
     "recall": native.recall,
@@ -53,7 +52,7 @@ def evaluate(
         in_std: whether it is in standard deviations; the gradient then goes through them.
         scale: what the gradient is multiplied by, for all classes or each ``[C]``; the value stays.
     """
-    if not (_NATIVE and _takes(pool)):
+    if not (native.available() and _takes(pool)):
         pool = pool.joined()
         ranked = standardize(pool)[0] if in_std else pool
         value = metric.equation(ranked, temperature, *metric.settings)
@@ -70,7 +69,7 @@ def evaluate(
 
 def average_precision_in_one_call(pool: Pool) -> PerClass | None:
     """Compute the exact average precision of each class by the native kernel, or nothing where it cannot."""
-    if not (_NATIVE and pool.eager and _takes(pool)):
+    if not (native.available() and pool.eager and pool.scores.device.type == "cpu"):
         return None
     return _defined(pool, native.exact_average_precision(pool.scores, pool.is_positive, _weight(pool)))
 
@@ -93,7 +92,9 @@ def _defined(pool: Pool, value: Tensor) -> PerClass:
 
 
 def _takes(pool: Pool) -> bool:
-    return pool.scores.device.type == "cpu" and pool.scores.dtype in (torch.float32, torch.float64)
+    # The kernel's float64 has nine digits in linear time. Who asks for float64 on few rows wants all sixteen.
+    large = pool.scores.shape[1] > _ROWS_IN_FULL_PRECISION
+    return pool.scores.device.type == "cpu" and (pool.scores.dtype == torch.float32 or large)
 
 
 def _call(
@@ -103,7 +104,7 @@ def _call(
     iid: Tensor | None,
     live: int,
     name: str,
-    settings: list[float],
+    settings: List[float],  # noqa: UP006
     temperature: float,
     in_std: bool,
     with_gradient: bool,
@@ -158,14 +159,12 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)
         ctx.save_for_backward(output[1], inputs[0])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         gradient, live = ctx.saved_tensors
-        nothing = (None,) * 9
-        return (None if gradients[0] is None else _scaled_once(gradients[0], gradient, live), *nothing)
+        return _scaled_once(gradients[0], gradient, live), *((None,) * 9)
 
 
 class _EagerFused(torch.autograd.Function):
