@@ -110,7 +110,7 @@ def _their_loss(task: Task, warm_up: int, steps: int) -> nn.Module:
         main = theirs.PAUCAtBudgetLoss(task.outputs, beta=objective.fpr)
     else:
         main = theirs.SmoothAPLoss(task.outputs)
-    # The wrapper's schedule is for temperatures in logits; that of its pAUC loss, in standard deviations, stays as it is.
+    # The wrapper's schedule is for temperatures in logits; that of its pAUC loss, in standard deviations, stays.
     ends = {} if objective.fpr is None else {"temp_start": main.temperature, "temp_end": main.temperature}
     loss: nn.Module = theirs.LossWarmupWrapper(
         _CrossEntropy(task.outputs), main, warmup_steps=warm_up, temp_decay_steps=steps - warm_up, **ends
