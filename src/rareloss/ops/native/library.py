@@ -244,12 +244,14 @@ def recall(
     with_gradient: bool,
     quantile: float,
     among_negatives: bool,
+    threshold: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Compute soft recall in the top ``quantile`` of the iid rows, or of the iid negatives.
 
-    The other arguments and the result are those of :func:`average_precision`.
+    ``threshold``, float64 ``[C]``, is where the thresholds are written to. The other arguments and the result are
+    those of :func:`average_precision`.
     """
-    options = quantile, int(among_negatives), None
+    options = quantile, among_negatives, None if threshold is None else threshold.data_ptr()
     return _ranked("recall", options, scores, positive, weight, iid, live, temperature, in_std, with_gradient)
 
 
