@@ -168,21 +168,24 @@ class MemoryQueue(nn.Module):
     ) -> None:
         # A queue is loaded whole or not at all: half of one would rank rows by the weights of others.
         absent = [name for name, _ in self.named_buffers() if prefix + name not in state_dict]
+        remedy = (
+            f"leave the keys that start with {prefix!r} out and load with strict=False, which starts an empty queue"
+        )
         other, pointer = state_dict.get(prefix + "scores"), state_dict.get(prefix + "pointer")
         if absent and len(absent) < len(list(self.buffers())):
-            said[-1].append(f"the queue of the checkpoint lacks {', '.join(prefix + name for name in absent)}")
+            lost = ", ".join(prefix + name for name in absent)
+            said[-1].append(f"the queue of the checkpoint lacks {lost}; {remedy}")
         elif isinstance(other, Tensor) and other.shape != (self.num_classes, self.size + 1):
             theirs = list(other.shape) if other.ndim != 2 else [other.shape[1] - 1, other.shape[0]]
             said[-1].append(
                 f"size mismatch for {prefix[:-1]}: the checkpoint has queue_size={theirs[0]} and "
                 f"num_classes={theirs[-1]}, this loss queue_size={self.size} and "
-                f"num_classes={self.num_classes}; make the loss with the checkpoint's, or leave the keys that "
-                f"start with {prefix!r} out and load with strict=False, which starts an empty queue"
+                f"num_classes={self.num_classes}; make the loss with the checkpoint's, or {remedy}"
             )
         elif isinstance(pointer, Tensor) and is_eager(pointer) and not 0 <= int(pointer) < max(self.size, 1):
             said[-1].append(
                 f"the queue of the checkpoint has {prefix}pointer={int(pointer)}, outside of its {self.size} slots; "
-                f"leave the keys that start with {prefix!r} out and load with strict=False, which starts an empty queue"
+                f"{remedy}"
             )
         else:
             if not absent and self.persistent:

@@ -1,7 +1,7 @@
 // What every file of the kernel stands on: the C interface's structs, memory, threads, vectors.
 //
 // Plain C++17 for gcc and clang (vector extensions), no headers of Python or torch, no OpenMP. The functions at the
-// bottom of each .cpp file are the C interface; python (binding.py) calls them through ctypes. None keeps state
+// bottom of each .cpp file are the C interface; python (library.py) calls them through ctypes. None keeps state
 // between calls, so any number of threads may call at once, before and after a fork.
 #pragma once
 
