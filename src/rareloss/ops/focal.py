@@ -297,8 +297,9 @@ def _compute(
     # The losses or their sum; the sum of the weights; that of the positives' weights; and the slope or None. Whatever
     # the logits, the slope has float32 at least: in half a small one would be 0 before a scaler can lift it.
     if in_chunks and (kernel := _native(equation, logits, targets, weight, not summed, with_slope)) is not None:
-        totals = [torch.tensor(each, dtype=logits.dtype) for each in (kernel.loss_sum, kernel.weight, kernel.positive)]
-        return totals[0] if kernel.loss is None else kernel.loss, totals[1], totals[2], kernel.slope
+        sums = torch.tensor((kernel.loss_sum, kernel.weight, kernel.positive), dtype=logits.dtype)
+        total, weights, positives = sums.unbind()
+        return total if kernel.loss is None else kernel.loss, weights, positives, kernel.slope
     inputs, device = equation.arrange(logits, targets, weight), logits.device
     dtype = torch.promote_types(logits.dtype, torch.float32)
     size = equation.chunk * 4 // dtype.itemsize if device.type == "cpu" else _CHUNK_OFF_CPU

@@ -251,7 +251,7 @@ def recall(
     ``threshold``, float64 ``[C]``, is where the thresholds are written to. The other arguments and the result are
     those of :func:`average_precision`.
     """
-    options = quantile, among_negatives, None if threshold is None else threshold.data_ptr()
+    options = quantile, int(among_negatives), None if threshold is None else threshold.data_ptr()
     return _ranked("recall", options, scores, positive, weight, iid, live, temperature, in_std, with_gradient)
 
 
