@@ -39,6 +39,7 @@ _VARIANTS = {
 }
 _MACHINES = {"amd64": "x86_64", "x64": "x86_64", "aarch64": "arm64"}
 _OLDEST_MACOS = "11.0"
+_STRIP = ("-Wl,-s",) if sys.platform == "linux" else ()
 
 
 def machine() -> str:
@@ -56,13 +57,14 @@ def platform_tag() -> str:
     return sysconfig.get_platform().replace("-", "_").replace(".", "_")
 
 
-def compile_kernel(sources: Path, target: Path, *flags: str) -> list[Path]:
+def compile_kernel(sources: Path, target: Path, *flags: str, only: str | None = None) -> list[Path]:
     """Compile ``sources/kernel.cpp`` into a library for each variant of this machine.
 
     Args:
         sources: the folder of the C++ sources.
         target: the folder that the libraries are written to.
         flags: further flags, after the usual ones.
+        only: the one variant that is wanted; all by default.
 
     Returns:
         the libraries.
@@ -70,19 +72,25 @@ def compile_kernel(sources: Path, target: Path, *flags: str) -> list[Path]:
     Raises:
         RuntimeError: there is no compiler, no variant for this machine, or the compiler failed.
     """
-    variants = _VARIANTS.get(machine(), {})
+    variants = {name: own for name, own in _VARIANTS.get(machine(), {}).items() if only in (None, name)}
     if not variants:
         raise RuntimeError(f"the native kernel has no variant for {machine()}")
     command = [*_compiler(), *_FLAGS, *_platform_flags(), *flags, *shlex.split(os.environ.get("CXXFLAGS", ""))]
     ending = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
-    libraries = {name: target / f"_kernel_{name}{ending}" for name in variants}
-    running = [
-        subprocess.Popen([*command, *variants[name], str(sources / "kernel.cpp"), "-o", str(library)])
-        for name, library in libraries.items()
-    ]
-    if any([process.wait() for process in running]):  # a list: all of them end before one is reported
-        raise RuntimeError(f"the compiler failed: {shlex.join(command)}")
-    return list(libraries.values())
+    with tempfile.TemporaryDirectory() as scratch:  # a process may have the old one loaded: never write into it
+        compiled = {name: Path(scratch, f"_kernel_{name}{ending}") for name in variants}
+        running = [
+            subprocess.Popen([*command, *variants[name], str(sources / "kernel.cpp"), "-o", str(library)])
+            for name, library in compiled.items()
+        ]
+        ended = [process.wait() for process in running]
+        if any(ended):
+            raise RuntimeError(f"the compiler failed: {shlex.join(command)}")
+        libraries = [target / library.name for library in compiled.values()]
+        for library, path in zip(compiled.values(), libraries, strict=True):
+            path.unlink(missing_ok=True)
+            shutil.move(library, path)
+    return libraries
 
 
 def _compiler() -> list[str]:
@@ -100,7 +108,7 @@ def _platform_flags() -> tuple[str, ...]:
     if sys.platform == "darwin":
         oldest = os.environ.get("MACOSX_DEPLOYMENT_TARGET", _OLDEST_MACOS)
         return "-fPIC", "-pthread", "-arch", machine(), f"-mmacosx-version-min={oldest}"
-    return "-fPIC", "-pthread", "-Wno-psabi", "-Wl,-s"
+    return "-fPIC", "-pthread", "-Wno-psabi"
 
 
 class CustomBuildHook(BuildHookInterface):  # type: ignore[misc, unused-ignore]
@@ -114,7 +122,7 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[misc, unused-ignore]
         sources = Path(self.root) / _FOLDER
         self._scratch = tempfile.mkdtemp()
         try:
-            libraries = compile_kernel(sources, sources if version == "editable" else Path(self._scratch))
+            libraries = compile_kernel(sources, sources if version == "editable" else Path(self._scratch), *_STRIP)
         except (RuntimeError, OSError) as error:
             if wanted == "0":
                 raise

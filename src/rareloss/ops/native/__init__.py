@@ -14,7 +14,10 @@ from rareloss.ops.native.library import (
     partial_auc,
     recall,
     sigmoid_focal,
+    soft_count,
     softmax_focal,
+    sort,
+    switched_off,
     why,
 )
 
@@ -28,6 +31,9 @@ __all__ = [
     "partial_auc",
     "recall",
     "sigmoid_focal",
+    "soft_count",
     "softmax_focal",
+    "sort",
+    "switched_off",
     "why",
 ]

@@ -73,7 +73,8 @@ template <class T> struct AveragePrecision {
     Sorted<T> sorted_rows(int64_t *n) const;
     void finish_cells(const Line &line, const Nodes<T> *weights, const Nodes<T> *counts, const uint8_t *filled);
     void fill_cells(const Rows<T> &some, const Line &line, Nodes<T> *moments, int64_t begin, int64_t end) const;
-    void slopes_in_cells(const Rows<T> &some, const Line &line, const T *slope, T *to, int64_t begin, int64_t end) const;
+    void slopes_in_cells(const Rows<T> &some, const Line &line, const T *slope, T *to, int64_t begin,
+                         int64_t end) const;
 };
 
 // ---------------------------------------------------------------- few pairs
@@ -237,7 +238,9 @@ void AveragePrecision<T>::finish_cells(const Line &line, const Nodes<T> *weights
                                        const uint8_t *filled) {
     constexpr int n = Orders<T>::nodes;
     const int64_t p = positives.size();
-    auto from_mean = [&](int64_t c, double offset) { return line.low + (c + (1 + offset) / 2) * temperature - stats.mean; };
+    auto from_mean = [&](int64_t c, double offset) {
+        return line.low + (c + (1 + offset) / 2) * temperature - stats.mean;
+    };
     std::vector<double> moments(threads);
     parallel(threads, threads, [&](int64_t part) {
         double x;
@@ -325,7 +328,8 @@ template <class T> double AveragePrecision<T>::by_walk() {
     walk<T>(decay.get(), n, push, own_set, [&](int64_t i, int set, bool up, double, double slope) {
         if (up) return void(below[i] = slope);
         const int32_t j = sorted.item[i].row;
-        const double pushed = weight(j) * (below[i] + slope), g = (set ? pushed + own[which[i]] : -pushed) / temperature;
+        const double pushed = weight(j) * (below[i] + slope);
+        const double g = (set ? pushed + own[which[i]] : -pushed) / temperature;
         moment += g * (double(sorted.score(i)) - stats.mean);
         if (j < rows.live) gradient[j] = narrow<T>(g);
     });

@@ -1,9 +1,10 @@
 // Statistics of a pool, and soft counts of all its rows in linear time: by cells where scores lie dense, by a walk over
 // the sorted rows where they do not.
 //
-// Both rest on one expansion: for u = e^-x in [0, 1], sigmoid(-x) = u / (1 + u) = sum_k c_k u^k, to 1e-9 in 12 terms and
-// 1e-15 in 20. So the rows below a score act on it through `terms` numbers, A_k = sum_j w_j e^(-k distance_j), which are
-// passed on upwards by one multiplication each: no cut-off, no limit of range, and an error relative to each row's part.
+// Both rest on one expansion: for u = e^-x in [0, 1], sigmoid(-x) = u / (1 + u) = sum_k c_k u^k, to 1e-9 in 12 terms
+// and 1e-15 in 20. So the rows below a score act on it through `terms` numbers, A_k = sum_j w_j e^(-k distance_j),
+// which are passed on upwards by one multiplication each: no cut-off, no limit of range, and an error relative to each
+// row's part.
 #pragma once
 
 #include "sort.h"
@@ -114,11 +115,12 @@ template <class T> Statistics statistics(const Rows<T> &rows, int threads) {
     std::vector<PartialSums> partial((rows.count + kChunk - 1) / kChunk);
     PartialSums all;
     int64_t first = 0;
-    while (first < rows.count && ((rows.weight && !(rows.weight[first] > 0)) || (rows.iid && !rows.iid[first]))) first++;
+    auto outside = [&](int64_t j) { return (rows.weight && !(rows.weight[j] > 0)) || (rows.iid && !rows.iid[j]); };
+    while (first < rows.count && outside(first)) first++;
     double anchor = first < rows.count ? double(rows.score[first]) : 0, scale = 1, mean = 0, variance = 0;
     if (!std::isfinite(anchor)) anchor = 0;
-    // Sums of squares about an anchor far from the mean lose digits, and those of huge or tiny doubles their range: then
-    // another pass, about the mean that was found, or in units of the largest score.
+    // Sums of squares about an anchor far from the mean lose digits, and those of huge or tiny doubles their range:
+    // then another pass, about the mean that was found, or in units of the largest score.
     for (int attempt = 0; attempt < 6; attempt++) {
         parallel(threads, partial.size(), [&](int64_t part) {
             partial[part] = partial_sums(rows, part * kChunk, std::min((part + 1) * kChunk, rows.count), anchor, scale);
@@ -146,7 +148,7 @@ template <class T> Statistics statistics(const Rows<T> &rows, int threads) {
 template <class T> struct Orders;
 template <> struct Orders<float> { static constexpr int nodes = 8, terms = 12; };
 template <> struct Orders<double> { static constexpr int nodes = 16, terms = 20; };
-template <class T> using Nodes = Doubles<Orders<T>::nodes>;  // values at a cell's Chebyshev nodes, or powers' coefficients
+template <class T> using Nodes = Doubles<Orders<T>::nodes>;  // values at a cell's nodes, or coefficients by power
 template <class T> using Terms = Doubles<Orders<T>::terms>;  // A_1 .. A_terms
 
 // Constants of a cell, one temperature wide: nodes and sums go into one another by small matrices. Offsets run from
@@ -155,8 +157,8 @@ template <class T> struct Tables {
     static constexpr int n = Orders<T>::nodes, m = Orders<T>::terms;
     Nodes<T> offset{};                       // of each node
     Nodes<T> from_power[n] = {};             // [power][node]: what a power of the offset weighs at each node
-    Terms<T> to_next[n] = {}, to_last[n] = {};     // what a unit at a node adds to the sums at the cell's upper, lower end
-    Nodes<T> from_last[m] = {}, from_next[m] = {}; // the count at each node by the sums that come from below, from above
+    Terms<T> to_next[n] = {}, to_last[n] = {};      // what a unit at a node adds to the sums at the upper, lower end
+    Nodes<T> from_last[m] = {}, from_next[m] = {};  // the count at each node by the sums from below, from above
     Nodes<T> within[n] = {};                 // [source][target]: sigmoid(source - target)
     Terms<T> decay{}, value{}, slope{}, first{};   // e^-k; c_k; k c_k; 1, 0, 0, ..
 
@@ -182,9 +184,11 @@ template <class T> struct Tables {
         for (int i = 0; i <= m; i++) end += (i & 1 ? -1 : 1) * upper[i];
         for (int i = 0; i < m; i++) last = c[i] = (i == 0) - upper[i] / end - last;
         for (int k = 0; k < m; k++) {
-            decay[k] = std::exp(-(k + 1.0)), first[k] = k == 0, value[k] = double(c[k]), slope[k] = double((k + 1) * c[k]);
+            decay[k] = std::exp(-(k + 1.0)), first[k] = k == 0;
+            value[k] = double(c[k]), slope[k] = double((k + 1) * c[k]);
             for (int i = 0; i < n; i++) {
-                const long double up = std::exp(-(k + 1) * (1 - place[i]) / 2), down = std::exp(-(k + 1) * (1 + place[i]) / 2);
+                const long double up = std::exp(-(k + 1) * (1 - place[i]) / 2);
+                const long double down = std::exp(-(k + 1) * (1 + place[i]) / 2);
                 to_next[i][k] = double(up), to_last[i][k] = double(down);
                 from_last[k][i] = double(c[k] * down), from_next[k][i] = double(-c[k] * up);
             }
@@ -199,7 +203,8 @@ template <class T> const Tables<T> &tables() {
 }
 
 template <int N> inline Doubles<N> powers(double x) {  // 1, x, x^2, ..: each lane multiplies by what its bits say
-    static constexpr int64_t kBit[3][8] = {{0, -1, 0, -1, 0, -1, 0, -1}, {0, 0, -1, -1, 0, 0, -1, -1}, {0, 0, 0, 0, -1, -1, -1, -1}};
+    static constexpr int64_t kBit[3][8] = {
+        {0, -1, 0, -1, 0, -1, 0, -1}, {0, 0, -1, -1, 0, 0, -1, -1}, {0, 0, 0, 0, -1, -1, -1, -1}};
     using V = Vec<double>;
     Doubles<N> p;
     V step = splat<double>(x), product = V{} + 1.0;
@@ -327,9 +332,9 @@ template <class T> Buffer<double> decays_of(const Sorted<T> &sorted, int64_t n, 
     return decay;
 }
 
-// Sums of two sets of rows at sorted rows. source(i, w) sets w[0], w[1] to what row i adds to each set; of row i the sets
-// in the bits of wanted(i) are handed to take(i, set, up, count, slope), once from below (up) and once from above: the two
-// calls add up to F and its slope, a row's pair with itself left out.
+// Sums of two sets of rows at sorted rows. source(i, w) sets w[0], w[1] to what row i adds to each set; of row i the
+// sets in the bits of wanted(i) are handed to take(i, set, up, count, slope), once from below (up) and once from above:
+// the two calls add up to F and its slope, a row's pair with itself left out.
 template <class T, class Source, class Wanted, class Take>
 void walk(const double *decay, int64_t n, Source source, Wanted wanted, Take take) {
     const Tables<T> &table = tables<T>();

@@ -6,12 +6,12 @@
 RARELOSS_API int rareloss_average_precision_f32(const Pool *pool) { return average_precision<float>(pool); }
 RARELOSS_API int rareloss_average_precision_f64(const Pool *pool) { return average_precision<double>(pool); }
 
-#define RARELOSS_SOFT_COUNT(name, T)                                                                                     \
-    RARELOSS_API int name(const T *scores, const T *weights, int64_t weight_pool_stride, int64_t weight_set_stride,      \
-                          const T *at, int64_t pools, int64_t sets, int64_t rows, int64_t points, double temperature,    \
-                          T *count, T *slope, int threads) {                                                             \
-        return soft_count<T>({scores, weights, weight_pool_stride, weight_set_stride, at, pools, sets, rows, points,     \
-                              temperature, count, slope}, threads);                                                      \
+#define RARELOSS_SOFT_COUNT(name, T) \
+    RARELOSS_API int name(const T *scores, const T *weights, int64_t weight_pool_stride, int64_t weight_set_stride, \
+                          const T *at, int64_t pools, int64_t sets, int64_t rows, int64_t points, double temperature, \
+                          T *count, T *slope, int threads) { \
+        return soft_count<T>({scores, weights, weight_pool_stride, weight_set_stride, at, pools, sets, rows, points, \
+                              temperature, count, slope}, threads); \
     }
 RARELOSS_SOFT_COUNT(rareloss_soft_count_f32, float)
 RARELOSS_SOFT_COUNT(rareloss_soft_count_f64, double)

@@ -7,7 +7,8 @@ and weight 0 means absent. ``None`` for weights means that all are 1; for iid fl
 import ctypes
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -25,11 +26,15 @@ __all__ = [
     "partial_auc",
     "recall",
     "sigmoid_focal",
+    "soft_count",
     "softmax_focal",
+    "sort",
+    "switched_off",
     "why",
 ]
 
 _SWITCH = "RARELOSS_NATIVE"
+_FOLDER = "RARELOSS_NATIVE_FOLDER"  # where the libraries are looked for, in place of here: a build with sanitizers
 _ENDING = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
 # The variants that a processor runs, the fastest first, by what torch calls its capability.
 _RUNS = {
@@ -63,6 +68,12 @@ _SIGNATURES: dict[str, list[type]] = {
     "recall": [_pool, _double, _int, _pointer],  # quantile, among negatives, threshold or null
     "partial_auc": [_pool, _double, _double],  # alpha, beta
     "average_precision_exact": [_pool],
+    # scores, weights, their strides by pool and by set, points, pools, sets, rows, points of a pool, temperature,
+    # count, slope, threads
+    "soft_count": [
+        *(_pointer, _pointer, _int64, _int64, _pointer, _int64, _int64, _int64, _int64, _double),
+        *(_pointer, _pointer, _int),
+    ],
     "sort": [_pointer, _int64, _pointer, _pointer],  # scores, rows, sorted or null, order
     # logits, rows, classes, row stride, odds [classes, rows], threads
     "log_odds": [_pointer, _int64, _int64, _int64, _pointer, _int],
@@ -93,10 +104,23 @@ _TARGET_TYPES = {
 
 # ---------------------------------------------------------------- which library
 
+_off = False
+
 
 def available() -> bool:
     """Say whether the native kernel is used on this machine; :func:`why` says why not."""
-    return _load()[0] is not None
+    return not _off and _load()[0] is not None
+
+
+@contextmanager
+def switched_off() -> Iterator[None]:
+    """Let nobody use the kernel meanwhile; for tests, and for all threads."""
+    global _off
+    before, _off = _off, True
+    try:
+        yield
+    finally:
+        _off = before
 
 
 def why() -> str:
@@ -114,9 +138,10 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     capability = torch.backends.cpu.get_cpu_capability()
     runs = _RUNS.get(capability, _RUNS_ELSEWHERE)
     forced = switch.startswith("v")
+    folder = Path(os.environ.get(_FOLDER, Path(__file__).parent))
     for variant in [switch] if forced else runs:
         reason = "" if variant in runs else f"the processor, {capability}, cannot run variant {variant}"
-        library = None if reason else _library(Path(__file__).parent / f"_kernel_{variant}{_ENDING}")
+        library = None if reason else _library(folder / f"_kernel_{variant}{_ENDING}")
         if isinstance(library, ctypes.CDLL):
             chosen = f"{_SWITCH} asks for it" if forced else f"the processor is {capability}"
             return library, f"native kernel, variant {variant}: {chosen}"
@@ -248,6 +273,37 @@ def exact_average_precision(scores: Tensor, positive: Tensor, weight: Tensor | N
     """Compute exact average precision ``[C]``, float64, tied scores together; the arguments are ``[C, M]``."""
     rows = scores.shape[1]
     return _ranked("average_precision_exact", (), scores, positive, weight, None, rows, 1.0, False, False)[0]
+
+
+def soft_count(
+    scores: Tensor, weights: Tensor, at: Tensor, temperature: float, with_count: bool, with_slope: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Count, softly, the weight of the scores above each point.
+
+    Args:
+        scores: ``[C, M]``.
+        weights: ``[C, K, M]``, for K counts.
+        at: ``[C, A]``.
+        temperature: above 0.
+        with_count: whether the count is wanted.
+        with_slope: whether the slope is wanted.
+
+    Returns:
+        the count and its slope ``sum_j w_j sigmoid'((s_j - at) / t) / t``, each ``[C, K, A]`` or None.
+    """
+    (pools, rows), sets, points = scores.shape, weights.shape[1], at.shape[1]
+    scores, at = scores.contiguous(), at.contiguous()
+    weights = weights if weights.stride(2) == 1 or rows <= 1 else weights.contiguous()
+    count = _empty(pools, sets, points, dtype=scores.dtype) if with_count else None
+    slope = _empty(pools, sets, points, dtype=scores.dtype) if with_slope else None
+    _function("soft_count", scores.dtype)(
+        *(scores.data_ptr(), weights.data_ptr(), weights.stride(0), weights.stride(1), at.data_ptr()),
+        *(pools, sets, rows, points, temperature),
+        None if count is None else count.data_ptr(),
+        None if slope is None else slope.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return count, slope
 
 
 def sort(scores: Tensor) -> tuple[Tensor, Tensor]:

@@ -54,7 +54,7 @@ inline double weight_scale(double heaviest) { return heaviest > 0 ? std::ldexp(1
 template <class T> struct List {
     const T *score, *weight;  // weight null: acts on nobody
     int64_t n;
-    double *count, *slope;  // of each row here, over the other list: w sigmoid((other - here) / t), and its slope; or null
+    double *count, *slope;  // at each row here, sum w sigmoid((other - here) / t), and its slope; or null
 };
 
 template <class T> void lists_by_cells(const List<T> *lists, double low, double high, double temperature) {
@@ -116,9 +116,10 @@ template <class T> void soft_counts_between(const List<T> *lists, double tempera
     else lists_by_walk(lists, temperature);
 }
 
-// sum_ij u_i v_j sigmoid((a_i - b_j) / temperature) of two weighted lists, returned. Slopes, in units of 1 / temperature (multiply by 1 / temperature and the row's own weight for a gradient):
-// a_slope_i = sum_j v_j sigmoid'(.), b_slope_j = sum_i u_i sigmoid'(.), both positive, both or neither null.
-// Scores are finite; weights above 0 or 0, any scale. No padding or alignment is asked of the arrays.
+// sum_ij u_i v_j sigmoid((a_i - b_j) / temperature) of two weighted lists, returned. Slopes, in units of 1 /
+// temperature (multiply by 1 / temperature and the row's own weight for a gradient): a_slope_i = sum_j v_j sigmoid'(.),
+// b_slope_j = sum_i u_i sigmoid'(.), both positive, both or neither null. Scores are finite; weights above 0 or 0, any
+// scale. No padding or alignment is asked of the arrays.
 template <class T>
 double all_pairs(const T *a, const T *u, int64_t n, const T *b, const T *v, int64_t m, double temperature,
                  double *a_slope, double *b_slope) {

@@ -82,11 +82,11 @@ void partial_auc_of_class(const Pool &pool, int64_t c, double alpha, double beta
         const double factor = (list == &band ? -1 : 1) / temperature / all;
         for (size_t i = 0; i < list->row.size(); i++) {
             list->slope[i] *= factor * list->weight[i];
-            moment += list->slope[i] * (double(list->score[i]) - stats.mean);
+            moment += list->slope[i] * ((double(list->score[i]) - stats.mean) / stats.std);
         }
     }
-    const double pull = pool.in_std && stats.varies ? -moment / stats.std / stats.std / stats.iid_weight : 0;
-    const ScaleGradient<T> scale{of, pull, stats.mean};
+    const double pull = pool.in_std && stats.varies ? -moment / stats.iid_weight : 0;
+    const ScaleGradient<T> scale{of, pull, stats.mean, stats.std};
     parallel(room.threads, (of.live + kGatherPart - 1) / kGatherPart, [&](int64_t part) {
         scale.write(part * kGatherPart, std::min(of.live, (part + 1) * kGatherPart), gradient);
     });

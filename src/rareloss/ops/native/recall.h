@@ -47,7 +47,7 @@ template <class T> struct Near {
         rows.score = wide<kLanes<double>>(score.get() + i).v[0];
         rows.iid = wide<kLanes<double>>(iid.get() + i).v[0];
         rows.hit = wide<kLanes<double>>(hit.get() + i).v[0];
-        rows.counted = (rows.hit > 0) & (V{} < (negatives_only ? 1.0 : 0.0)) ? V{} : rows.iid;
+        rows.counted = ((rows.hit > 0) & (V{} < (negatives_only ? 1.0 : 0.0))) ? V{} : rows.iid;
         rows.apart = (rows.score - start) * unit;
         rows.x = (rows.apart - root) * (M_LOG2E / temperature);
         const V e = exp2(vmax(rows.x < 0 ? rows.x : -rows.x, V{} - 1000.0));
@@ -153,7 +153,7 @@ template <class T> Root Near<T>::find_root(double surplus, double target, double
     V nearest = V{} + root.gap;
     for (int64_t i = 0; i < n; i += kLanes<double>) {
         const Some rows = some(i, 0);
-        nearest = vmin(nearest, (rows.apart < 0) & (rows.counted > 0) ? -rows.apart : V{} + root.gap);
+        nearest = vmin(nearest, ((rows.apart < 0) & (rows.counted > 0)) ? -rows.apart : V{} + root.gap);
     }
     for (int lane = 0; lane < kLanes<double>; lane++) root.gap = std::min(root.gap, double(nearest[lane]));
     if (root.gap > down && below > 0) return root;  // the next row lies beyond the window
@@ -177,20 +177,22 @@ template <class T> double Near<T>::neglected(const Root &root) const {
     return (tail(above, up - root.at) + tail(below, down + root.at)) / root.slope;
 }
 
-// The gradient through the standard deviation: pull * w_j (s_j - mean) of each iid row.
+// The gradient through the standard deviation: pull * w_j (s_j - mean) / std of each iid row.
 template <class T> struct ScaleGradient {
     const Rows<T> &rows;
-    double pull, mean;
+    double pull, mean, std;  // two factors, as their product may be out of range
 
     double of(int64_t j) const {
         if (pull == 0 || (rows.iid && !rows.iid[j])) return 0;
-        if (!rows.weight) return pull * (double(rows.score[j]) - mean);
-        return rows.weight[j] > 0 ? pull * double(rows.weight[j]) * (double(rows.score[j]) - mean) : 0;
+        const double weight = rows.weight ? double(rows.weight[j]) : 1.0;
+        return weight > 0 ? weight * pull * ((double(rows.score[j]) - mean) / std) : 0;
     }
     void write(int64_t begin, int64_t end, T *gradient) const {
+        const double rate = pull / std;
         if (pull == 0) std::fill(gradient + begin, gradient + end, T(0));
-        else if (rows.weight || rows.iid) for (int64_t j = begin; j < end; j++) gradient[j] = narrow<T>(of(j));
-        else for (int64_t j = begin; j < end; j++) gradient[j] = T(pull * (double(rows.score[j]) - mean));
+        else if (rows.weight || rows.iid || !(std > 1e-30 && std < 1e30))
+            for (int64_t j = begin; j < end; j++) gradient[j] = narrow<T>(of(j));
+        else for (int64_t j = begin; j < end; j++) gradient[j] = T(rate * (double(rows.score[j]) - mean));
     }
 };
 
@@ -233,8 +235,10 @@ template <class T> struct RecallGradient {
                 const Some rows = near.some(i, root.at);
                 const V hit = rows.hit * rows.lesser * rows.greater;
                 const V slope = in_both(rows) ? hit * share_of_both : hit - near.pull(rows, root) * share;
+                const V in_std = (rows.score - scale.mean) / scale.std;
+                const V through_std = scale.pull != 0 ? rows.iid * scale.pull * in_std : V{};
                 double to_write[kLanes<double>];
-                store(to_write, slope * factor + (scale.pull != 0 ? rows.iid * (rows.score - scale.mean) * scale.pull : V{}));
+                store(to_write, slope * factor + through_std);
                 for (int64_t k = 0; k < std::min<int64_t>(last - i, kLanes<double>); k++)
                     gradient[index[i + k]] = narrow<T>(to_write[k]);
             }
@@ -301,8 +305,8 @@ void recall_of_class(const Pool &pool, int64_t c, double quantile, bool among_ne
         if (defined) pool.value[c] = slopes.found / weight.positive;
         if (!defined || !gradient) return;
         const double factor = near.unit / near.temperature / weight.positive;
-        const double pull = factor * slopes.moment / near.unit / stats.std / stats.std / stats.iid_weight;
-        const ScaleGradient<T> scale{of, pool.in_std && stats.varies ? -pull : 0, stats.mean};
+        const double pull = factor * (slopes.moment / near.unit / stats.std) / stats.iid_weight;
+        const ScaleGradient<T> scale{of, pool.in_std && stats.varies ? -pull : 0, stats.mean, stats.std};
         slopes.write(factor, scale, gradient);
         return;
     }

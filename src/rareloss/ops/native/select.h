@@ -77,7 +77,8 @@ int64_t gather_part(const Counted<T> &of, int64_t begin, int64_t end, T low, T h
             const int64_t next = found + __builtin_popcountll(inside);
             take(found);  // two at once, there or not: nobody could predict a branch
             take(found + 1);
-            for (found += 2; inside;) take(found++);
+            found += 2;
+            while (inside) take(found++);
             found = next;
             for (; beyond; beyond &= beyond - 1) *above += of.weight_of(begin + i + (__builtin_ctzll(beyond) >> 3));
         }

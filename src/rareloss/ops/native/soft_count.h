@@ -28,7 +28,8 @@ template <class T> void soft_count_set(const SoftCount<T> &c, int64_t pool, int6
         finite = finite && std::isfinite(score[j]);
     }
     for (int64_t a = 0; a < c.points; a++) if (std::isfinite(at[a])) point[m++] = at[a];
-    const List<T> lists[2] = {{present.get(), w.get(), n, nullptr, nullptr}, {point.get(), nullptr, m, count.get(), slope.get()}};
+    const List<T> lists[2] = {{present.get(), w.get(), n, nullptr, nullptr},
+                              {point.get(), nullptr, m, count.get(), slope.get()}};
     const double t = std::max(c.temperature, 1e-300);
     if (finite) soft_counts_between(lists, t);
     m = 0;
