@@ -2,15 +2,14 @@
 // quickselect finds the row among them where the weight, summed from the highest score down, reaches its share.
 #pragma once
 
-#include "cells.h"
+#include "pool.h"
 
 // A class's rows, of which some are counted: the iid ones, or the iid negatives alone.
 template <class T> struct Counted : Rows<T> {
     bool negatives_only;
 
-    double weight_of(int64_t j) const { return this->weight ? double(this->weight[j]) : 1.0; }
     bool counts(int64_t j) const {
-        return (this->iid ? this->iid[j] : 1) & !(negatives_only & this->positive[j]) & (weight_of(j) > 0);
+        return (this->iid ? this->iid[j] : 1) & !(negatives_only & this->positive[j]) & (this->weight_of(j) > 0);
     }
     // Whether each of n rows counts, as bytes of 0 or 1; loops that a compiler turns into vectors.
     void counts(int64_t begin, int64_t n, uint8_t *out) const {
