@@ -80,7 +80,7 @@ template <class U, class T> double precision_by_pairs(const Class<T> &of, Averag
     const ScaleGradient<T> through_std(of, moment / of.stats.std);
     const double inverse = 1 / of.temperature;
     for (int64_t j = 0; j < live; j++) of.gradient[j] = narrow<T>(double(w[j]) * sum[j] * inverse);
-    through_std.add(0, live);
+    through_std.template write<true>(0, live);
     for (int64_t i = 0; i < p; i++)
         if (const int32_t j = positives[i]; j < live)
             of.gradient[j] = narrow<T>((double(p_w[i]) * p_sum[i] + room.own[i]) * inverse + through_std.at(j));
@@ -140,7 +140,7 @@ double precision_by_sums(const Class<T> &of, const Points<T> &points, AveragePre
             const double g = (weight ? double(weight[begin + i]) : 1.0) * slope * -inverse;
             gradient[begin + i] = kCells ? T(g) : narrow<T>(g);
         });
-        if (!folded) through_std.add(begin, end);
+        if (!folded) through_std.template write<true>(begin, end);
     });
     for (int64_t i = 0; i < p && positives[i] < of.live; i++)
         of.gradient[positives[i]] = narrow<T>(own[i] + through_std.at(positives[i]));

@@ -71,7 +71,7 @@ template <class T> void partial_auc_of(const Class<T> &of, double alpha, double 
     of.value = sum / all;
     if (!of.gradient) return;
     const ScaleGradient<T> through_std(of, moment);
-    in_chunks(of.threads, of.live, kGatherPart, [&](int64_t begin, int64_t end) { through_std.write(begin, end); });
+    in_chunks(of.threads, of.live, kGatherPart, [&](int64_t begin, int64_t end) { through_std.template write<false>(begin, end); });
     for (int64_t i = 0; i < n; i++)
         if (const int32_t j = room.row[i]; j < of.live)
             of.gradient[j] = narrow<T>(room.slope[i] + through_std.at(j));

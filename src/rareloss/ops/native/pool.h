@@ -52,35 +52,41 @@ PartialSums partial_sums(const Rows<T> &rows, int64_t begin, int64_t end, int64_
     const V instead = V{} + double(rows.score[some_row]), nothing = V{} - INFINITY;
     Block sum[5] = {}, most[4];
     for (Block &one : most) one = Block{} - INFINITY;
-    for (int64_t j = begin; j < end; j += N) {
-        Block score, weight = Block{} + 1.0, iid = weight;
-        const bool all_there = j + N <= end;
-        if (all_there) {
-            score = wide<N>(rows.score + j);
-            if (rows.weight) weight = wide<N>(rows.weight + j);
-            if (rows.iid) iid = wide<N>(rows.iid + j);
-        }
-        for (int r = 0; r < N && !all_there; r++) {  // the last rows, filled up with rows of weight 0
-            const bool there = j + r < end;
-            score[r] = there ? double(rows.score[j + r]) : 0, weight[r] = there ? rows.weight_of(j + r) : 0;
-            iid[r] = there && (!rows.iid || rows.iid[j + r]);
-        }
+    auto add = [&](const Block &score, const Block &weight, const Block &iid, auto weighted) {
         RARELOSS_EACH {
-            V s = score.v[i], w = weight.v[i], light = -w;
-            if (rows.weight || !all_there) {
+            V s = score.v[i];
+            if (weighted) {
+                const V w = weight.v[i];
                 const auto present = w > 0.0;
-                s = present ? s : instead, light = present ? light : nothing;
+                s = present ? s : instead;
+                most[2].v[i] = vmax(present ? -w : nothing, most[2].v[i]), most[3].v[i] = vmax(w, most[3].v[i]);
+                sum[0].v[i] += w, sum[1].v[i] += w * iid.v[i];
             }
             s *= scale;
             most[0].v[i] = vmax(-s, most[0].v[i]), most[1].v[i] = vmax(s, most[1].v[i]);
-            most[2].v[i] = vmax(light, most[2].v[i]), most[3].v[i] = vmax(w, most[3].v[i]);
-            const V d = s - anchor, u = w * iid.v[i], ud = u * d;
-            sum[0].v[i] += w, sum[1].v[i] += u, sum[2].v[i] += ud, sum[3].v[i] += ud * d, sum[4].v[i] += s - s;
+            const V d = s - anchor, ud = weighted ? weight.v[i] * iid.v[i] * d : d;
+            sum[2].v[i] += ud, sum[3].v[i] += ud * d, sum[4].v[i] += s - s;
         }
+    };
+    int64_t j = begin;
+    const Block one = Block{} + 1.0;
+    const bool weighted = rows.weight || rows.iid;
+    for (; j + N <= end && !weighted; j += N) add(wide<N>(rows.score + j), one, one, std::false_type());
+    const double plain = double(j - begin);
+    for (; j + N <= end; j += N)
+        add(wide<N>(rows.score + j), rows.weight ? wide<N>(rows.weight + j) : one,
+            rows.iid ? wide<N>(rows.iid + j) : one, std::true_type());
+    if (j < end) {  // the last rows, filled up with rows of weight 0
+        Block score{}, weight{}, iid{};
+        for (int64_t r = j; r < end; r++)
+            score[r - j] = rows.score[r], weight[r - j] = rows.weight_of(r), iid[r - j] = !rows.iid || rows.iid[r];
+        add(score, weight, iid, std::true_type());
     }
     PartialSums sums;
     for (int k = 0; k < 5; k++) sums.sum[k] = hsum(sum[k]);
     for (int k = 0; k < 4; k++) for (int i = 0; i < N; i++) sums.most[k] = std::max(sums.most[k], most[k][i]);
+    sums.sum[0] += plain, sums.sum[1] += plain;
+    if (plain > 0) sums.most[2] = std::max(sums.most[2], -1.0), sums.most[3] = std::max(sums.most[3], 1.0);
     return sums;
 }
 
@@ -187,16 +193,15 @@ template <class T> struct ScaleGradient {
         const double weight = !of.iid || of.iid[j] ? of.weight_of(j) : 0;
         return weight > 0 ? weight * rate * standardized(double(of.score[j])) : 0;
     }
-    void write(int64_t begin, int64_t end) const {
-        std::fill(of.gradient + begin, of.gradient + end, T(0));
-        add(begin, end);
-    }
-    void add(int64_t begin, int64_t end) const {
+    // Adds it to the gradient of some rows, or writes it.
+    template <bool kAdd> void write(int64_t begin, int64_t end) const {
         T *gradient = of.gradient;
+        const double factor = rate * inverse;
+        auto put = [&](int64_t j, double g) { gradient[j] = narrow<T>(kAdd ? gradient[j] + g : g); };
+        if (!kAdd && rate == 0) std::fill(gradient + begin, gradient + end, T(0));
         if (rate == 0) return;
-        if (of.weight || of.iid) for (int64_t j = begin; j < end; j++) gradient[j] = narrow<T>(gradient[j] + at(j));
-        else for (int64_t j = begin; j < end; j++)
-            gradient[j] = narrow<T>(gradient[j] + rate * standardized(double(of.score[j])));
+        if (of.weight || of.iid) for (int64_t j = begin; j < end; j++) put(j, at(j));
+        else for (int64_t j = begin; j < end; j++) put(j, factor * ((of.score[j] - of.stats.mean) * unit));
     }
 };
 

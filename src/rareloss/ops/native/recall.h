@@ -209,7 +209,7 @@ template <class T> struct RecallGradient {
         const int32_t *index = near.select.index.get();
         T *gradient = through_std.of.gradient;
         in_chunks(near.threads, through_std.of.live, kGatherPart, [&](int64_t begin, int64_t end) {
-            through_std.write(begin, end);
+            through_std.template write<false>(begin, end);
             const int64_t last = std::lower_bound(index, index + near.n, end) - index;
             for (int64_t i = std::lower_bound(index, index + near.n, begin) - index; i < last; i += kLanes<double>) {
                 const Some rows = near.some(i, root.at);
