@@ -94,7 +94,6 @@ double precision_by_sums(const Class<T> &of, const Points<T> &points, AveragePre
     const int32_t *positives = room.positives.data();
     const Index all{nullptr, of.count, 0}, hits{positives, p, 0};
     constexpr bool kCells = std::is_same_v<Sums, Cells<T>>;
-    const bool folded = kCells && !of.iid && of.moves;
     Sums sums(points);
     std::vector<Precision> &precision = room.precision;
     std::vector<double> negatives(p), &own = room.own;
@@ -133,15 +132,21 @@ double precision_by_sums(const Class<T> &of, const Points<T> &points, AveragePre
     });
     const ScaleGradient<T> through_std(of, moment);
     if (of.weight) std::fill_n(of.gradient, of.live, T(0));  // absent rows are not asked
-    if constexpr (kCells) if (folded) sums.add_to_slopes([&](double s) { return through_std.rate * through_std.standardized(s) / -inverse; });
-    in_chunks(of.threads, of.live, Sums::kChunk, [&](int64_t begin, int64_t end) {
-        T *gradient = of.gradient;
-        sums.take({nullptr, end - begin, begin}, 0, [=](int64_t i, double, double slope) {
-            const double g = (weight ? double(weight[begin + i]) : 1.0) * slope * -inverse;
-            gradient[begin + i] = kCells ? T(g) : narrow<T>(g);
+    T *gradient = of.gradient;
+    if constexpr (kCells) {
+        const Buffer<T> rates = sums.rates(-inverse, [&](double s) {
+            return of.iid ? 0 : through_std.rate * through_std.standardized(s);
         });
-        if (!folded) through_std.template write<true>(begin, end);
-    });
+        in_chunks(of.threads, of.live, 16384, [&](int64_t begin, int64_t end) {
+            sums.take_rates(rates, {nullptr, end - begin, begin},
+                            [=](int64_t i, T rate) { gradient[begin + i] = weight ? weight[begin + i] * rate : rate; });
+        });
+    } else {
+        sums.take(all, 0, [&](int64_t j, double, double slope) {
+            if (j < of.live) gradient[j] = narrow<T>(of.weight_of(j) * slope * -inverse);
+        });
+    }
+    if (!kCells || of.iid) through_std.template write<true>(0, of.live);
     for (int64_t i = 0; i < p && positives[i] < of.live; i++)
         of.gradient[positives[i]] = narrow<T>(own[i] + through_std.at(positives[i]));
     return ap;

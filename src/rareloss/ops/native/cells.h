@@ -84,15 +84,18 @@ template <int N> inline Doubles<N> powers(double x) {  // 1, x, x^2, ..: each la
     for (int i = 1; i < Doubles<N>::count; i++) p.v[i] = p.v[i - 1] * step;
     return p;
 }
-template <class T> RARELOSS_INLINE double value_at(const Nodes<T> &polynomial, double x) {
-    const double *c = reinterpret_cast<const double *>(&polynomial), x2 = x * x, x4 = x2 * x2;
-    double sum = 0;
-    for (int q = Orders<T>::nodes - 8; q >= 0; q -= 8) {
-        const double low = (c[q] + c[q + 1] * x) + (c[q + 2] + c[q + 3] * x) * x2;
-        const double high = (c[q + 4] + c[q + 5] * x) + (c[q + 6] + c[q + 7] * x) * x2;
+template <int N, class U> RARELOSS_INLINE U value_at(const U *c, U x) {
+    const U x2 = x * x, x4 = x2 * x2;
+    U sum = 0;
+    for (int q = N - 8; q >= 0; q -= 8) {
+        const U low = (c[q] + c[q + 1] * x) + (c[q + 2] + c[q + 3] * x) * x2;
+        const U high = (c[q + 4] + c[q + 5] * x) + (c[q + 6] + c[q + 7] * x) * x2;
         sum = (low + high * x4) + sum * (x4 * x4);
     }
     return sum;
+}
+template <int N> RARELOSS_INLINE double value_at(const Doubles<N> &polynomial, double x) {
+    return value_at<N>(reinterpret_cast<const double *>(&polynomial), x);
 }
 
 template <int N> inline void flush(Doubles<N> &sums) {  // before they become denormal, which is slow
@@ -132,7 +135,6 @@ typedef RARELOSS_VECTOR(int32_t, 4 * kLanes<double>) Whole;
 template <class T> class Cells {
   public:
     static constexpr double kSelf = .5;
-    static constexpr int64_t kChunk = 16384;  // rows that are taken at once
     static constexpr int kNodes = Orders<T>::nodes;
 
     explicit Cells(const Points<T> &points)
@@ -158,7 +160,7 @@ template <class T> class Cells {
     template <class Give> void take(const Index &to, int set, Give give) const {
         const Nodes<T> *count = counts.get() + set, *slope = slopes.get() + set * cells;
         each(to, 0, to.n, [&](int64_t i, int32_t cell, double x) {
-            give(i, value_at<T>(count[2 * cell], x), value_at<T>(slope[cell], x));
+            give(i, value_at(count[2 * cell], x), value_at(slope[cell], x));
         });
     }
     // Calls give(score, w, slope) for each node, with what the sources of the solve before the last weigh there: sums
@@ -167,15 +169,26 @@ template <class T> class Cells {
         for (int64_t c = 0; c < cells; c++)
             for (int i = 0; i < kNodes; i++) {
                 const double x = tables<T>().offset[i], score = points.low + (c + (1 + x) / 2) * points.temperature;
-                give(score, weights[2 * c + set][i], value_at<T>(slopes[set * cells + c], x));
+                give(score, weights[2 * c + set][i], value_at(slopes[set * cells + c], x));
             }
     }
-    // Adds a linear function of the score to the slopes in the first set.
-    template <class Linear> void add_to_slopes(Linear linear) {
+    // Calls give(i, the slope in the first set times `factor` and a linear function of the score), in the scores' type,
+    // for many rows; `rates` has them as polynomials.
+    template <class Linear> Buffer<T> rates(double factor, Linear linear) const {
+        Buffer<T> rate(cells * kNodes);
         for (int64_t c = 0; c < cells; c++) {
             const double low = points.low + c * points.temperature, high = low + points.temperature;
-            slopes[c][0] += linear(low + points.temperature / 2), slopes[c][1] += (linear(high) - linear(low)) / 2;
+            const double middle = linear(low + points.temperature / 2), rise = (linear(high) - linear(low)) / 2;
+            for (int q = 0; q < kNodes; q++)
+                rate[kNodes * c + q] = T(slopes[c][q] * factor + (q == 0 ? middle : q == 1 ? rise : 0));
         }
+        return rate;
+    }
+    template <class Give> void take_rates(const Buffer<T> &rates, const Index &to, Give give) const {
+        const T *rate = rates.get();
+        each(to, 0, to.n, [=](int64_t i, int32_t cell, double x) {
+            give(i, value_at<kNodes>(rate + int64_t(kNodes) * cell, T(x)));
+        });
     }
 
   private:
@@ -254,7 +267,6 @@ template <class T> class Cells {
 template <class T> class Walk {
   public:
     static constexpr double kSelf = 0;
-    static constexpr int64_t kChunk = int64_t(1) << 31;
 
     explicit Walk(const Points<T> &points) {
         n = all = points.n;
