@@ -101,7 +101,7 @@ double precision_by_sums(const Class<T> &of, const Points<T> &points, AveragePre
     const uint8_t *positive = of.positive;
     const T *weight = of.weight;
     sums.solve(all, [=](int64_t j, auto add) { add(positive[j], weight ? double(weight[j]) : 1.0); },
-               [&](int64_t j) { return 3 * of.positive[j]; });
+               hits, [&](int64_t j) { return 3 * of.positive[j]; });
     precision.resize(p), own.resize(p);
     sums.take(hits, 0, [&](int64_t i, double count, double slope) { negatives[i] = count, own[i] = slope; });
     sums.take(hits, 1, [&](int64_t i, double count, double slope) {
@@ -117,29 +117,29 @@ double precision_by_sums(const Class<T> &of, const Points<T> &points, AveragePre
     const ScaleGradient<T> still(of, 0);
     const double inverse = 1 / of.temperature;
     auto push = [&](int64_t i, auto add) { add(0, precision[i].negatives), add(1, precision[i].positives); };
-    sums.solve(hits, push, own_set);
+    sums.solve(hits, push, all, own_set);
     sums.take(hits, 1, [&](int64_t i, double, double slope) {
         own[i] = (of.weight_of(positives[i]) * slope + own[i]) * inverse;
     });
     for (int64_t i = 0; i < p; i++) moment += own[i] * still.standardized(double(of.score[positives[i]]));
-    auto add_negative = [&](double score, double w, double slope) {
-        moment -= w * inverse * slope * still.standardized(score);
-    };
-    if (!of.moves) {
-    } else if constexpr (kCells) sums.each_node(0, add_negative);
-    else sums.take(all, 0, [&](int64_t j, double, double slope) {
-        if (!of.positive[j]) add_negative(double(of.score[j]), of.weight_of(j), slope);
-    });
+    if constexpr (kCells) {
+        if (of.moves) moment -= inverse * sums.moment([&](double s) { return still.standardized(s); });
+    } else {
+        sums.take(all, 0, [&](int64_t j, double, double slope) {
+            moment -= of.positive[j] ? 0 : of.weight_of(j) * inverse * slope * still.standardized(double(of.score[j]));
+        });
+    }
     const ScaleGradient<T> through_std(of, moment);
     if (of.weight) std::fill_n(of.gradient, of.live, T(0));  // absent rows are not asked
     T *gradient = of.gradient;
     if constexpr (kCells) {
-        const Buffer<T> rates = sums.rates(-inverse, [&](double s) {
-            return of.iid ? 0 : through_std.rate * through_std.standardized(s);
+        const T unit = T(unit_of(of.stats.weight_high));  // a rate is as small as weights are large
+        const Buffer<T> rates = sums.rates(-inverse / unit, [&](double s) {
+            return of.iid ? 0 : through_std.rate * through_std.standardized(s) / unit;
         });
         in_chunks(of.threads, of.live, 16384, [&](int64_t begin, int64_t end) {
             sums.take_rates(rates, {nullptr, end - begin, begin},
-                            [=](int64_t i, T rate) { gradient[begin + i] = weight ? weight[begin + i] * rate : rate; });
+                            [=](int64_t i, T rate) { gradient[begin + i] = weight ? weight[begin + i] * unit * rate : rate; });
         });
     } else {
         sums.take(all, 0, [&](int64_t j, double, double slope) {
@@ -155,7 +155,7 @@ double precision_by_sums(const Class<T> &of, const Points<T> &points, AveragePre
 template <class T> double average_precision_of(const Class<T> &of, AveragePrecisionRoom &room) {
     const Statistics &stats = of.stats;
     const int64_t n = of.count, p = find_positives(of, room.positives).size();
-    const double range = (stats.high - stats.low) / of.temperature;
+    const double range = (stats.high - stats.low) / of.temperature / Orders<T>::width;
     // Whether a pair's distance times 1 / temperature stays a number.
     const bool moderate = sizeof(T) == 8 || (of.temperature > 1e-30 && of.temperature < 1e30);
     const bool cells = moderate && cells_pay(range, n);

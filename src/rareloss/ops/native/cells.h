@@ -13,55 +13,63 @@
 // ---------------------------------------------------------------- the expansion, and polynomials over a cell
 
 template <class T> struct Orders;
-template <> struct Orders<float> { static constexpr int nodes = 8, terms = 12; };
-template <> struct Orders<double> { static constexpr int nodes = 16, terms = 20; };
-template <class T> using Nodes = Doubles<Orders<T>::nodes>;  // values at a cell's nodes, or coefficients by power
+template <> struct Orders<float> { static constexpr int terms = 12; static constexpr double width = 1; };
+template <> struct Orders<double> { static constexpr int terms = 20; static constexpr double width = .25; };
+constexpr int kNodes = 8;         // of a cell, `width` temperatures wide
+using Nodes = Doubles<kNodes>;    // coefficients, or moments, by powers of an offset
 template <class T> using Terms = Doubles<Orders<T>::terms>;  // A_1 .. A_terms
 
-// Constants of a cell, one temperature wide: nodes and sums go into one another by small matrices. Offsets run from
-// -1 to 1 over a cell; whatever a row adds is spread over the nodes as a polynomial of its offset.
+// Constants of a cell; offsets run from -1 to 1 over it. Whatever depends on an offset there is
+// the polynomial through its values at n Chebyshev nodes, for the rows that act and for those acted on.
 template <class T> struct Tables {
-    static constexpr int n = Orders<T>::nodes, m = Orders<T>::terms;
-    Nodes<T> offset{};                       // of each node
-    Nodes<T> from_power[n] = {};             // [power][node]: what a power of the offset weighs at each node
-    Terms<T> to_next[n] = {}, to_last[n] = {};      // what a unit at a node adds to the sums at the upper, lower end
-    Nodes<T> from_last[m] = {}, from_next[m] = {};  // the count at each node by the sums from below, from above
-    Nodes<T> within[n] = {};                 // [source][target]: sigmoid(source - target)
-    Terms<T> decay{}, value{}, slope{}, first{};   // e^-k; c_k; k c_k; 1, 0, 0, ..
+    static constexpr int n = kNodes, m = Orders<T>::terms;
+    static constexpr long double half = Orders<T>::width / 2;
+    Terms<T> to_above[n] = {}, to_below[n] = {};      // what a moment adds to the sums at the upper, lower end
+    Nodes from_below[m] = {}, from_above[m] = {};  // the count in the cell by the sums at its lower, upper end
+    Nodes within[n] = {};                          // the count by the cell's own moments
+    Terms<T> decay{}, value{}, slope{}, first{};      // e^-k; c_k; k c_k; 1, 0, 0, ..
 
     Tables() {
-        long double place[n], cheb[n][n] = {{1}}, lower[m + 1] = {1}, upper[m + 1] = {-1, 2}, end = 0, c[m], last = 0;
+        long double x[n], fit[n][n], cheb[n][n] = {{1}};  // fit: the coefficient [power] by the value at [node]
         const long double pi = std::acos(-1.0L);
-        for (int i = 0; i < n; i++) place[i] = std::cos((2 * i + 1) * pi / (2 * n)), offset[i] = double(place[i]);
+        for (int i = 0; i < n; i++) x[i] = std::cos((2 * i + 1) * pi / (2 * n));
         cheb[1][1] = 1;
         for (int k = 2; k < n; k++)
             for (int p = 0; p < n; p++) cheb[k][p] = (p ? 2 * cheb[k - 1][p - 1] : 0) - cheb[k - 2][p];
         for (int p = 0; p < n; p++)
             for (int i = 0; i < n; i++) {
-                long double sum = p == 0;
-                for (int k = 1; k < n; k++) sum += 2 * std::cos(k * (2 * i + 1) * pi / (2 * n)) * cheb[k][p];
-                from_power[p][i] = double(sum / n);
+                fit[p][i] = (p == 0) / (long double)n;
+                for (int k = 1; k < n; k++) fit[p][i] += std::cos(k * (2 * i + 1) * pi / (2 * n)) * cheb[k][p] * 2 / n;
             }
-        // sum_k c_k u^k = u (1 - T(u) / T(-1)) / (1 + u), T the Chebyshev polynomial of degree m on [0, 1]
+        long double c[m];
+        expand(c);
+        for (int k = 0; k < m; k++) {
+            decay[k] = double(std::exp(-2 * half * (k + 1))), first[k] = k == 0;
+            value[k] = double(c[k]), slope[k] = double((k + 1) * c[k]);
+            for (int p = 0; p < n; p++) {
+                long double rising = 0, falling = 0;
+                for (int i = 0; i < n; i++) rising += fit[p][i] * std::exp(-(k + 1) * half * (1 - x[i]));
+                for (int i = 0; i < n; i++) falling += fit[p][i] * std::exp(-(k + 1) * half * (1 + x[i]));
+                to_above[p][k] = double(rising), to_below[p][k] = double(falling);
+                from_below[k][p] = double(c[k] * falling), from_above[k][p] = double(-c[k] * rising);
+            }
+        }
+        for (int p = 0; p < n; p++)
+            for (int i = 0; i < n; i++)
+                for (int j = 0; j < n; j++) {
+                    const long double pair = fit[p][i] / (1 + std::exp((x[j] - x[i]) * half));
+                    for (int q = 0; q < n; q++) within[p][q] += double(pair * fit[q][j]);
+                }
+    }
+    // sum_k c_k u^k = u (1 - T(u) / T(-1)) / (1 + u), T the Chebyshev polynomial of degree m on [0, 1].
+    static void expand(long double *c) {
+        long double lower[m + 1] = {1}, upper[m + 1] = {-1, 2}, next[m + 1], end = 0, last = 0;
         for (int d = 1; d < m; d++) {
-            long double next[m + 1];
             for (int i = 0; i <= m; i++) next[i] = (i ? 4 * upper[i - 1] : 0) - 2 * upper[i] - lower[i];
             memcpy(lower, upper, sizeof lower), memcpy(upper, next, sizeof upper);
         }
         for (int i = 0; i <= m; i++) end += (i & 1 ? -1 : 1) * upper[i];
         for (int i = 0; i < m; i++) last = c[i] = (i == 0) - upper[i] / end - last;
-        for (int k = 0; k < m; k++) {
-            decay[k] = std::exp(-(k + 1.0)), first[k] = k == 0;
-            value[k] = double(c[k]), slope[k] = double((k + 1) * c[k]);
-            for (int i = 0; i < n; i++) {
-                const long double up = std::exp(-(k + 1) * (1 - place[i]) / 2);
-                const long double down = std::exp(-(k + 1) * (1 + place[i]) / 2);
-                to_next[i][k] = double(up), to_last[i][k] = double(down);
-                from_last[k][i] = double(c[k] * down), from_next[k][i] = double(-c[k] * up);
-            }
-        }
-        for (int i = 0; i < n; i++)
-            for (int j = 0; j < n; j++) within[i][j] = double(1 / (1 + std::exp((place[j] - place[i]) / 2)));
     }
 };
 template <class T> const Tables<T> &tables() {
@@ -84,18 +92,12 @@ template <int N> inline Doubles<N> powers(double x) {  // 1, x, x^2, ..: each la
     for (int i = 1; i < Doubles<N>::count; i++) p.v[i] = p.v[i - 1] * step;
     return p;
 }
-template <int N, class U> RARELOSS_INLINE U value_at(const U *c, U x) {
-    const U x2 = x * x, x4 = x2 * x2;
-    U sum = 0;
-    for (int q = N - 8; q >= 0; q -= 8) {
-        const U low = (c[q] + c[q + 1] * x) + (c[q + 2] + c[q + 3] * x) * x2;
-        const U high = (c[q + 4] + c[q + 5] * x) + (c[q + 6] + c[q + 7] * x) * x2;
-        sum = (low + high * x4) + sum * (x4 * x4);
-    }
-    return sum;
+template <class U> RARELOSS_INLINE U value_at(const U *c, U x) {
+    const U x2 = x * x, low = (c[0] + c[1] * x) + (c[2] + c[3] * x) * x2;
+    return low + ((c[4] + c[5] * x) + (c[6] + c[7] * x) * x2) * (x2 * x2);
 }
-template <int N> RARELOSS_INLINE double value_at(const Doubles<N> &polynomial, double x) {
-    return value_at<N>(reinterpret_cast<const double *>(&polynomial), x);
+RARELOSS_INLINE double value_at(const Nodes &polynomial, double x) {
+    return value_at(reinterpret_cast<const double *>(&polynomial), x);
 }
 
 template <int N> inline void flush(Doubles<N> &sums) {  // before they become denormal, which is slow
@@ -106,7 +108,7 @@ template <int N> inline void flush(Doubles<N> &sums) {  // before they become de
 
 // About so many nanoseconds for a pair (`pass_over`), for a cell, for a row in cells, for a row in a walk.
 constexpr double kPairCost = 0.7, kCellCost = 120, kCellRowCost = 7, kWalkRowCost = 50;
-// Whether cells are cheaper than a walk for so many rows over such a range, in temperatures; each also takes memory.
+// Whether cells are cheaper than a walk for so many rows over such a range, in cells; each also takes memory.
 inline bool cells_pay(double range, int64_t rows) {
     return kCellCost * range < (kWalkRowCost - kCellRowCost) * rows && range < 4096 + double(rows) / 16;
 }
@@ -127,71 +129,76 @@ struct Index {
     int64_t number(int64_t j) const { return j >= first && j < first + n ? j - first : -1; }  // of a range
 };
 
-// Both ways of summing, Cells and Walk, are used alike. solve(from, source, sets): source(i, add) calls
-// add(set, w) with what from[i] weighs in either of two sets, and the sums F(x) = sum_j w_j sigmoid((x_j - x) / t) of the sets that
-// sets(j) names, in bits, are prepared for row j. take(to, set, give) then calls give(i, count, slope) with F at to[i]
+// Both ways of summing, Cells and Walk, are used alike. solve(from, source, to, sets):
+// source(i, add) calls add(set, w) with what from[i] weighs in either of two sets, and the sums
+// F(x) = sum_j w_j sigmoid((x_j - x) / t) of the sets that sets(j) names, in bits, are prepared for each row j of `to`. take(to, set, give) then calls give(i, count, slope) with F at to[i]
 // and the sum of w_j sigmoid'((x_j - x) / t). kSelf of a row's pair with itself is in F.
 typedef RARELOSS_VECTOR(int32_t, 4 * kLanes<double>) Whole;
 template <class T> class Cells {
   public:
     static constexpr double kSelf = .5;
-    static constexpr int kNodes = Orders<T>::nodes;
 
     explicit Cells(const Points<T> &points)
-        : points(points), scale(1 / points.temperature), cells(int64_t((points.high - points.low) * scale) + 1),
+        : points(points), width(points.temperature * Orders<T>::width), scale(1 / width), cells(int64_t((points.high - points.low) * scale) + 1),
           counts(2 * cells), slopes(2 * cells) {}
 
-    template <class Source, class Sets> void solve(const Index &from, Source source, Sets) {
+    template <class Source, class Sets> void solve(const Index &from, Source source, const Index &to, Sets) {
         const int threads = points.threads;
+        wanted.assign(cells, !to.row);
+        if (to.row) each(to, 0, to.n, [&](int64_t, int32_t cell, double) { wanted[cell] = 1; });
         std::swap(moments, weights);
-        moments = Buffer<Nodes<T>>(2 * cells * threads);
+        moments = Buffer<Nodes>(2 * cells * threads);
         parallel(threads, threads, [&](int64_t part) {
-            Nodes<T> *to = moments.get() + 2 * cells * part;
-            std::fill_n(to, 2 * cells, Nodes<T>{});
+            Nodes *to = moments.get() + 2 * cells * part;
+            std::fill_n(to, 2 * cells, Nodes{});
             each(from, from.n * part / threads, from.n * (part + 1) / threads, [&](int64_t i, int32_t cell, double x) {
-                const Nodes<T> power = powers<kNodes>(x);
+                const Nodes power = powers<kNodes>(x);
                 source(i, [&](int set, double w) { to[2 * cell + set] += power * w; });
             });
         });
         for (int64_t i = 2 * cells; i < 2 * cells * threads; i++) moments[i % (2 * cells)] += moments[i];
-        upwards();
-        downwards();
+        sum_over_cells();
     }
     template <class Give> void take(const Index &to, int set, Give give) const {
-        const Nodes<T> *count = counts.get() + set, *slope = slopes.get() + set * cells;
+        const Nodes *count = counts.get() + set, *slope = slopes.get() + set;
         each(to, 0, to.n, [&](int64_t i, int32_t cell, double x) {
-            give(i, value_at(count[2 * cell], x), value_at(slope[cell], x));
+            give(i, value_at(count[2 * cell], x), value_at(slope[2 * cell], x));
         });
     }
-    // Calls give(score, w, slope) for each node, with what the sources of the solve before the last weigh there: sums
-    // over these rows of a slope times a linear function of the score.
-    template <class Give> void each_node(int set, Give give) const {
-        for (int64_t c = 0; c < cells; c++)
-            for (int i = 0; i < kNodes; i++) {
-                const double x = tables<T>().offset[i], score = points.low + (c + (1 + x) / 2) * points.temperature;
-                give(score, weights[2 * c + set][i], value_at(slopes[set * cells + c], x));
-            }
+    // Over the first set of the solve before the last: the sum of w_j slope_j linear(x_j).
+    template <class Linear> double moment(Linear linear) const {
+        double sum = 0;
+        for (int64_t c = 0; c < cells; c++) {
+            const auto [middle, rise] = over_cell(c, linear);
+            for (int p = 0; p + 1 < kNodes; p++)
+                sum += slopes[2 * c][p] * (middle * weights[2 * c][p] + rise * weights[2 * c][p + 1]);
+        }
+        return sum;
     }
     // Calls give(i, the slope in the first set times `factor` and a linear function of the score), in the scores' type,
     // for many rows; `rates` has them as polynomials.
     template <class Linear> Buffer<T> rates(double factor, Linear linear) const {
         Buffer<T> rate(cells * kNodes);
         for (int64_t c = 0; c < cells; c++) {
-            const double low = points.low + c * points.temperature, high = low + points.temperature;
-            const double middle = linear(low + points.temperature / 2), rise = (linear(high) - linear(low)) / 2;
+            const auto [middle, rise] = over_cell(c, linear);
             for (int q = 0; q < kNodes; q++)
-                rate[kNodes * c + q] = T(slopes[c][q] * factor + (q == 0 ? middle : q == 1 ? rise : 0));
+                rate[kNodes * c + q] = T(slopes[2 * c][q] * factor + (q == 0 ? middle : q == 1 ? rise : 0));
         }
         return rate;
     }
     template <class Give> void take_rates(const Buffer<T> &rates, const Index &to, Give give) const {
         const T *rate = rates.get();
         each(to, 0, to.n, [=](int64_t i, int32_t cell, double x) {
-            give(i, value_at<kNodes>(rate + int64_t(kNodes) * cell, T(x)));
+            give(i, value_at(rate + int64_t(kNodes) * cell, T(x)));
         });
     }
 
   private:
+    // A linear function of the score as one of the offset: its value in the middle of a cell, and its rise.
+    template <class Linear> std::pair<double, double> over_cell(int64_t c, Linear linear) const {
+        const double low = points.low + c * width, high = low + width;
+        return {linear(low + width / 2), (linear(high) - linear(low)) / 2};
+    }
     // Calls work(i, cell, offset in the cell from -1 to 1) for each row present of a part of a list.
     template <class Work> void each(const Index &list, int64_t i, int64_t end, Work work) const {
         constexpr int N = kBlock;
@@ -214,52 +221,40 @@ template <class T> class Cells {
         }
     }
 
-    // What lies below a cell; its moments sum_j w_j offset^p become weights of its nodes.
-    void upwards() {
+    // From the moments of each cell, the polynomials of F and its slope: what lies below, then what lies above.
+    void sum_over_cells() {
         const Tables<T> &table = tables<T>();
-        Terms<T> sums[2] = {};
-        for (int64_t c = 0; c < cells; c++)
-            for (int s = 0; s < 2; s++) {
-                Nodes<T> at_nodes{}, node{}, &moment = moments[2 * c + s];
-                for (int k = 0; k < Orders<T>::terms; k++) at_nodes += table.from_last[k] * sums[s][k];
-                counts[2 * c + s] = at_nodes;
-                sums[s] *= table.decay;
-                if (c % 8 == 7) flush(sums[s]);
-                if (!(moment[0] > 0)) continue;
-                for (int p = 0; p < kNodes; p++) node += table.from_power[p] * moment[p];
-                for (int i = 0; i < kNodes; i++) sums[s] += table.to_next[i] * node[i];
-                moment = node;
-            }
-    }
-    // What lies above, and the cell itself; then the sums as polynomials.
-    void downwards() {
-        const Tables<T> &table = tables<T>();
-        Terms<T> sums[2] = {};
-        double above[2] = {};
-        for (int64_t c = cells - 1; c >= 0; c--)
-            for (int s = 0; s < 2; s++) {
-                const Nodes<T> &node = moments[2 * c + s];
-                Nodes<T> at_nodes = counts[2 * c + s], power{}, slope{};
-                const bool filled = hsum(node) > 0;
-                for (int k = 0; k < Orders<T>::terms; k++) at_nodes += table.from_next[k] * sums[s][k];
-                for (int i = 0; i < kNodes && filled; i++) at_nodes += table.within[i] * node[i];
-                for (int p = 0; p < kNodes; p++) power[p] = hsum(at_nodes * table.from_power[p]);
-                for (int p = 1; p < kNodes; p++) slope[p - 1] = -2 * p * power[p];
-                power[0] += above[s];
-                counts[2 * c + s] = power, slopes[s * cells + c] = slope;
+        for (int up = 1; up >= 0; up--) {
+            Terms<T> sums[2] = {};
+            double above[2] = {};
+            for (int64_t step = 0; step < 2 * cells; step++) {
+                const int64_t c = up ? step / 2 : cells - 1 - step / 2, s = step % 2;
+                const Nodes &moment = moments[2 * c + s];
+                const bool filled = moment[0] > 0;
+                if (wanted[c]) {
+                    Nodes count = up ? Nodes{} : counts[2 * c + s];
+                    for (int k = 0; k < Orders<T>::terms; k++)
+                        count += (up ? table.from_below[k] : table.from_above[k]) * sums[s][k];
+                    for (int p = 0; p < kNodes && filled && !up; p++) count += table.within[p] * moment[p];
+                    count[0] += above[s];
+                    counts[2 * c + s] = count;
+                }
                 sums[s] *= table.decay;
                 if (c % 8 == 7) flush(sums[s]);
                 if (!filled) continue;
-                above[s] += hsum(node);
-                for (int i = 0; i < kNodes; i++) sums[s] += table.to_last[i] * node[i];
+                for (int p = 0; p < kNodes; p++) sums[s] += (up ? table.to_above[p] : table.to_below[p]) * moment[p];
+                if (!up) above[s] += moment[0];
             }
+        }
+        for (int64_t c = 0; c < 2 * cells; c++)
+            for (int p = 1; p <= kNodes; p++) slopes[c][p - 1] = p < kNodes ? -2 * p / Orders<T>::width * counts[c][p] : 0;
     }
 
     const Points<T> &points;
-    double scale;
+    double width, scale;  // of a cell, in scores; 1 / width
     int64_t cells;
-    Buffer<Nodes<T>> moments, weights, counts;  // [cells, 2 sets]
-    Buffer<Nodes<T>> slopes;                    // [2 sets, cells]
+    Buffer<Nodes> moments, weights, counts, slopes;  // [cells, 2 sets]
+    std::vector<uint8_t> wanted;                        // the cells whose sums are asked for
 };
 
 // ---------------------------------------------------------------- a walk over sorted rows, for scores far apart
@@ -292,7 +287,7 @@ template <class T> class Walk {
         }
     }
 
-    template <class Source, class Sets> void solve(const Index &from, Source source, Sets sets) {
+    template <class Source, class Sets> void solve(const Index &from, Source source, const Index &, Sets sets) {
         const Tables<T> &table = tables<T>();
         constexpr int N = Orders<T>::terms;
         const int32_t *listed = numbers(from);

@@ -51,12 +51,12 @@ void soft_counts_between(const std::vector<T> &score, const std::vector<T> &weig
     const Points<T> points{score.data(), nullptr, all, double(*low), double(*high), temperature, 1};
     auto sum = [&](auto sums) {
         auto source = [&](int64_t i, auto add) { add(i >= n, double(weight[i])); };
-        sums.solve({nullptr, all, 0}, source, [&](int64_t i) { return i < n ? (asked & 1) << 1 : asked >> 1; });
+        sums.solve({nullptr, all, 0}, source, {nullptr, all, 0}, [&](int64_t i) { return i < n ? (asked & 1) << 1 : asked >> 1; });
         auto first = [&](int64_t i, double count, double slope) { give(i, count, slope); };
         auto second = [&](int64_t i, double count, double slope) { give(n + i, count, slope); };
         if (asked & 1) sums.take({nullptr, n, 0}, 1, first);
         if (asked & 2) sums.take({nullptr, all - n, n}, 0, second);
     };
-    if (cells_pay((points.high - points.low) / temperature, all)) sum(Cells<T>(points));
+    if (cells_pay((points.high - points.low) / temperature / Orders<T>::width, all)) sum(Cells<T>(points));
     else sum(Walk<T>(points));
 }
