@@ -8,7 +8,7 @@
 #pragma once
 
 #include "pairs.h"
-#include "recall.h"
+#include "select.h"
 
 // The top of the iid negatives' weight: scores above `score`, and a part of those at it.
 struct TopPart {
@@ -21,90 +21,65 @@ TopPart top_part(const Counted<T> &of, double share, double total, int threads, 
     return {edge.score, std::min(std::max((share * total - edge.above) / edge.tied, 0.0), 1.0)};
 }
 
-// Rows of one side of the pairs, with their weights and the slopes at them.
-template <class T> struct Listed {
-    std::vector<int32_t> row;
-    std::vector<T> score, weight;
-    std::vector<double> slope;
-    double total = 0;
-
-    void clear() { row.clear(), score.clear(), weight.clear(), total = 0; }
-    void add(int32_t j, T s, double w) { row.push_back(j), score.push_back(s), weight.push_back(T(w)), total += w; }
-};
-
 template <class T> struct BandRoom {
     SelectRoom select;
-    Listed<T> positives, band;
-    int threads = 1;
+    std::vector<int32_t> row;  // the positives, then the rows of the band
+    std::vector<T> score, weight;
+    std::vector<double> slope;
+    int64_t positives;
+    double total[2];
 
     // Lists the positives and the rows of the band [alpha, beta]; `scale` keeps products of weights in range.
-    void list(Counted<T> of, double alpha, double beta, double total, double scale) {
-        const TopPart top = top_part(of, beta, total, threads, select);
-        const TopPart left = alpha > 0 ? top_part(of, alpha, total, threads, select) : TopPart{1 / 0.0, 0};
+    void list(const Class<T> &all, double alpha, double beta, double scale) {
+        Counted<T> of{all, true};
+        const double negatives = all.weights.negative;
+        const TopPart top = top_part(of, beta, negatives, all.threads, select);
+        const TopPart left = alpha > 0 ? top_part(of, alpha, negatives, all.threads, select) : TopPart{1 / 0.0, 0};
         of.iid = nullptr;  // mined negatives too
         double above;
-        const int64_t n = gather<true>(of, T(top.score), T(left.score), threads, select.index, &above);
-        positives.clear(), band.clear();
-        for (int64_t i = 0; i < n; i++) {
-            const int32_t j = select.index[i];
-            const double weight = of.weight_of(j) * scale;
-            if (of.positive[j]) positives.add(j, of.score[j], weight);
-            else if (const double part = top.of(of.score[j]) - left.of(of.score[j]); part > 0)
-                band.add(j, of.score[j], weight * part);
+        const int64_t n = gather<true>(of, T(top.score), T(left.score), all.threads, select.index, &above);
+        row.clear(), score.clear(), weight.clear();
+        for (const bool wanted : {true, false}) {
+            double &sum = total[!wanted] = 0;
+            for (int64_t i = 0; i < n; i++) {
+                const int32_t j = select.index[i];
+                if (bool(of.positive[j]) != wanted) continue;
+                const double part = wanted ? 1 : top.of(of.score[j]) - left.of(of.score[j]);
+                if (!(part > 0)) continue;
+                row.push_back(j), score.push_back(of.score[j]), weight.push_back(T(of.weight_of(j) * scale * part));
+                sum += of.weight_of(j) * scale * part;
+            }
+            if (wanted) positives = row.size();
         }
     }
 };
 
-template <class T>
-void partial_auc_of_class(const Pool &pool, int64_t c, double alpha, double beta, BandRoom<T> &room) {
-    const Counted<T> of{rows_of<T>(pool, c), true};
-    T *gradient = pool.gradient ? static_cast<T *>(pool.gradient) + c * pool.live : nullptr;
-    const Statistics stats = statistics<T>(of, room.threads);
-    const ClassWeights weight = class_weights<T>(of);
-    const double nan = std::numeric_limits<double>::quiet_NaN();
-    pool.value[c] = nan;
-    if (!stats.finite || !(weight.positive > 0 && weight.negative > 0)) {
-        if (gradient) std::fill_n(gradient, of.live, stats.finite ? T(0) : T(nan));
-        return;
-    }
-    room.list(of, alpha, beta, weight.negative, weight_scale(stats.weight_high));
-    Listed<T> &positives = room.positives, &band = room.band;
-    const double temperature = pool.temperature * (pool.in_std ? stats.std : 1.0), all = positives.total * band.total;
-    for (Listed<T> *list : {&positives, &band}) list->slope.resize(list->row.size());
-    const double sum = all_pairs(positives.score.data(), positives.weight.data(), int64_t(positives.row.size()),
-                                 band.score.data(), band.weight.data(), int64_t(band.row.size()), temperature,
-                                 gradient ? positives.slope.data() : nullptr, gradient ? band.slope.data() : nullptr);
-    pool.value[c] = sum / all;
-    if (!gradient) return;
-
-    double moment = 0;
-    for (Listed<T> *list : {&positives, &band}) {
-        const double factor = (list == &band ? -1 : 1) / temperature / all;
-        for (size_t i = 0; i < list->row.size(); i++) {
-            list->slope[i] *= factor * list->weight[i];
-            moment += list->slope[i] * ((double(list->score[i]) - stats.mean) / stats.std);
-        }
-    }
-    const double pull = pool.in_std && stats.varies ? -moment / stats.iid_weight : 0;
-    const ScaleGradient<T> scale{of, pull, stats.mean, stats.std};
-    parallel(room.threads, (of.live + kGatherPart - 1) / kGatherPart, [&](int64_t part) {
-        scale.write(part * kGatherPart, std::min(of.live, (part + 1) * kGatherPart), gradient);
+template <class T> void partial_auc_of(const Class<T> &of, double alpha, double beta, BandRoom<T> &room) {
+    room.list(of, alpha, beta, unit_of(of.stats.weight_high));
+    const int64_t n = room.row.size(), positives = room.positives;
+    const double all = room.total[0] * room.total[1];
+    const ScaleGradient<T> still(of, 0);
+    double sum = 0, moment = 0;
+    room.slope.resize(n);
+    soft_counts_between(room.score, room.weight, positives, of.temperature, of.gradient ? 3 : 2,
+                        [&](int64_t i, double count, double slope) {
+        const double w = room.weight[i];
+        if (i >= positives) sum += w * count;
+        room.slope[i] = slope * (i < positives ? 1 : -1) / of.temperature / all * w;
+        moment += room.slope[i] * still.standardized(double(room.score[i]));
     });
-    for (const Listed<T> *list : {&positives, &band})
-        for (size_t i = 0; i < list->row.size() && list->row[i] < of.live; i++)
-            gradient[list->row[i]] = narrow<T>(list->slope[i] + scale.of(list->row[i]));
+    of.value = sum / all;
+    if (!of.gradient) return;
+    const ScaleGradient<T> through_std(of, moment);
+    in_chunks(of.threads, of.live, kGatherPart, [&](int64_t begin, int64_t end) { through_std.template write<false>(begin, end); });
+    for (int64_t i = 0; i < n; i++)
+        if (const int32_t j = room.row[i]; j < of.live)
+            of.gradient[j] = narrow<T>(room.slope[i] + through_std.at(j));
 }
 
 template <class T> int partial_auc(const Pool *pool, double alpha, double beta) {
-    return guarded([&] {
-        each_class<BandRoom<T>>(*pool, [&](int64_t c, BandRoom<T> &room) {
-            partial_auc_of_class<T>(*pool, c, alpha, beta, room);
-        });
+    return each_class<BandRoom<T>>(*pool, [&](int64_t c, int threads, BandRoom<T> &room) {
+        const Class<T> of(*pool, c, threads, true);
+        if (of.defined()) partial_auc_of(of, alpha, beta, room);
     });
-}
-RARELOSS_API int rareloss_partial_auc_f32(const Pool *pool, double alpha, double beta) {
-    return partial_auc<float>(pool, alpha, beta);
-}
-RARELOSS_API int rareloss_partial_auc_f64(const Pool *pool, double alpha, double beta) {
-    return partial_auc<double>(pool, alpha, beta);
 }

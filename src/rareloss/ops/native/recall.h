@@ -177,25 +177,6 @@ template <class T> double Near<T>::neglected(const Root &root) const {
     return (tail(above, up - root.at) + tail(below, down + root.at)) / root.slope;
 }
 
-// The gradient through the standard deviation: pull * w_j (s_j - mean) / std of each iid row.
-template <class T> struct ScaleGradient {
-    const Rows<T> &rows;
-    double pull, mean, std;  // two factors, as their product may be out of range
-
-    double of(int64_t j) const {
-        if (pull == 0 || (rows.iid && !rows.iid[j])) return 0;
-        const double weight = rows.weight ? double(rows.weight[j]) : 1.0;
-        return weight > 0 ? weight * pull * ((double(rows.score[j]) - mean) / std) : 0;
-    }
-    void write(int64_t begin, int64_t end, T *gradient) const {
-        const double rate = pull / std;
-        if (pull == 0) std::fill(gradient + begin, gradient + end, T(0));
-        else if (rows.weight || rows.iid || !(std > 1e-30 && std < 1e30))
-            for (int64_t j = begin; j < end; j++) gradient[j] = narrow<T>(of(j));
-        else for (int64_t j = begin; j < end; j++) gradient[j] = T(rate * (double(rows.score[j]) - mean));
-    }
-};
-
 // The value's gradient, in units of 1 / t: p_j z_j - c_j z_j D / S with z the slopes, D = sum p z, S = sum c z. Rows
 // that are positive and counted, so that p = c, are in both sums; without them p_j z_j (S - D) / S keeps its digits.
 template <class T> struct RecallGradient {
@@ -223,67 +204,35 @@ template <class T> struct RecallGradient {
     auto in_both(const Some &rows) const {  // in a wide gap z differs between the sums
         return (rows.counted > 0) & (rows.hit > 0) & (V{} < (root.in_wide_gap ? 0.0 : 1.0));
     }
-    // The gradient of the live rows, with `scale`'s part of it. A part of the rows at a time stays in a core's cache.
-    void write(double factor, const ScaleGradient<T> &scale, T *gradient) const {
-        const int64_t live = scale.rows.live;
+    // The gradient of the live rows, with that through the standard deviation. A part of the rows at a time stays in a core's cache.
+    void write(double factor, const ScaleGradient<T> &through_std) const {
         const int32_t *index = near.select.index.get();
-        parallel(near.threads, (live + kGatherPart - 1) / kGatherPart, [&](int64_t part) {
-            const int64_t begin = part * kGatherPart, end = std::min(live, begin + kGatherPart);
-            scale.write(begin, end, gradient);
+        T *gradient = through_std.of.gradient;
+        in_chunks(near.threads, through_std.of.live, kGatherPart, [&](int64_t begin, int64_t end) {
+            through_std.template write<false>(begin, end);
             const int64_t last = std::lower_bound(index, index + near.n, end) - index;
             for (int64_t i = std::lower_bound(index, index + near.n, begin) - index; i < last; i += kLanes<double>) {
                 const Some rows = near.some(i, root.at);
                 const V hit = rows.hit * rows.lesser * rows.greater;
                 const V slope = in_both(rows) ? hit * share_of_both : hit - near.pull(rows, root) * share;
-                const V in_std = (rows.score - scale.mean) / scale.std;
-                const V through_std = scale.pull != 0 ? rows.iid * scale.pull * in_std : V{};
-                double to_write[kLanes<double>];
-                store(to_write, slope * factor + through_std);
+                const V sum = slope * factor + rows.iid * through_std.rate * through_std.standardized(rows.score);
                 for (int64_t k = 0; k < std::min<int64_t>(last - i, kLanes<double>); k++)
-                    gradient[index[i + k]] = narrow<T>(to_write[k]);
+                    gradient[index[i + k]] = narrow<T>(sum[k]);
             }
         });
     }
 };
 
-// The weight of positives, and of iid negatives.
-struct ClassWeights { double positive, negative; };
-template <class T> ClassWeights class_weights(const Rows<T> &rows) {
-    if (!rows.weight && !rows.iid) {
-        int64_t positives = 0, j = 0;
-        for (uint64_t bytes; j + 8 <= rows.count; j += 8) {
-            std::memcpy(&bytes, rows.positive + j, 8);
-            positives += __builtin_popcountll(bytes);
-        }
-        for (; j < rows.count; j++) positives += rows.positive[j];
-        return {double(positives), double(rows.count - positives)};
-    }
-    double positive[8] = {}, negative[8] = {};
-    for (int64_t j = 0; j < rows.count; j++) {
-        const double weight = !rows.weight ? 1.0 : rows.weight[j] > 0 ? double(rows.weight[j]) : 0.0;
-        positive[j & 7] += rows.positive[j] ? weight : 0.0;
-        negative[j & 7] += rows.positive[j] || (rows.iid && !rows.iid[j]) ? 0.0 : weight;
-    }
-    for (int lane = 1; lane < 8; lane++) positive[0] += positive[lane], negative[0] += negative[lane];
-    return {positive[0], negative[0]};
-}
-
 template <class T>
-void recall_of_class(const Pool &pool, int64_t c, double quantile, bool among_negatives, double *threshold,
-                     Near<T> &near) {
-    const Counted<T> of{rows_of<T>(pool, c), among_negatives};
-    T *gradient = pool.gradient ? static_cast<T *>(pool.gradient) + c * pool.live : nullptr;
-    const Statistics stats = statistics<T>(of, near.threads);
-    const ClassWeights weight = class_weights<T>(of);
-    const double total = among_negatives ? weight.negative : stats.iid_weight, target = quantile * total;
-    const bool defined = stats.finite && weight.positive > 0 && weight.negative > 0;
-    const double nan = std::numeric_limits<double>::quiet_NaN();
-    pool.value[c] = nan;
-    if (!defined && gradient) std::fill_n(gradient, of.live, stats.finite ? T(0) : T(nan));
-    if (threshold) *threshold = stats.finite ? 0 : nan;
+void recall_of_class(const Class<T> &all, double quantile, bool among_negatives, double *threshold, Near<T> &near) {
+    const Counted<T> of{all, among_negatives};
+    const Statistics &stats = all.stats;
+    const double total = among_negatives ? all.weights.negative : stats.iid_weight, target = quantile * total;
+    const bool defined = all.defined();
+    if (threshold) *threshold = stats.finite ? 0 : NAN;
     if (!stats.finite || !(total > 0) || !(defined || threshold)) return;
 
-    near.temperature = pool.temperature * (pool.in_std ? stats.std : 1.0);
+    near.temperature = all.temperature;
     near.unit = near.temperature < 1e-270 ? 0x1p+200 : 1.0;  // else 1 / temperature might be infinite
     near.temperature *= near.unit;
     const Edge edge = find_edge(of, target * (1 - kRounding), total, near.threads, near.select);
@@ -294,7 +243,7 @@ void recall_of_class(const Pool &pool, int64_t c, double quantile, bool among_ne
         near.fill(of, reach, total);
         const Root root = near.find_root(edge.above + edge.tied - target, target, total);
         const RecallGradient<T> slopes(near, root);
-        const double missed = root.found ? near.neglected(root) : nan;
+        const double missed = root.found ? near.neglected(root) : NAN;
         const double allowed = std::max(kNeglected<T> * std::min(slopes.alone, 1.0), 1e-16);
         if (!(missed <= allowed) && attempt < 2) {  // all rows, unless it is known how far the neglected have to lie
             const bool known = attempt == 0 && missed > 0;
@@ -302,37 +251,18 @@ void recall_of_class(const Pool &pool, int64_t c, double quantile, bool among_ne
             continue;
         }
         if (threshold) *threshold = edge.score + root.at / near.unit;
-        if (defined) pool.value[c] = slopes.found / weight.positive;
-        if (!defined || !gradient) return;
-        const double factor = near.unit / near.temperature / weight.positive;
-        const double pull = factor * (slopes.moment / near.unit / stats.std) / stats.iid_weight;
-        const ScaleGradient<T> scale{of, pool.in_std && stats.varies ? -pull : 0, stats.mean, stats.std};
-        slopes.write(factor, scale, gradient);
+        if (defined) all.value = slopes.found / all.weights.positive;
+        if (!defined || !all.gradient) return;
+        const double factor = near.unit / near.temperature / all.weights.positive;
+        slopes.write(factor, ScaleGradient<T>(all, factor * (slopes.moment / near.unit / stats.std)));
         return;
     }
 }
 
-// Calls work(class, room) for each class: many small ones spread over the threads, else the threads inside a class.
-template <class Memory, class Work> void each_class(const Pool &pool, Work work) {
-    const bool large = pool.rows >= (1 << 18);
-    const int64_t parts = large ? 1 : std::max<int64_t>(1, std::min<int64_t>(pool.threads, pool.classes));
-    parallel(int(parts), parts, [&](int64_t part) {
-        Memory room;
-        room.threads = large ? pool.threads : 1;
-        for (int64_t c = part; c < pool.classes; c += parts) work(c, room);
-    });
-}
-
 template <class T> int recall(const Pool *pool, double quantile, int among_negatives, double *threshold) {
-    return guarded([&] {
-        each_class<Near<T>>(*pool, [&](int64_t c, Near<T> &near) {
-            recall_of_class<T>(*pool, c, quantile, among_negatives != 0, threshold ? threshold + c : nullptr, near);
-        });
+    return each_class<Near<T>>(*pool, [&](int64_t c, int threads, Near<T> &near) {
+        near.threads = threads;
+        const Class<T> of(*pool, c, threads, true);
+        recall_of_class<T>(of, quantile, among_negatives != 0, threshold ? threshold + c : nullptr, near);
     });
-}
-RARELOSS_API int rareloss_recall_f32(const Pool *pool, double quantile, int among_negatives, double *threshold) {
-    return recall<float>(pool, quantile, among_negatives, threshold);
-}
-RARELOSS_API int rareloss_recall_f64(const Pool *pool, double quantile, int among_negatives, double *threshold) {
-    return recall<double>(pool, quantile, among_negatives, threshold);
 }

@@ -2,15 +2,14 @@
 // quickselect finds the row among them where the weight, summed from the highest score down, reaches its share.
 #pragma once
 
-#include "cells.h"
+#include "pool.h"
 
 // A class's rows, of which some are counted: the iid ones, or the iid negatives alone.
 template <class T> struct Counted : Rows<T> {
     bool negatives_only;
 
-    double weight_of(int64_t j) const { return this->weight ? double(this->weight[j]) : 1.0; }
     bool counts(int64_t j) const {
-        return (this->iid ? this->iid[j] : 1) & !(negatives_only & this->positive[j]) & (weight_of(j) > 0);
+        return (this->iid ? this->iid[j] : 1) & !(negatives_only & this->positive[j]) & (this->weight_of(j) > 0);
     }
     // Whether each of n rows counts, as bytes of 0 or 1; loops that a compiler turns into vectors.
     void counts(int64_t begin, int64_t n, uint8_t *out) const {
@@ -109,33 +108,21 @@ int64_t gather(const Counted<T> &of, T low, T high, int threads, Room<int32_t> &
     return all;
 }
 
-// Quickselect: the place of the first row, from the highest score down, whose weight makes the sum reach the
-// target, with all rows before it moved in front; the last row where all fall short.
+// The place of the first row, from the highest score down, whose weight makes the sum reach the target, with all rows
+// before it moved in front; the last row where all fall short.
 inline int64_t select_from_top(Weighted *rows, int64_t n, double target) {
-    int64_t first = 0, last = n - 1;
+    int64_t first = 0, last = n;
     double before = 0;
-    uint32_t random = 1;
-    auto drawn = [&] {  // at random, since any fixed choice has pools that take quadratic time
-        random = random * 1664525u + 1013904223u;
-        return rows[first + int64_t(uint64_t(random) * uint64_t(last - first + 1) >> 32)].score;
-    };
-    while (first < last) {
-        const double a = drawn(), b = drawn(), c = drawn();
-        const double pivot = std::max(std::min(a, b), std::min(std::max(a, b), c));
-        int64_t i = first, j = last;
-        while (i <= j) {
-            while (rows[i].score > pivot) i++;
-            while (rows[j].score < pivot) j--;
-            if (i <= j) std::swap(rows[i++], rows[j--]);
-        }
+    while (last - first > 1) {
+        const int64_t middle = first + (last - first) / 2;
+        std::nth_element(rows + first, rows + middle, rows + last,
+                         [](const Weighted &a, const Weighted &b) { return a.score > b.score; });
         double upper = 0;
-        for (int64_t k = first; k <= j; k++) upper += rows[k].weight;
-        if (j >= first && before + upper >= target) { last = j; continue; }
-        before += upper;
-        if (i - j == 2 && (before += rows[j + 1].weight) >= target) return j + 1;
-        first = i;
+        for (int64_t i = first; i < middle; i++) upper += rows[i].weight;
+        if (before + upper >= target) last = middle;
+        else before += upper, first = middle;
     }
-    return std::min(first, last < 0 ? 0 : last);
+    return first;
 }
 
 // Two scores that the quantile almost surely lies between: those of a sample, five standard errors either way;

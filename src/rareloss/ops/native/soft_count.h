@@ -17,26 +17,24 @@ template <class T> void soft_count_set(const SoftCount<T> &c, int64_t pool, int6
     const T *score = c.scores + pool * c.rows, *at = c.at + pool * c.points;
     const T *weight = c.weights + pool * c.weight_pool_stride + set * c.weight_set_stride;
     const int64_t out = (pool * c.sets + set) * c.points;
-    Buffer<T> present(c.rows), w(c.rows), point(c.points);
-    Buffer<double> count(c.points), slope(c.points);
-    int64_t n = 0, m = 0;
-    bool finite = true;
+    std::vector<T> both, w;
+    std::vector<double> count(c.points), slope(c.points);
     double whole = 0;
-    for (int64_t j = 0; j < c.rows; j++) {
-        if (!(weight[j] > 0)) continue;
-        present[n] = score[j], w[n++] = weight[j], whole += weight[j];
-        finite = finite && std::isfinite(score[j]);
-    }
-    for (int64_t a = 0; a < c.points; a++) if (std::isfinite(at[a])) point[m++] = at[a];
-    const List<T> lists[2] = {{present.get(), w.get(), n, nullptr, nullptr},
-                              {point.get(), nullptr, m, count.get(), slope.get()}};
+    for (int64_t j = 0; j < c.rows; j++)
+        if (weight[j] > 0) both.push_back(score[j]), w.push_back(weight[j]), whole += weight[j];
+    const int64_t n = both.size();
+    const bool finite = std::all_of(both.begin(), both.end(), [](T x) { return std::isfinite(x); });
+    std::copy_if(at, at + c.points, std::back_inserter(both), [](T x) { return std::isfinite(x); });
+    w.resize(both.size());
     const double t = std::max(c.temperature, 1e-300);
-    if (finite) soft_counts_between(lists, t);
-    m = 0;
+    if (finite) soft_counts_between(both, w, n, t, 2, [&](int64_t i, double here, double rise) {
+        count[i - n] = here, slope[i - n] = rise / t;
+    });
+    int64_t m = 0;
     for (int64_t a = 0; a < c.points; a++) {
         double one = at[a] != at[a] ? NAN : at[a] > 0 ? 0 : whole, rise = at[a] != at[a] ? NAN : 0;  // beyond all rows
         if (!finite) one = rise = NAN;
-        else if (std::isfinite(at[a])) one = count[m], rise = slope[m++] / t;
+        else if (std::isfinite(at[a])) one = count[m], rise = slope[m++];
         if (c.count) c.count[out + a] = narrow<T>(one);
         if (c.slope) c.slope[out + a] = narrow<T>(rise);
     }

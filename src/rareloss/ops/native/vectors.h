@@ -67,26 +67,6 @@ inline Vec<double> exp2(Vec<double> x) {
     return (Vec<double>)((Bits)p + ((Bits)rounded << 52));
 }
 
-// Natural logarithm of normal numbers above 0: the exponent apart, the mantissa between sqrt(1/2) and sqrt(2).
-inline Vec<float> log(Vec<float> x) {
-    using Signed = Simd<float>::Signed;
-    const Signed exponent = ((Signed)x - 0x3f3504f3) >> 23;
-    const Vec<float> m = (Vec<float>)((Signed)x - exponent * (1 << 23)) - 1.0f;
-    Vec<float> p = 0.08743945352062935f * m - 0.14377330567392343f;
-    for (float c : {0.14949095476192523f, -0.16560695992065042f, 0.19956977483076513f, -0.2500215346095456f,
-                    0.33334183338523043f, -0.49999987032284776f, 1.0f})
-        p = p * m + c;
-    return __builtin_convertvector(exponent, Vec<float>) * 0.69314718056f + p * m;
-}
-inline Vec<double> log(Vec<double> x) {  // 2 atanh((m - 1) / (m + 1))
-    using Signed = Simd<double>::Signed;
-    const Signed exponent = ((Signed)x - 0x3fe6a09e667f3bcdLL) >> 52;
-    const Vec<double> m = (Vec<double>)((Signed)x - exponent * (1LL << 52)), q = (m - 1.0) / (m + 1.0), q2 = q * q;
-    Vec<double> p = q2 * (2.0 / 23) + 2.0 / 21;
-    for (int k = 19; k > 0; k -= 2) p = p * q2 + 2.0 / k;
-    return __builtin_convertvector(exponent, Vec<double>) * 0.6931471805599453 + p * q;
-}
-
 // N doubles side by side, for sums in double whatever the scores' type: as many machine vectors as that takes.
 template <int N> struct Doubles {
     static constexpr int count = (N + kLanes<double> - 1) / kLanes<double>;
