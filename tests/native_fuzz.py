@@ -122,7 +122,8 @@ def band_part(pool: Pool, alpha: float, beta: float) -> Tensor:
         within = ((target - above) / tied).clamp(0, 1) if tied > 0 else tied
         part = torch.where(pool.scores > edge, 1.0, torch.where(pool.scores == edge, within, 0.0))
         parts.append(part if share > 0 else torch.zeros_like(part))
-    return torch.where(pool.positive, 0.0, pool.weight) * (parts[0] - parts[1])
+    inside = torch.ones_like(parts[0]) if beta == 1 else parts[0]  # all of the weight is also all that scores lower
+    return torch.where(pool.positive, 0.0, pool.weight) * (inside - parts[1])
 
 
 def mined_far_away(pool: Pool) -> bool:

@@ -98,7 +98,11 @@ def mined_weights(scores: Vector, negative: Vector, mined: Vector, alpha: float,
     for j in np.flatnonzero(mined):
         tied = np.flatnonzero((scores == scores[j]) & (negative > 0))
         above = negative[scores > scores[j]].sum()
-        inside = fractions[tied[0]] / negative[tied[0]] if len(tied) else float(alpha * total <= above < beta * total)
+        inside = (
+            fractions[tied[0]] / negative[tied[0]]
+            if len(tied)
+            else float(alpha * total <= above and (above < beta * total or beta == 1))
+        )
         included[j] = mined[j] * inside
     return included
 

@@ -87,7 +87,8 @@ def top(scores: Tensor, weight: Tensor, share: float) -> Top:
 
 def band_fraction(scores: Tensor, weight: Tensor, low: float, high: float) -> Tensor:
     """Compute how much of a row at each of ``scores[C, M]`` lies between two fractions of the weight, from the top."""
-    inside = top(scores, weight, high).part(scores)
+    # All of the weight is also all that scores lower, whatever a running sum misses by rounding.
+    inside = top(scores, weight, high).part(scores) if high < 1 else torch.ones_like(scores)
     return inside - top(scores, weight, low).part(scores) if low > 0 else inside
 
 

@@ -33,7 +33,8 @@ template <class T> struct BandRoom {
     void list(const Class<T> &all, double alpha, double beta, double scale) {
         Counted<T> of{all, true};
         const double negatives = all.weights.negative;
-        const TopPart top = top_part(of, beta, negatives, all.threads, select);
+        // All of the weight is also all that scores lower, whatever a running sum misses by rounding.
+        const TopPart top = beta < 1 ? top_part(of, beta, negatives, all.threads, select) : TopPart{-INFINITY, 1};
         const TopPart left = alpha > 0 ? top_part(of, alpha, negatives, all.threads, select) : TopPart{1 / 0.0, 0};
         of.iid = nullptr;  // mined negatives too
         double above;
