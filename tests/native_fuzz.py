@@ -158,6 +158,14 @@ def plain(name: str, pool: Pool, options: tuple[Any, ...], scores: Tensor) -> Te
     return (hits[i] / hits.sum()) @ above @ (band[j] / band.sum())
 
 
+def slope_at_fixed_std(name: str, pool: Pool, options: tuple[Any, ...]) -> Tensor:
+    """Return the gradient with the standard deviation and the mean held constant."""
+    ranked = standardised(pool, pool.scores).requires_grad_()
+    with native.switched_off():
+        (slope,) = torch.autograd.grad(plain(name, pool, options, ranked), ranked)
+    return slope / ((pool.scores.amax() - pool.scores.amin()) / (ranked.amax() - ranked.amin()).clamp(min=1e-300))
+
+
 def compare(found: Tensor, wanted: Tensor, tolerance: float, scale: float) -> str:
     """Say how two results differ; nothing where they agree."""
     found, wanted = found.detach().double(), wanted.detach().double()
@@ -193,6 +201,10 @@ def ranking(name: str, generator: torch.Generator) -> str:
     scale = max(slope.abs().amax().item() if rows else 0.0, least)
     if not said and scale < 1e30 and not mined_far_away(present):
         said = compare(gradient[0], slope, slope_tolerance, scale)
+        if said and pool.in_std:
+            # Its two parts, by the scores and by their standard deviation, may cancel: each has these digits.
+            scale = max(scale, slope_at_fixed_std(name, present, options).abs().amax().item())
+            said = compare(gradient[0], slope, slope_tolerance, scale)
     return said and f"{name}{options}, {pool.scores.dtype}, {rows} rows, t={pool.temperature}: {said}"
 
 
@@ -217,17 +229,26 @@ def _row(x: Tensor | None) -> Tensor | None:
 
 
 def count(generator: torch.Generator) -> str:
-    """Compare soft counts at other points than the scores."""
+    """Compare soft counts and their slopes, at the scores or at other points."""
     pool, points = draw_pool(generator), int(torch.randint(0, 40, (), generator=generator))
     present = pool.present()
-    at = draw_scores(chosen(SCORES, generator), (points,), pool.scores.dtype, generator)
-    weight = torch.ones_like(pool.scores) if pool.weight is None else pool.weight
-    found, _ = native.soft_count(pool.scores[None], weight[None, None], at[None], pool.temperature, True, True)
-    assert found is not None
     assert present.weight is not None
-    wanted = torch.sigmoid((present.scores - at.double()[:, None]) / pool.temperature) @ present.weight
-    said = compare(found[0, 0], wanted, TOLERANCE[pool.scores.dtype][0], max(present.weight.sum().item(), 1e-35))
-    return said and f"count, {pool.scores.dtype}, {len(pool.scores)} rows, {points} points: {said}"
+    at = draw_scores(chosen(SCORES, generator), (points,), pool.scores.dtype, generator)
+    own = bool(torch.rand((), generator=generator) < 0.3) and bool(pool.scores.isfinite().all())
+    weight = torch.ones_like(pool.scores) if pool.weight is None else pool.weight
+    given = (pool.scores[None], weight[None, None], None if own else at[None])
+    found = native.soft_count(*given, pool.temperature, True, True)
+    distance = (present.scores - (pool.scores if own else at).double()[:, None]) / pool.temperature
+    tail = torch.sigmoid(-distance.abs())
+    slope = tail * (1 - tail)
+    wanted = torch.sigmoid(distance) @ present.weight, (slope.fill_diagonal_(0) if own else slope) @ present.weight
+    tolerance, scale = TOLERANCE[pool.scores.dtype][0], max(present.weight.sum().item(), 1e-35)
+    for name, one, exactly in zip(("count", "its slope"), found, wanted, strict=True):
+        assert one is not None
+        said = compare(one[0, 0], exactly, tolerance, scale)
+        if said:
+            return f"{name}, {pool.scores.dtype}, {len(pool.scores)} rows, {points} points: {said}"
+    return ""
 
 
 def odds(generator: torch.Generator) -> str:

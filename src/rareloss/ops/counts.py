@@ -9,7 +9,8 @@ The gradient is made of the same sums: with g the gradient of the counts, a poin
 :math:`-\sum_k g_{bk}(a) S_{bk}(a)`, and a score gets :math:`\sum_k w_{bkm} S^*_{bk}(s_{bm})`, where :math:`S^*` takes
 the points for scores and g for weights.
 
-Few pairs are summed up one by one (:mod:`rareloss.ops.pairs`), many by :mod:`rareloss.ops.exponentials`.
+The native kernel counts on the CPU. Elsewhere few pairs are summed up one by one (:mod:`rareloss.ops.pairs`), many by
+:mod:`rareloss.ops.exponentials`.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from rareloss import checks
 from rareloss.eager import is_plain
+from rareloss.ops import native
 from rareloss.ops.exponentials import count_by_exponentials, locate, swapped
 from rareloss.ops.functions import eager_twin, fold_into_batch, without_second_derivative
 from rareloss.ops.pairs import CountRequest, count_by_pairs
@@ -126,8 +128,10 @@ def _count(
     slopes: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     # Values, slopes and the order in which the exponentials have scores and points: ``[B, 0]`` where that is not new.
-    request = CountRequest(scores, weights, at, temperature, values, slopes)
     no_order = torch.empty(len(scores), 0, dtype=torch.int32, device=scores.device)
+    if native.serves(scores):
+        return *_count_natively(scores, weights, at, temperature, values, slopes), no_order
+    request = CountRequest(scores, weights, at, temperature, values, slopes)
     with _without_autocast(scores):
         if few_pairs(len(scores), scores.shape[1], request.points.shape[1]):
             return *count_by_pairs(request), no_order
@@ -151,7 +155,7 @@ def _(
     slopes: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     (pools, sets, rows), points = weights.shape, (scores if at is None else at).shape[1]
-    no_order = few_pairs(pools, rows, points) or (order is not None and order.shape[1] > 0)
+    no_order = native.serves(scores) or few_pairs(pools, rows, points) or (order is not None and order.shape[1] > 0)
     return (
         weights.new_empty(pools, sets if values else 0, points),
         weights.new_empty(pools, sets if slopes else 0, points),
@@ -160,6 +164,19 @@ def _(
 
 
 fold_into_batch(_count_op)
+
+
+def _count_natively(
+    scores: Tensor, weights: Tensor, at: Tensor | None, temperature: float, values: bool, slopes: bool
+) -> tuple[Tensor, Tensor]:
+    # A row weighs nothing or more there. Gradients, which count points above scores, have either sign.
+    sets = weights.shape[1]
+    if weights.numel() and weights.amin() < 0:
+        weights = torch.cat([weights.clamp(min=0), weights.clamp(max=0).neg_()], 1)
+    counted = native.soft_count(scores, weights, at, temperature, values, slopes)
+    by_sign = [weights.new_empty(len(weights), 0, 0) if x is None else x for x in counted]
+    count, slope = (x[:, :sets] - x[:, sets:] if x.shape[1] > sets else x for x in by_sign)
+    return count, slope
 
 
 def _without_autocast(tensor: Tensor) -> AbstractContextManager[Any]:

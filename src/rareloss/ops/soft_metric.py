@@ -18,7 +18,6 @@ from rareloss.pool import PerClass, Pool, per_class
 
 __all__ = ["SoftMetric", "average_precision_in_one_call", "evaluate"]
 
-_ROWS_IN_FULL_PRECISION = 2**16
 _FUNCTIONS: dict[str, Callable[..., tuple[Tensor, Tensor | None]]] = {
     "average_precision": native.average_precision,
     "recall": native.recall,
@@ -52,7 +51,7 @@ def evaluate(
         in_std: whether it is in standard deviations; the gradient then goes through them.
         scale: what the gradient is multiplied by, for all classes or each ``[C]``; the value stays.
     """
-    if not (native.available() and _takes(pool)):
+    if not native.serves(pool.scores):
         pool = pool.joined()
         ranked = standardize(pool)[0] if in_std else pool
         value = metric.equation(ranked, temperature, *metric.settings)
@@ -89,12 +88,6 @@ def _defined(pool: Pool, value: Tensor) -> PerClass:
     if pool.eager and not math.isnan(value.detach().sum().item()):
         return PerClass(value, torch.ones_like(value, dtype=torch.bool))
     return per_class(pool, value)
-
-
-def _takes(pool: Pool) -> bool:
-    # The kernel's float64 has nine digits in linear time. Who asks for float64 on few rows wants all sixteen.
-    large = pool.scores.shape[1] > _ROWS_IN_FULL_PRECISION
-    return pool.scores.device.type == "cpu" and (pool.scores.dtype == torch.float32 or large)
 
 
 def _call(

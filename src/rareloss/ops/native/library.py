@@ -25,6 +25,7 @@ __all__ = [
     "log_odds_backward",
     "partial_auc",
     "recall",
+    "serves",
     "sigmoid_focal",
     "soft_count",
     "softmax_focal",
@@ -33,6 +34,7 @@ __all__ = [
     "why",
 ]
 
+_ROWS_IN_FULL_PRECISION = 2**16
 _SWITCH = "RARELOSS_NATIVE"
 _FOLDER = "RARELOSS_NATIVE_FOLDER"  # where the libraries are looked for, in place of here: a build with sanitizers
 _ENDING = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
@@ -110,6 +112,15 @@ _off = False
 def available() -> bool:
     """Say whether the native kernel is used on this machine; :func:`why` says why not."""
     return not _off and _LOADED
+
+
+def serves(scores: Tensor) -> bool:
+    """Say whether the kernel is used for pools of these scores ``[C, M]``.
+
+    Its float64 has nine digits in linear time. Who asks for float64 on few rows wants all sixteen.
+    """
+    precise = scores.dtype == torch.float64 and scores.shape[1] <= _ROWS_IN_FULL_PRECISION
+    return available() and scores.device.type == "cpu" and not precise
 
 
 @contextmanager
@@ -282,28 +293,28 @@ def exact_average_precision(scores: Tensor, positive: Tensor, weight: Tensor | N
 
 
 def soft_count(
-    scores: Tensor, weights: Tensor, at: Tensor, temperature: float, with_count: bool, with_slope: bool
+    scores: Tensor, weights: Tensor, at: Tensor | None, temperature: float, with_count: bool, with_slope: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Count, softly, the weight of the scores above each point.
 
     Args:
         scores: ``[C, M]``.
-        weights: ``[C, K, M]``, for K counts.
-        at: ``[C, A]``.
+        weights: ``[C, K, M]``, for K counts; none below 0.
+        at: ``[C, A]``, or None for the scores themselves; slopes then leave out a row's pair with itself.
         temperature: above 0.
         with_count: whether the count is wanted.
         with_slope: whether the slope is wanted.
 
     Returns:
-        the count and its slope ``sum_j w_j sigmoid'((s_j - at) / t) / t``, each ``[C, K, A]`` or None.
+        the count and its slope ``sum_j w_j sigmoid'((s_j - at) / t)``, each ``[C, K, A]`` or None.
     """
-    (pools, rows), sets, points = scores.shape, weights.shape[1], at.shape[1]
-    scores, at = scores.contiguous(), at.contiguous()
+    (pools, rows), sets, points = scores.shape, weights.shape[1], (scores if at is None else at).shape[1]
+    scores, at = scores.contiguous(), None if at is None else at.contiguous()
     weights = weights if weights.stride(2) == 1 or rows <= 1 else weights.contiguous()
     count = _empty(pools, sets, points, dtype=scores.dtype) if with_count else None
     slope = _empty(pools, sets, points, dtype=scores.dtype) if with_slope else None
     _function("soft_count", scores.dtype)(
-        *(scores.data_ptr(), weights.data_ptr(), weights.stride(0), weights.stride(1), at.data_ptr()),
+        *(scores.data_ptr(), weights.data_ptr(), weights.stride(0), weights.stride(1), None if at is None else at.data_ptr()),
         *(pools, sets, rows, points, temperature),
         None if count is None else count.data_ptr(),
         None if slope is None else slope.data_ptr(),
