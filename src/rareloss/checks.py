@@ -40,6 +40,7 @@ __all__ = [
     "known_keywords",
     "labels",
     "non_negative",
+    "numbers",
     "optional_flag",
     "positive_number",
     "probability",
@@ -133,6 +134,15 @@ def floating(name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
+def numbers(name: str, tensor: Tensor) -> Tensor:
+    """Return ``tensor``, a tensor of bools, integers or floats that torch computes with."""
+    if tensor.dtype not in _NUMBERS:
+        raise TypeError(
+            f"{name} must be bool, integers or floats, got dtype {tensor.dtype}; call .float() or .long() on it"
+        )
+    return tensor
+
+
 def boolean(name: str, tensor: Tensor) -> Tensor:
     """Return ``tensor``, a tensor of bools."""
     is_tensor(name, tensor)
@@ -196,8 +206,7 @@ def labels(name: str, tensor: Tensor, ignore_index: float | None, check_values: 
     """Refuse labels other than 0, 1 and ``ignore_index``; return whether all are known to be 0 or 1, none ignored."""
     if ignore_index is not None:
         ignore_value("ignore_index", ignore_index)
-    if tensor.dtype not in _NUMBERS:
-        raise TypeError(f"{name} must be bool, integers or floats, got dtype {tensor.dtype}; call .long() on it")
+    numbers(name, tensor)
     if tensor.dtype == torch.bool or not is_eager(tensor, check_values=check_values):
         return tensor.dtype == torch.bool and ignore_index not in (0, 1)
     if ignore_index not in (0, 1) and _within(tensor, 0, 1):
@@ -219,8 +228,7 @@ def class_indices(
 ) -> bool:
     """Refuse class indices outside of ``0 .. classes - 1`` and ``ignore_index``; return whether none is ignored."""
     ignore_value("ignore_index", ignore_index)
-    if tensor.dtype not in _NUMBERS:
-        raise TypeError(f"{name} must be class indices, got dtype {tensor.dtype}; call .long() on it")
+    numbers(name, tensor)
     if not is_eager(tensor, check_values=check_values):
         return False
     if not 0 <= ignore_index < classes and _within(tensor, 0, classes - 1):
@@ -239,8 +247,7 @@ def class_indices(
 
 def finite_weights(name: str, tensor: Tensor, check_values: bool | None = None, *, most: float = HEAVIEST) -> None:
     """Refuse weights that are negative, NaN, infinite, or heavier than ``most``, what float32 can sum up."""
-    if tensor.dtype not in _NUMBERS:
-        raise TypeError(f"{name} must be real numbers, got dtype {tensor.dtype}; call .float() on it")
+    numbers(name, tensor)
     if tensor.dtype == torch.bool or not is_eager(tensor, check_values=check_values):
         return
     held = torch.finfo(tensor.dtype).max if tensor.is_floating_point() else most

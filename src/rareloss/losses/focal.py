@@ -130,9 +130,9 @@ def _sigmoid_sums(
 ) -> _Sums:
     checks.floating("logits", logits)
     checks.same_shape("targets", targets, logits.shape)
-    labels_only = checks.labels("targets", targets, ignore_index) and ignore_index not in (0, 1)
+    checks.numbers("targets", targets)
     alpha, gamma = _sigmoid_alpha(alpha, logits), checks.non_negative("gamma", gamma)
-    equation = SigmoidFocal(alpha, gamma, None if labels_only else ignore_index)
+    equation = SigmoidFocal(alpha, gamma, checks.ignore_value("ignore_index", ignore_index))
     return focal_loss(equation, logits, targets, _expanded_weight(weight_name, weight, targets), summed)
 
 
@@ -154,15 +154,16 @@ def _softmax_sums(
         raise ValueError(f"logits must have shape [N, C, ...] with C of at least 2, got {tuple(logits.shape)}")
     classes = logits.shape[classes_on]
     checks.same_shape("targets", targets, logits.shape[:classes_on] + logits.shape[classes_on + 1 :])
-    classes_only = checks.class_indices("targets", targets, classes, ignore_index) and not 0 <= ignore_index < classes
+    checks.numbers("targets", targets)
     if checks.integer("background_class", background_class, least=0) >= classes:
         raise ValueError(f"background_class must be one of the {classes} classes of the logits, got {background_class}")
     equation = SoftmaxFocal(
         None if alpha is None else _class_weights(alpha, classes).to(logits.device),
         checks.non_negative("gamma", gamma),
         checks.probability("label_smoothing", label_smoothing),
-        None if classes_only else ignore_index,
+        checks.whole("ignore_index", ignore_index),
         background_class,
+        classes,
     )
     return focal_loss(equation, logits, targets, _expanded_weight(weight_name, weight, targets), summed)
 

@@ -12,7 +12,7 @@ of recorded, and the backward pass needs the inputs alone.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -96,14 +96,23 @@ class SigmoidFocal:
         alpha = fold(self.alpha) if isinstance(self.alpha, Tensor) else None
         return _Inputs(fold(logits), fold(targets), None if weight is None else fold(weight), alpha)
 
+    def checked(self, targets: Tensor) -> "SigmoidFocal":
+        """Refuse what is no label, where looking is free; return the same loss, with what is known of the labels."""
+        known = checks.labels("targets", targets, self.ignore_index) and self.ignore_index not in (0, 1)
+        return replace(self, ignore_index=None) if known else self
+
+    def fits_native(self, targets: Tensor) -> bool:
+        """Say whether the native kernel reads such targets and has such an ``alpha``."""
+        alpha = self.alpha
+        by_column = not isinstance(alpha, Tensor) or alpha.numel() == (alpha.shape[-1] if alpha.ndim else 1)
+        return by_column and (not targets.is_floating_point() or targets.dtype in (torch.float32, torch.float64))
+
     def run_native(
         self, logits: Tensor, targets: Tensor, weight: Tensor | None, with_loss: bool, with_slope: bool
-    ) -> native.Focal | None:
-        """Let the native kernel compute the same; None where it has no such ``alpha``."""
+    ) -> native.Focal:
+        """Let the native kernel compute the same."""
         alpha = self.alpha
         if isinstance(alpha, Tensor):
-            if alpha.numel() != (alpha.shape[-1] if alpha.ndim else 1):
-                return None
             alpha = alpha.to(logits.dtype).flatten() if alpha.numel() > 1 else alpha.item()
         return native.sigmoid_focal(
             logits, targets, weight, alpha, self.gamma, self.ignore_index, with_loss, with_slope
@@ -138,6 +147,7 @@ class SoftmaxFocal:
         label_smoothing: epsilon in [0, 1].
         ignore_index: the target that means absent; None where every target is known to be a class.
         background_class: the class that is no positive.
+        classes: C.
     """
 
     alpha: Tensor | None
@@ -145,6 +155,7 @@ class SoftmaxFocal:
     label_smoothing: float
     ignore_index: int | None
     background_class: int
+    classes: int
 
     @property
     def chunk(self) -> int:
@@ -160,6 +171,17 @@ class SoftmaxFocal:
             weight = weight.reshape(rows, 1, 1) if only_rows else weight.expand(targets.shape).reshape(rows, 1, rest)
         alpha = None if self.alpha is None else self.alpha.reshape(1, classes, 1)
         return _Inputs(logits.reshape(rows, classes, rest), targets.reshape(rows, 1, rest), weight, alpha)
+
+    def checked(self, targets: Tensor) -> "SoftmaxFocal":
+        """Refuse what is no class, where looking is free; return the same loss, with what is known of the targets."""
+        if self.ignore_index is None:
+            return self
+        known = checks.class_indices("targets", targets, self.classes, self.ignore_index)
+        return replace(self, ignore_index=None) if known and not 0 <= self.ignore_index < self.classes else self
+
+    def fits_native(self, targets: Tensor) -> bool:
+        """Say whether the native kernel reads such targets."""
+        return not targets.is_floating_point()
 
     def run_native(
         self, logits: Tensor, targets: Tensor, weight: Tensor | None, with_loss: bool, with_slope: bool
@@ -232,11 +254,17 @@ def focal_loss(
 
     Returns:
         the weighted losses, of the shape of the targets, or their sum; the sum of the weights; that of the positives'.
+
+    Raises:
+        ValueError: a target is no label, on the CPU; elsewhere its loss is NaN.
     """
     targets, alpha, compiling = targets.detach(), equation.alpha, torch.compiler.is_compiling()
     transformed = torch._C._are_functorch_transforms_active()
     learned = isinstance(alpha, Tensor) and alpha.requires_grad and torch.is_grad_enabled()
-    if transformed or learned or (not compiling and unpack_dual(logits).tangent is not None):
+    recorded = transformed or learned or (not compiling and unpack_dual(logits).tangent is not None)
+    if recorded or not _runs_natively(equation, logits, targets):
+        equation = equation.checked(targets)
+    if recorded:
         # Transforms, forward mode and an alpha that learns differentiate the value as it stands.
         return _compute(equation, logits, targets, weight, summed, with_slope=False, in_chunks=False)[:3]
     # Kept where a second pass over the inputs costs more than a tensor of their size.
@@ -296,7 +324,11 @@ def _compute(
 ) -> tuple[Tensor, Tensor, Tensor, Any]:
     # The losses or their sum; the sum of the weights; that of the positives' weights; and the slope or None. Whatever
     # the logits, the slope has float32 at least: in half a small one would be 0 before a scaler can lift it.
-    if in_chunks and (kernel := _native(equation, logits, targets, weight, not summed, with_slope)) is not None:
+    if in_chunks and _runs_natively(equation, logits, targets):
+        given = None if weight is None else weight.to(logits.dtype).expand(targets.shape)
+        kernel = equation.run_native(logits, targets, given, not summed, with_slope)
+        if kernel.bad:
+            equation.checked(targets)
         sums = torch.tensor((kernel.loss_sum, kernel.weight, kernel.positive), dtype=logits.dtype)
         total, weights, positives = sums.unbind()
         return total if kernel.loss is None else kernel.loss, weights, positives, kernel.slope
@@ -323,21 +355,11 @@ def _compute(
     return total if loss is None else loss, weights, positives, slope
 
 
-def _native(
-    equation: SigmoidFocal | SoftmaxFocal,
-    logits: Tensor,
-    targets: Tensor,
-    weight: Tensor | None,
-    with_loss: bool,
-    with_slope: bool,
-) -> native.Focal | None:
-    # None where the native kernel does not compute it.
-    if not is_eager(logits, targets) or logits.device.type != "cpu" or not native.available():
-        return None
-    if logits.dtype not in (torch.float32, torch.float64):
-        return None
-    weight = None if weight is None else weight.to(logits.dtype).expand(targets.shape)
-    return equation.run_native(logits, targets, weight, with_loss, with_slope)
+def _runs_natively(equation: SigmoidFocal | SoftmaxFocal, logits: Tensor, targets: Tensor) -> bool:
+    # The kernel counts bad labels as it reads them, so that no look at them goes before.
+    if logits.device.type != "cpu" or not native.available() or not is_eager(logits, targets):
+        return False
+    return logits.dtype in (torch.float32, torch.float64) and equation.fits_native(targets)
 
 
 def _summed(terms: _Terms) -> tuple[Tensor, Tensor, Tensor]:
