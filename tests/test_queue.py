@@ -44,6 +44,24 @@ def test_value_is_that_of_the_pool_and_gradient_is_scaled_by_the_live_share(
 
 
 @every_loss
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradient_of_a_live_share_far_below_one_percent(name: str, dtype: torch.dtype, weighted: bool) -> None:
+    rows = 3000
+    logits, targets = torch.randn(rows, dtype=dtype), (torch.arange(rows) % 4 == 0).long()
+    weight = torch.rand(rows, dtype=dtype) + 0.1 if weighted else torch.ones(rows, dtype=dtype)
+    given = {"sample_weight": weight[4:]} if weighted else {}
+    loss = LOSSES[name](1, queue_size=rows - 4, temperature=0.3).to(dtype)
+    loss(logits[4:], targets[4:], **given)
+    given = {"sample_weight": weight[:4]} if weighted else {}
+    _, slope = slope_of(loss, logits[:4], targets[:4], **given)
+    whole = LOSSES[name](1, queue_size=0, temperature=0.3)
+    _, expected = slope_of(whole, logits.double(), targets, sample_weight=weight.double())
+    expected = expected[:4] / (weight[:4].sum() / weight.sum())
+    assert (slope - expected).norm() <= (1e-4 if dtype == torch.float32 else 1e-8) * expected.norm()
+
+
+@every_loss
 def test_live_share_is_of_weight_and_by_class(name: str) -> None:
     loss = LOSSES[name](2, queue_size=64, reduction="none").double()
     whole = LOSSES[name](2, queue_size=0, reduction="none")
@@ -101,9 +119,7 @@ def test_mean_gradient_equals_that_of_an_all_live_pool(name: str) -> None:
         inputs = torch.randn(2304, 4) + shift * targets[:, None]
         logits = inputs @ scorer
         loss.reset_queue()
-        loss.queue_in_eval = True
-        loss.eval()(logits[256:], targets[256:])
-        loss.train()
+        loss(logits[256:], targets[256:])
         _, live = slope_of(loss, logits[:256], targets[:256])
         _, whole = slope_of(pooled, logits, targets)
         _, batch_only = slope_of(single, logits[:256], targets[:256])
