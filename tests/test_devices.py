@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rareloss import LossWarmupWrapper, Objective, SigmoidFocalLoss, SmoothAPLoss, SoftmaxFocalLoss, functional, metrics
+from rareloss import (
+    LossWarmupWrapper,
+    Objective,
+    SigmoidFocalLoss,
+    SmoothAPLoss,
+    SoftmaxFocalLoss,
+    finetune,
+    functional,
+    metrics,
+)
 from test_pool import LOSSES
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*are needed for a stable gradient:UserWarning")
@@ -49,6 +58,10 @@ class There(Tensor):
 
     def cpu(self) -> Tensor:  # type: ignore[override]
         return self.as_subclass(Tensor)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        copied = self.detach().as_subclass(Tensor).clone().as_subclass(There)
+        return nn.Parameter(copied) if isinstance(self, nn.Parameter) else copied
 
 
 class Apple(TorchFunctionMode):
@@ -170,6 +183,23 @@ def test_counts_are_those_of_the_cpu() -> None:
     expected = functional.soft_count(scores, torch.ones(500), temperature=0.1)
     torch.testing.assert_close(count.as_subclass(Tensor), expected, rtol=1e-5, atol=1e-4)
     assert exact == pytest.approx(float(metrics.average_precision(scores, positive)), abs=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:at..frobenius_norm is deprecated:UserWarning")  # torch's own
+def test_fine_tuning_ends_where_it_ends_on_the_cpu() -> None:
+    inputs = torch.randn(400, 4)
+    targets = ((inputs[:, 0] + 0.5 * inputs[:, 1] ** 2 + 0.3 * torch.randn(400)) > 1.5).long()
+    parts = (inputs[:200], targets[:200]), (inputs[200:], targets[200:])
+    model = nn.Linear(4, 1)
+    expected = finetune(model, "ap", *parts)
+    with Apple():
+        for name, parameter in list(model.named_parameters()):
+            setattr(model, name, nn.Parameter(parameter.detach().as_subclass(There)))
+        tuned = finetune(model, "ap", *(tuple(x.as_subclass(There) for x in part) for part in parts))
+    assert isinstance(tuned.model, nn.Linear)
+    assert tuned.model.weight.device == MPS
+    torch.testing.assert_close(tuned.model.weight.as_subclass(Tensor), expected.model.weight, rtol=1e-3, atol=1e-4)
+    assert tuned.best.validation == pytest.approx(expected.best.validation, abs=1e-5)
 
 
 def test_both_stand_ins_refuse_float64() -> None:
