@@ -1,4 +1,4 @@
-"""Second derivatives: those of a ranking are refused, whatever asks for them; those of the other functions are right."""
+"""Second derivatives: of a ranking they are refused, whatever asks for them; those of the other functions are right."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
