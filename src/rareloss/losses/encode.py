@@ -89,7 +89,7 @@ def _weight(
     kept = None if kept is None else kept.to(scores.dtype)
     if sample_weight is None:
         return kept
-    per_row = sample_weight.shape == torch.Size(rows_shape) or scores.shape[1] == 1
+    per_row = sample_weight.ndim == len(rows_shape) or scores.shape[1] == 1
     weight = constant_weight(sample_weight, scores.dtype)
     weight = weight.reshape(1, -1) if per_row else weight.reshape(-1, scores.shape[1]).mT
     return weight.contiguous() if kept is None else kept * weight

@@ -289,13 +289,15 @@ class _Focal(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         loss, weights, positives, ctx.slope = _compute(equation, logits, targets, weight, summed, with_slope=keep)
         ctx.equation = equation
-        ctx.save_for_backward(logits, targets, weight)
+        # Without a None, which torch 2.6 gives to hooks as a tensor that is none.
+        ctx.save_for_backward(logits, targets, *([] if weight is None else [weight]))
         ctx.mark_non_differentiable(weights, positives)
         return loss, weights, positives
 
     @staticmethod
     def backward(ctx: Any, *grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        (logits, targets, weight), factor = ctx.saved_tensors, grad_output[0]
+        (logits, targets, *given), factor = ctx.saved_tensors, grad_output[0]
+        weight = given[0] if given else None
 
         def slope_again(in_chunks: bool) -> Tensor:
             inputs = ctx.equation, logits, targets, weight
