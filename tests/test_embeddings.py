@@ -15,9 +15,9 @@ from benchmarks.embeddings import plan, sources
 from benchmarks.embeddings.page import page
 from benchmarks.quality import grid
 
+from rareloss.table.source import load
 from rareloss.tabular import DataError
 from rareloss.tabular.arms import RECIPE
-from rareloss.tabular.table.source import load
 
 ROOT = Path(__file__).parents[1]
 HEAD = "Category\tText\nd\tstring\nclass\t\n"

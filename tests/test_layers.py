@@ -25,6 +25,7 @@ LAYERS = (
     "training",
     "testing",
     "integrations",
+    "table",
     "decisions",
     "tabular",
     "cli",

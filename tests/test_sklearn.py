@@ -222,8 +222,8 @@ def test_two_few_rows_of_a_class_are_refused() -> None:
 
 def test_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    for name in ("sklearn", "rows"):
-        monkeypatch.delitem(sys.modules, f"rareloss.integrations.{name}")
+    for name in ("classifier", "rows"):
+        monkeypatch.delitem(sys.modules, f"rareloss.tabular.estimators.{name}")
     with pytest.raises(ModuleNotFoundError, match=r'pip install "rareloss\[study\]"'):
         importlib.import_module("rareloss.tabular.estimators.classifier")
 

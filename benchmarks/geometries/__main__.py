@@ -20,11 +20,11 @@ from benchmarks.geometries.page import page
 from torch.utils.data import DataLoader, TensorDataset
 
 from rareloss import Objective, SmoothAPLoss, finetune
+from rareloss.table.source import load
+from rareloss.table.split import Fold
 from rareloss.tabular.arms import arms_for
 from rareloss.tabular.comparison.runs import write_atomically
 from rareloss.tabular.models import find_scorer
-from rareloss.tabular.table.source import load
-from rareloss.tabular.table.split import Fold
 from rareloss.tabular.training import Task
 from rareloss.tabular.ways import fit_arms
 

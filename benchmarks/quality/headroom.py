@@ -20,10 +20,10 @@ from benchmarks.quality.grid import FIRST_SEED, SCORECARDS, TRIALS, describe, ob
 from benchmarks.speed.machine import describe as describe_machine
 from benchmarks.speed.machine import now
 
+from rareloss.table.split import split
 from rareloss.tabular import DataError
 from rareloss.tabular.comparison.runs import one_thread, write_atomically
 from rareloss.tabular.models import find_scorer
-from rareloss.tabular.table.split import split
 from rareloss.tabular.training import Fitted, Task, logistic
 from rareloss.tabular.ways import draws_for, further
 from rareloss.training import ranking_losses

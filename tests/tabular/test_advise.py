@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 import rareloss
 from rareloss import Objective
 from rareloss.cli import app
+from rareloss.table.source import DataError
 from rareloss.tabular.advice import advise, logit_interval, noise_that_shrinks
-from rareloss.tabular.table.source import DataError
 
 KINDS = ["ap", "recall@top=0.5%", "recall@fpr=0.1%", "pauc@fpr=0.1-0.5%"]
 

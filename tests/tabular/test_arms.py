@@ -9,12 +9,12 @@ import torch
 
 pytest.importorskip("sklearn")
 from rareloss import Objective, SmoothAPLoss
+from rareloss.table.source import DataError, load
+from rareloss.table.split import split
 from rareloss.tabular.arms import RECIPE, Arm, arms_for, choose_arms
 from rareloss.tabular.comparison.runs import run_unit
 from rareloss.tabular.models import Scorer, find_scorer
 from rareloss.tabular.network import batches
-from rareloss.tabular.table.source import DataError, load
-from rareloss.tabular.table.split import split
 from rareloss.tabular.training import Fitted, Task, cross_entropy, descend, new_model
 from rareloss.tabular.ways import fit_arms, fit_trees
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score
 
-from rareloss.tabular.table.source import DataError, load
+from rareloss.table.source import DataError, load
 
 
 def has_flights() -> bool:

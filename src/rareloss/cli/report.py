@@ -83,7 +83,7 @@ def check(
 
 
 def _read_scores(path: Path, column: str) -> Any:
-    from rareloss.tabular.table.source import source_frame
+    from rareloss.table.source import source_frame
 
     frame = source_frame(path)
     if column not in frame:

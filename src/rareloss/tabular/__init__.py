@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from rareloss.extras import late
 
 if TYPE_CHECKING:
+    from rareloss.table.source import DataError, Table, load
     from rareloss.tabular.advice import Advice, Finding, advise
     from rareloss.tabular.comparison.comparison import Comparison, Interrupted, compare
     from rareloss.tabular.estimators.additive import AdditiveRareClassifier
     from rareloss.tabular.estimators.classifier import RareClassifier
-    from rareloss.tabular.table.source import DataError, Table, load
 
 __all__ = [
     "AdditiveRareClassifier",
@@ -32,14 +32,14 @@ _HOME = {
     "AdditiveRareClassifier": "rareloss.tabular.estimators.additive",
     "Advice": "rareloss.tabular.advice",
     "Comparison": "rareloss.tabular.comparison.comparison",
-    "DataError": "rareloss.tabular.table.source",
+    "DataError": "rareloss.table.source",
     "Finding": "rareloss.tabular.advice",
     "Interrupted": "rareloss.tabular.comparison.comparison",
     "RareClassifier": "rareloss.tabular.estimators.classifier",
-    "Table": "rareloss.tabular.table.source",
+    "Table": "rareloss.table.source",
     "advise": "rareloss.tabular.advice",
     "compare": "rareloss.tabular.comparison.comparison",
-    "load": "rareloss.tabular.table.source",
+    "load": "rareloss.table.source",
 }
 
 __getattr__ = late(__name__, _HOME, "rareloss.tabular needs", "study")

@@ -16,7 +16,7 @@ from scipy.stats import norm
 
 from rareloss import Objective
 from rareloss.decisions.intervals import clopper_pearson
-from rareloss.tabular.table.source import DataError, Table, is_date, load, source_frame, text_for_objects
+from rareloss.table.source import DataError, Table, is_date, load, source_frame, text_for_objects
 
 __all__ = ["Advice", "Finding", "advise", "logit_interval", "noise_that_shrinks"]
 
@@ -83,13 +83,13 @@ def advise(
     """Say what an operating point needs, and what these data can show of it, before anything is trained.
 
     Args:
-        data: as in :func:`rareloss.tabular.table.source.load`; or leave it out and give ``rows`` and ``rate``.
+        data: as in :func:`rareloss.table.source.load`; or leave it out and give ``rows`` and ``rate``.
         objective: the operating point.
         target: column to predict.
         positive: value of the target that is positive.
         group: column whose values stay in one fold.
         time: column to split by.
-        without: columns to leave out, as in :func:`rareloss.tabular.table.source.load`.
+        without: columns to leave out, as in :func:`rareloss.table.source.load`.
         rows: how many rows there are, where no data are given.
         rate: share of positives, in (0, 1), where no data are given.
         batch: rows of a training step.
@@ -411,9 +411,9 @@ def _repeats(column: pd.Series) -> bool:
 
 
 def _quick_fits(table: Table, goal: Objective) -> Finding:
+    from rareloss.table.split import split
     from rareloss.tabular.comparison.forecast import forecast, signals
     from rareloss.tabular.models import find_scorer
-    from rareloss.tabular.table.split import split
     from rareloss.tabular.training import Task, logistic, trees
 
     fold = split(table, 0)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rareloss.objectives import Objective, PartialAUC
+from rareloss.table.source import DataError
 from rareloss.tabular.network import NETWORK
-from rareloss.tabular.table.source import DataError
 
 __all__ = ["BASELINE", "RECIPE", "Arm", "arms_for", "choose_arms", "ranking_objectives"]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from rareloss.table.source import DataError
 from rareloss.tabular.network import perceptron
 from rareloss.tabular.preprocess import Kind
-from rareloss.tabular.table.source import DataError
 
 __all__ = ["ON_REQUEST", "SCORERS", "Scorer", "find_scorer", "logits_of", "start_at_base_rate"]
 

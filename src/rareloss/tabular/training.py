@@ -14,11 +14,11 @@ from sklearn.pipeline import Pipeline
 from torch import Tensor, nn
 
 from rareloss import Objective, SigmoidFocalLoss, SoftmaxFocalLoss
+from rareloss.table.source import Table
+from rareloss.table.split import Fold
 from rareloss.tabular.logistic import search, solve_logistic
 from rareloss.tabular.models import Scorer, logits_of, start_at_base_rate
 from rareloss.tabular.preprocess import Kind, pipeline, tree_categories
-from rareloss.tabular.table.source import Table
-from rareloss.tabular.table.split import Fold
 from rareloss.training import Batch, Evaluation
 from rareloss.training import train_with_early_stopping as core_train
 

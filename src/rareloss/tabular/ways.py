@@ -11,10 +11,10 @@ from torch import nn
 
 from rareloss import LossWarmupWrapper
 from rareloss.losses import RankingLoss
+from rareloss.table.source import DataError
 from rareloss.tabular.arms import BASELINE, RECIPE, Arm, ranking_objectives
 from rareloss.tabular.models import Scorer
 from rareloss.tabular.network import batches
-from rareloss.tabular.table.source import DataError
 from rareloss.tabular.training import (
     Fitted,
     Task,

@@ -19,13 +19,13 @@ from sklearn.metrics import average_precision_score, brier_score_loss, confusion
 from torch import nn
 
 from rareloss import Objective
-from rareloss.tabular import compare
+from rareloss.table.source import load
+from rareloss.table.split import split
+from rareloss.tabular import compare, training
 from rareloss.tabular.arms import arms_for
-from rareloss.tabular.model import DataError, Model, fit, fitting, score_file
+from rareloss.tabular.model import DataError, Model, fit, score_file
 from rareloss.tabular.models import SCORERS, find_scorer
 from rareloss.tabular.preprocess import pipeline
-from rareloss.tabular.table.source import load
-from rareloss.tabular.table.split import split
 from rareloss.tabular.training import Task
 from rareloss.tabular.ways import fit_arms
 
@@ -179,7 +179,7 @@ def test_saved_inputs_equal_the_pipeline_on_rows_it_has_not_seen(frame: pd.DataF
 def test_a_killed_fit_goes_on_and_ends_the_same(csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {**OPTIONS, "trials": 3}
     whole, out, work = (tmp_path / name for name in ("whole", "model", "model.unfinished"))
-    real, calls, last = fitting.solve_logistic, [], None
+    real, calls, last = training.solve_logistic, [], None
 
     def solve(*arguments: Any) -> Any:
         calls.append(1)
@@ -187,7 +187,7 @@ def test_a_killed_fit_goes_on_and_ends_the_same(csv: Path, tmp_path: Path, monke
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(fitting, "solve_logistic", solve)
+    monkeypatch.setattr(training, "solve_logistic", solve)
     fit(csv, out=whole, **options)
     needed, last = len(calls), 3
     calls.clear()
@@ -213,7 +213,7 @@ def test_a_killed_fit_does_not_go_on_where_rows_are_grouped_otherwise(
     def stop(*arguments: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(fitting, "solve_logistic", stop)
+    monkeypatch.setattr(training, "solve_logistic", stop)
     with pytest.raises(KeyboardInterrupt):
         fit(frame.assign(day=np.arange(len(frame)) // 5), out=tmp_path / "model", **options)
     with pytest.raises(DataError, match=r"other settings \(group_and_time"):

@@ -23,14 +23,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as RichTable
 
 from rareloss import Objective
+from rareloss.table.source import DataError, Table, load
+from rareloss.table.split import Fold, split
 from rareloss.tabular.arms import RECIPE, Arm, choose_arms
 from rareloss.tabular.comparison.forecast import forecasts
 from rareloss.tabular.comparison.report import html_summary, write_report
 from rareloss.tabular.comparison.runs import TREES, Store, run_unit, unit_name, write_atomically
 from rareloss.tabular.comparison.statistics import LEVEL, judge
 from rareloss.tabular.models import SCORERS, find_scorer
-from rareloss.tabular.table.source import DataError, Table, load
-from rareloss.tabular.table.split import Fold, split
 from rareloss.training import TEMPERATURES
 
 __all__ = ["Comparison", "Interrupted", "compare", "versions"]
@@ -141,7 +141,7 @@ def compare(
         group: column whose equal values stay in one fold.
         time: column to split by.
         without: columns to leave out, such as those that give the answer away, as in
-            :func:`rareloss.tabular.table.source.load`.
+            :func:`rareloss.table.source.load`.
         seeds: how many splits, or which.
         trials: draws of hyper-parameters for tuned cross-entropy.
         network: scorers: ``linear``, ``additive``, ``mlp``, or ``module:function``.

@@ -14,13 +14,13 @@ import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from rareloss import Objective
+from rareloss.table.files import whole_file
+from rareloss.table.source import DataError, Table
+from rareloss.table.split import split
 from rareloss.tabular.arms import Arm
 from rareloss.tabular.comparison.evaluation import evaluate
 from rareloss.tabular.comparison.forecast import signals
 from rareloss.tabular.models import find_scorer
-from rareloss.tabular.table.files import whole_file
-from rareloss.tabular.table.source import DataError, Table
-from rareloss.tabular.table.split import split
 from rareloss.tabular.training import Fitted, Task
 from rareloss.tabular.ways import fit_arms, fit_trees
 

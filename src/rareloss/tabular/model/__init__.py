@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 from rareloss.extras import late
 
 if TYPE_CHECKING:
+    from rareloss.table.source import DataError
     from rareloss.tabular.model.export import to_onnx
     from rareloss.tabular.model.fitting import fit
     from rareloss.tabular.model.model import Model
     from rareloss.tabular.model.scoring import score_file
-    from rareloss.tabular.table.source import DataError
 
 __all__ = ["DataError", "Model", "fit", "score_file", "to_onnx"]
 
 _HOME = {
-    "DataError": "rareloss.tabular.table.source",
+    "DataError": "rareloss.table.source",
     "Model": "rareloss.tabular.model.model",
     "fit": "rareloss.tabular.model.fitting",
     "score_file": "rareloss.tabular.model.scoring",

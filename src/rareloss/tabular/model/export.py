@@ -9,8 +9,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from rareloss.table.source import DataError
 from rareloss.tabular.model.model import Model
-from rareloss.tabular.table.source import DataError
 
 __all__ = ["to_onnx"]
 

@@ -19,6 +19,9 @@ from safetensors.torch import save as save_tensors
 
 from rareloss.decisions.calibration import Calibration, calibrate
 from rareloss.objectives import Objective, RecallAtTop
+from rareloss.table.files import whole_file, writable
+from rareloss.table.source import DataError, Table, load, source_frame, source_text
+from rareloss.table.split import split
 from rareloss.tabular.arms import BASELINE, RECIPE, Arm, arms_for
 from rareloss.tabular.comparison.comparison import Comparison, versions
 from rareloss.tabular.comparison.runs import Store, one_thread
@@ -26,9 +29,6 @@ from rareloss.tabular.model.card import measure
 from rareloss.tabular.model.inputs import Inputs
 from rareloss.tabular.model.model import Model, layers_of, network_of, replace_folder
 from rareloss.tabular.models import find_scorer
-from rareloss.tabular.table.files import whole_file, writable
-from rareloss.tabular.table.source import DataError, Table, load, source_frame, source_text
-from rareloss.tabular.table.split import split
 from rareloss.tabular.training import Fitted, Task, score_with
 from rareloss.tabular.ways import fit_arms
 from rareloss.training import TEMPERATURES
@@ -79,7 +79,7 @@ def fit(
         positive: value of the target that is the positive class.
         group: column whose equal values stay in one fold.
         time: column to split by.
-        without: columns to leave out, as in :func:`rareloss.tabular.table.source.load`.
+        without: columns to leave out, as in :func:`rareloss.table.source.load`.
         seed: of the split and everything after it; 0 by default, with ``compared`` its first.
         trials: draws of hyper-parameters; 8 by default.
         say: called with each sentence that a user should read.

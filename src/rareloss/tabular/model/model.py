@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from rareloss import Objective
 from rareloss.decisions.calibration import Calibrator
+from rareloss.table.source import Column, DataError, read_column, text_for_objects
 from rareloss.tabular.model.card import page
 from rareloss.tabular.model.inputs import Inputs
 from rareloss.tabular.model.reading import listed, read, read_bytes, read_json
-from rareloss.tabular.table.source import Column, DataError, read_column, text_for_objects
 from rareloss.tabular.training import score_with
 
 __all__ = ["Model", "layers_of", "network_of", "replace_folder"]

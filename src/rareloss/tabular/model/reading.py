@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rareloss.tabular.table.source import DataError
+from rareloss.table.source import DataError
 
 __all__ = ["listed", "read", "read_bytes", "read_json"]
 

@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from rareloss.table.files import whole_file, writable
+from rareloss.table.source import DataError, columns_named, separator, source_frame
 from rareloss.tabular.model.model import Model
-from rareloss.tabular.table.files import whole_file, writable
-from rareloss.tabular.table.source import DataError, columns_named, separator, source_frame
 
 __all__ = ["Scored", "score_file"]
 
@@ -55,7 +55,7 @@ def score_file(
         data: csv or parquet, which are read in batches; also what else a model is fitted on, which is read whole.
         out: another parquet or csv file, which is replaced where it exists.
         keep: columns of the data to copy before the scores, such as an id; see
-            :func:`rareloss.tabular.table.source.columns_named`.
+            :func:`rareloss.table.source.columns_named`.
         rows_at_once: of a batch.
 
     Raises:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from rareloss.tabular.table.source import DataError
+from rareloss.table.source import DataError
 
 __all__ = ["refuse_overwriting", "whole_file", "writable"]
 

@@ -1,1 +1,0 @@
-"""A table: read from a file or a data frame, typed, cleaned, checked for leakage, split."""
