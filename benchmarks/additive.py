@@ -19,8 +19,8 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.model_selection import StratifiedGroupKFold
 
 from rareloss import Objective
-from rareloss.integrations.additive import AdditiveRareClassifier
-from rareloss.integrations.sklearn import RareClassifier
+from rareloss.tabular.estimators.additive import AdditiveRareClassifier
+from rareloss.tabular.estimators.classifier import RareClassifier
 
 LINEAR, START, STAGE, TREES = (
     "linear scorecard",

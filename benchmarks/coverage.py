@@ -24,7 +24,7 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 
 from rareloss import Objective
-from rareloss.decide.thresholds import find_threshold
+from rareloss.decisions.thresholds import find_threshold
 
 SHIFT = 2.5  # of the positives' normal scores
 LEVEL = 0.01

@@ -24,9 +24,9 @@ from sklearn.preprocessing import QuantileTransformer
 from torch import Tensor, nn
 
 from rareloss import LossWarmupWrapper, Objective, RecallAtQuantileLoss, finetune, metrics
-from rareloss.integrations.logistic import solve_logistic
 from rareloss.objectives import AveragePrecision, RecallAtTop
 from rareloss.pool import PerClass, Pool
+from rareloss.tabular.logistic import solve_logistic
 
 Parts = dict[str, tuple[Tensor, Tensor]]
 BATCH, EPOCHS, LEARNING_RATE = 512, 20, 1e-2

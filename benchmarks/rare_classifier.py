@@ -24,9 +24,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.model_selection import train_test_split
 
-from rareloss.integrations import sklearn as estimator
-from rareloss.integrations.sklearn import RareClassifier
-from rareloss.study.runs import one_thread
+from rareloss.tabular.comparison.runs import one_thread
+from rareloss.tabular.estimators import classifier as estimator
+from rareloss.tabular.estimators.classifier import RareClassifier
 
 SPLITS = 5
 

@@ -30,7 +30,7 @@ duckdb.connect(config={"memory_limit": "768MB"}).execute(
 """
 REPORT = """
 import sys
-from rareloss.decide import report
+from rareloss.decisions import report
 made = report(sys.argv[1], sys.argv[2], label="y", score="s", objective="recall@top=0.5%")
 print(made["rows"], made["average_precision"], len(made["curve"]["tp"]))
 """

@@ -17,13 +17,13 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from benchmarks.report import measure
 
-from rareloss.deploy import fit
+from rareloss.tabular.model import fit
 
 CHUNK = 100_000
 
 SCORE = """
 import sys
-from rareloss.deploy import score_file
+from rareloss.tabular.model import score_file
 score_file(*sys.argv[1:4], keep=["id"])
 """
 

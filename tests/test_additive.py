@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
-from rareloss.integrations.additive import AdditiveRareClassifier, solve_monotone
+from rareloss.tabular.estimators.additive import AdditiveRareClassifier, solve_monotone
 
 Rows = tuple[np.ndarray, np.ndarray]
 
@@ -295,9 +295,9 @@ def test_refuses_numbers_without_end(far: float) -> None:
 
 def test_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
-    monkeypatch.delitem(sys.modules, "rareloss.integrations.additive")
+    monkeypatch.delitem(sys.modules, "rareloss.tabular.estimators.additive")
     with pytest.raises(ModuleNotFoundError, match=r'pip install "rareloss\[study\]"'):
-        importlib.import_module("rareloss.integrations.additive")
+        importlib.import_module("rareloss.tabular.estimators.additive")
 
 
 def test_not_fitted() -> None:

@@ -17,7 +17,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import log_loss
 
 import rareloss
-from rareloss.decide.calibration import METHODS, Calibrator, calibrate
+from rareloss.decisions.calibration import METHODS, Calibrator, calibrate
 
 every_method = pytest.mark.parametrize("method", METHODS)
 

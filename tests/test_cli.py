@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 import rareloss
 from rareloss.cli import app
-from rareloss.study.runs import run_unit
+from rareloss.tabular.comparison.runs import run_unit
 
 QUICK = ["--seeds", "1", "--trials", "1", "--network", "linear", "--arms", "smooth_ap_stage", "--workers", "1"]
 
@@ -165,7 +165,7 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(table: Path, tmp_path
 
     command = ["compare", table, "--target", "y", "--out", out, *QUICK]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rareloss.study.comparison.run_unit", press)
+        patch.setattr("rareloss.tabular.comparison.comparison.run_unit", press)
         stopped = run(*command)
     assert stopped.exit_code == 130
     assert "Stopped with" in stopped.stderr

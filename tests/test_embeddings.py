@@ -15,9 +15,9 @@ from benchmarks.embeddings import plan, sources
 from benchmarks.embeddings.page import page
 from benchmarks.quality import grid
 
-from rareloss.study import DataError
-from rareloss.study.arms import RECIPE
-from rareloss.study.data import load
+from rareloss.table.source import load
+from rareloss.tabular import DataError
+from rareloss.tabular.arms import RECIPE
 
 ROOT = Path(__file__).parents[1]
 HEAD = "Category\tText\nd\tstring\nclass\t\n"

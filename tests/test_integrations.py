@@ -13,7 +13,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 from processes import start_ranks
 from rareloss import Objective
-from rareloss.integrations.scorer import ObjectiveScorer
+from rareloss.integrations.sklearn_scorer import ObjectiveScorer
 
 TEXTS = ("ap", "recall@top=20/100", "recall@precision=50%", "cost@fn=5,fp=1")
 

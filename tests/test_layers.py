@@ -24,10 +24,10 @@ LAYERS = (
     "objectives",
     "training",
     "testing",
-    "decide",
     "integrations",
-    "study",
-    "deploy",
+    "table",
+    "decisions",
+    "tabular",
     "cli",
 )
 CORE = LAYERS[: LAYERS.index("testing") + 1]
@@ -123,11 +123,11 @@ def test_no_layer_imports_one_above_it() -> None:
         ("ops.pairs", "from rareloss import functional", "a facade above it"),
         ("losses.recall", "from rareloss import SmoothAPLoss", "a facade above it"),
         ("training.warmup", "def late() -> None:\n    import numpy", "part of the core"),
-        ("", "from rareloss.study import compare", "above the core"),
+        ("", "from rareloss.tabular import compare", "above the core"),
         ("functional", "import scipy.special", "part of the core"),
         ("helpers", "import torch", "belongs to no layer"),
         ("objectives", "from rareloss.losses.recall import RecallAtQuantileLoss", "past the door of losses"),
-        ("study.ways", "from rareloss.losses import recall", "past the door of losses"),
+        ("tabular.ways", "from rareloss.losses import recall", "past the door of losses"),
         ("functional", "from rareloss.ops.pairs import dense_pairs", "past the door of ops"),
     ],
 )
@@ -148,14 +148,14 @@ def test_planted_violation_is_found(module: str, line: str, said: str) -> None:
         ),
         ("functional", "from rareloss.losses import soft_recall_at_quantile"),
         ("", "from rareloss import functional, metrics\nfrom rareloss.training import LossWarmupWrapper"),
-        ("study.arms", "import numpy\nfrom rareloss import SmoothAPLoss, functional"),
+        ("tabular.arms", "import numpy\nfrom rareloss import SmoothAPLoss, functional"),
         ("losses.ranking", "from rareloss.losses.queue import MemoryQueue"),
         ("objectives", "from rareloss.losses import recall_of\nfrom rareloss.ops import soft_count"),
-        ("cli", "import typer\nfrom rareloss.study import compare"),
+        ("cli", "import typer\nfrom rareloss.tabular import compare"),
     ],
 )
 def test_permitted_import_is_not_reported(module: str, line: str) -> None:
-    assert faults({"losses": "", "losses.recall": "", "study": "", module: line}) == []
+    assert faults({"losses": "", "losses.recall": "", "tabular": "", module: line}) == []
 
 
 def test_contributing_draws_the_layers_in_their_order() -> None:
@@ -185,4 +185,8 @@ def test_there_is_one_training_loop() -> None:
         if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("torch.optim.")
         if "lr_scheduler" not in ast.unparse(node.func)
     ]
-    assert sorted(made) == ["integrations.sklearn", "training.early_stopping", "training.regularization_path"]
+    assert sorted(made) == [
+        "tabular.estimators.classifier",
+        "training.early_stopping",
+        "training.regularization_path",
+    ]

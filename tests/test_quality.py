@@ -21,8 +21,8 @@ from benchmarks.quality.runner import collect, run
 from torch import nn
 
 from rareloss import SmoothAPLoss
-from rareloss.study.arms import RECIPE
-from rareloss.study.fitting import cross_entropy
+from rareloss.tabular.arms import RECIPE
+from rareloss.tabular.training import cross_entropy
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,8 +16,9 @@ from sklearn.metrics import average_precision_score, confusion_matrix, precision
 from typer.testing import CliRunner
 
 from rareloss.cli import app
-from rareloss.decide import report, stream
-from rareloss.decide.thresholds import band, find_threshold
+from rareloss.decisions import report
+from rareloss.decisions.reporting import stream
+from rareloss.decisions.thresholds import band, find_threshold
 
 
 def drawn(rows: int = 20_000, rate: float = 0.02, ties: bool = False) -> pd.DataFrame:

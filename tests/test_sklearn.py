@@ -23,9 +23,9 @@ from sklearn.preprocessing import QuantileTransformer, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from rareloss import Objective, SmoothAPLoss
-from rareloss.integrations.additive import AdditiveRareClassifier
-from rareloss.integrations.logistic import search
-from rareloss.integrations.sklearn import RareClassifier
+from rareloss.tabular.estimators.additive import AdditiveRareClassifier
+from rareloss.tabular.estimators.classifier import RareClassifier
+from rareloss.tabular.logistic import search
 
 Rows = tuple[np.ndarray, np.ndarray]
 
@@ -222,10 +222,10 @@ def test_two_few_rows_of_a_class_are_refused() -> None:
 
 def test_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    for name in ("sklearn", "rows"):
-        monkeypatch.delitem(sys.modules, f"rareloss.integrations.{name}")
+    for name in ("classifier", "rows"):
+        monkeypatch.delitem(sys.modules, f"rareloss.tabular.estimators.{name}")
     with pytest.raises(ModuleNotFoundError, match=r'pip install "rareloss\[study\]"'):
-        importlib.import_module("rareloss.integrations.sklearn")
+        importlib.import_module("rareloss.tabular.estimators.classifier")
 
 
 def test_not_fitted() -> None:
@@ -247,10 +247,10 @@ def test_a_sample_of_many_rows_leads_to_nearly_the_same_model(refit: bool, monke
     x, y = bent(12_000, 10)
     whole, sampled = (RareClassifier("ap", trials=2, refit=refit, random_state=0) for _ in range(2))
     for name in ("POOL", "LAST_POOL"):
-        monkeypatch.setattr(f"rareloss.integrations.sklearn.{name}", 100_000)
+        monkeypatch.setattr(f"rareloss.tabular.estimators.classifier.{name}", 100_000)
     whole.fit(x, y)
     for name in ("POOL", "LAST_POOL"):
-        monkeypatch.setattr(f"rareloss.integrations.sklearn.{name}", 4_000)
+        monkeypatch.setattr(f"rareloss.tabular.estimators.classifier.{name}", 4_000)
     sampled.fit(x, y)
     x, y = bent(12_000, 11)
     first, second = (average_precision_score(y == "fraud", m.decision_function(x)) for m in (whole, sampled))
@@ -274,7 +274,7 @@ def test_refuses_a_loss(loss: Any) -> None:
 def test_partial_fit_learns_from_a_stream_and_goes_on_after_fit(
     fitted: tuple[RareClassifier, Rows], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rareloss.integrations.sklearn.WARM_UP", 60)
+    monkeypatch.setattr("rareloss.tabular.estimators.classifier.WARM_UP", 60)
     x, y = bent(12_000, 13)
     model = RareClassifier("ap", random_state=0)
     with pytest.raises(ValueError, match="classes"):

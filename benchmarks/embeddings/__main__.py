@@ -28,7 +28,7 @@ from benchmarks.quality import arms
 from benchmarks.quality.runner import collect, run, save
 from sklearn.decomposition import PCA
 
-from rareloss.study import DataError
+from rareloss.tabular import DataError
 
 __all__ = ["main"]
 

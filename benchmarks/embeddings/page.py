@@ -7,8 +7,8 @@ import numpy as np
 from benchmarks.quality.analysis import Effect, effects, overall
 from benchmarks.quality.page import CONTROL, OWN_STAGE, machines, markdown_table, not_run, ranged, signed, spoken
 
-from rareloss.study.forecast import Signals, forecast
-from rareloss.study.runs import TREES
+from rareloss.tabular.comparison.forecast import Signals, forecast
+from rareloss.tabular.comparison.runs import TREES
 
 __all__ = ["page"]
 

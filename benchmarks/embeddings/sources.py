@@ -12,7 +12,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from rareloss.study import DataError
+from rareloss.tabular import DataError
 
 __all__ = ["DATA", "embed_texts", "packaged_texts", "read_texts", "unseen_digits"]
 

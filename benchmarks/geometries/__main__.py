@@ -20,13 +20,13 @@ from benchmarks.geometries.page import page
 from torch.utils.data import DataLoader, TensorDataset
 
 from rareloss import Objective, SmoothAPLoss, finetune
-from rareloss.study.arms import arms_for
-from rareloss.study.data import load
-from rareloss.study.fitting import Task
-from rareloss.study.runs import write_atomically
-from rareloss.study.scorers import find_scorer
-from rareloss.study.split import Fold
-from rareloss.study.ways import fit_arms
+from rareloss.table.source import load
+from rareloss.table.split import Fold
+from rareloss.tabular.arms import arms_for
+from rareloss.tabular.comparison.runs import write_atomically
+from rareloss.tabular.models import find_scorer
+from rareloss.tabular.training import Task
+from rareloss.tabular.ways import fit_arms
 
 ROOT = Path(__file__).resolve().parents[2]
 ARMS = ("tuned_ce", "ce_continued", "smooth_ap_stage", "recall_stage")

@@ -18,7 +18,7 @@ from benchmarks.quality import arms, grid
 from benchmarks.quality.page import page
 from benchmarks.quality.runner import collect, lacking, run, save
 
-from rareloss.study import DataError
+from rareloss.tabular import DataError
 
 HERE = Path(__file__).resolve().parent
 RESULTS, DOCS = HERE.parent / "results", HERE.parents[1] / "docs"

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from rareloss.study.arms import BASELINE
-from rareloss.study.statistics import (
+from rareloss.tabular.arms import BASELINE
+from rareloss.tabular.comparison.statistics import (
     LEVEL,
     Interval,
     corrected_error,

@@ -10,12 +10,12 @@ from benchmarks.quality import peers
 from torch import Tensor, nn
 
 from rareloss import Objective
-from rareloss.integrations.logistic import solve_logistic
-from rareloss.integrations.search import between, cube
-from rareloss.study.arms import Arm, arms_for
-from rareloss.study.fitting import Fitted, Task, cross_entropy
-from rareloss.study.scorers import Scorer, find_scorer, logits_of
-from rareloss.study.ways import best_of, draws_for, fit_trees, further, network
+from rareloss.tabular.arms import Arm, arms_for
+from rareloss.tabular.logistic import solve_logistic
+from rareloss.tabular.models import Scorer, find_scorer, logits_of
+from rareloss.tabular.training import Fitted, Task, cross_entropy
+from rareloss.tabular.tuning import between, cube
+from rareloss.tabular.ways import best_of, draws_for, fit_trees, further, network
 
 __all__ = ["core", "missing", "more", "outside"]
 

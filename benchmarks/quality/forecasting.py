@@ -16,8 +16,8 @@ from benchmarks.quality.page import OWN_STAGE
 from rich.console import Console
 from rich.table import Table
 
-from rareloss.study import forecast as forecasts
-from rareloss.study.runs import TREES, write_atomically
+from rareloss.tabular.comparison import forecast as forecasts
+from rareloss.tabular.comparison.runs import TREES, write_atomically
 
 __all__ = ["left_out", "main", "observed"]
 

@@ -10,9 +10,9 @@ import numpy as np
 from benchmarks.quality import arms
 
 from rareloss import Objective
-from rareloss.study.arms import Arm
-from rareloss.study.data import DataError, Table, load
-from rareloss.study.runs import TREES
+from rareloss.table.source import DataError, Table, load
+from rareloss.tabular.arms import Arm
+from rareloss.tabular.comparison.runs import TREES
 
 __all__ = [
     "CORE",

@@ -20,12 +20,12 @@ from benchmarks.quality.grid import FIRST_SEED, SCORECARDS, TRIALS, describe, ob
 from benchmarks.speed.machine import describe as describe_machine
 from benchmarks.speed.machine import now
 
-from rareloss.study import DataError
-from rareloss.study.fitting import Fitted, Task, logistic
-from rareloss.study.runs import one_thread, write_atomically
-from rareloss.study.scorers import find_scorer
-from rareloss.study.split import split
-from rareloss.study.ways import draws_for, further
+from rareloss.table.split import split
+from rareloss.tabular import DataError
+from rareloss.tabular.comparison.runs import one_thread, write_atomically
+from rareloss.tabular.models import find_scorer
+from rareloss.tabular.training import Fitted, Task, logistic
+from rareloss.tabular.ways import draws_for, further
 from rareloss.training import ranking_losses
 
 __all__ = ["ceiling", "main"]

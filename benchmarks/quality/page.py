@@ -7,9 +7,9 @@ import numpy as np
 from benchmarks.quality.analysis import LEAST_ERROR, Effect, Overall, effects, overall
 from benchmarks.quality.grid import SCORECARDS
 
-from rareloss.study.arms import BASELINE
-from rareloss.study.runs import TREES
-from rareloss.study.statistics import Interval
+from rareloss.tabular.arms import BASELINE
+from rareloss.tabular.comparison.runs import TREES
+from rareloss.tabular.comparison.statistics import Interval
 
 __all__ = ["CONTROL", "OWN_STAGE", "machines", "markdown_table", "not_run", "page", "ranged", "signed", "spoken"]
 

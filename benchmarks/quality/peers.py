@@ -12,11 +12,11 @@ from benchmarks.speed.peers import load, versions
 from torch import Tensor, nn
 
 from rareloss import Objective
-from rareloss.integrations.network import batches
-from rareloss.study.arms import RECIPE, Arm
-from rareloss.study.fitting import Fitted, Task, cross_entropy, descend, fitted, new_model
-from rareloss.study.scorers import Scorer, logits_of
-from rareloss.study.ways import best_of, draws_for
+from rareloss.tabular.arms import RECIPE, Arm
+from rareloss.tabular.models import Scorer, logits_of
+from rareloss.tabular.network import batches
+from rareloss.tabular.training import Fitted, Task, cross_entropy, descend, fitted, new_model
+from rareloss.tabular.ways import best_of, draws_for
 from rareloss.training import Evaluation
 
 __all__ = ["imbalanced_losses", "libauc", "missing"]

@@ -14,9 +14,9 @@ from benchmarks.quality.grid import TRIALS, Unit, arms_of, describe, objective_o
 from benchmarks.speed.machine import describe as describe_machine
 from benchmarks.speed.machine import now
 
-from rareloss.study.arms import RECIPE
-from rareloss.study.runs import Store, run_unit, write_atomically
-from rareloss.study.split import split
+from rareloss.table.split import split
+from rareloss.tabular.arms import RECIPE
+from rareloss.tabular.comparison.runs import Store, run_unit, write_atomically
 from rareloss.training import TEMPERATURES
 
 __all__ = ["collect", "lacking", "run", "save"]

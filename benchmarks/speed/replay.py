@@ -33,7 +33,7 @@ def record(data: str, *, every: int = 10, trials: int = 2, networks: tuple[str, 
     Returns:
         pools as ``scores``, ``positive``, ``weight`` (each ``[M, C]``) and ``temperature``, in the order of training.
     """
-    from rareloss.study import compare
+    from rareloss.tabular import compare
 
     kept: list[Pool] = []
     original, steps = ranking.evaluate, 0

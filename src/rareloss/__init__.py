@@ -32,6 +32,6 @@ __all__ = [
     "native",
 ]
 
-_LATE = {"advise": "rareloss.study.advise", "calibrate": "rareloss.decide.calibration"}
+_LATE = {"advise": "rareloss.tabular.advice", "calibrate": "rareloss.decisions.calibration"}
 
 __getattr__ = late(__name__, _LATE, "rareloss.{name} needs", "study")

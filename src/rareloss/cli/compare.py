@@ -1,0 +1,113 @@
+"""``rareloss compare``: train the same models by every method, and say which is worth it."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from rareloss.cli.app import INTERRUPTED, REFUSED, app
+from rareloss.cli.options import Group, Positive, Target, Time, Without, split_names
+
+
+@app.command()
+def compare(
+    data: Annotated[
+        str, typer.Argument(help="A csv, parquet or npz file (X, y); or built-in: flights, digits.", show_default=True)
+    ] = "flights",
+    target: Target = None,
+    positive: Positive = None,
+    group: Group = None,
+    time: Time = None,
+    without: Without = None,
+    objective: Annotated[
+        str, typer.Option(help="What scorers are judged by, such as ap, recall@top=200/40000 or recall@precision=50%.")
+    ] = "ap",
+    seeds: Annotated[int, typer.Option(min=1, help="How many splits; an interval needs 2, a narrow one more.")] = 3,
+    trials: Annotated[int, typer.Option(min=1, help="Draws of hyper-parameters for tuned cross-entropy.")] = 8,
+    network: Annotated[
+        list[str],
+        typer.Option(help="Scorers: linear, additive, mlp, or module:function of your own; by commas or repeated."),
+    ] = ["linear", "additive", "mlp"],  # noqa: B006
+    arms: Annotated[
+        list[str] | None,
+        typer.Option(help="Arms, by commas or repeated; all that fit by default. Baselines always run."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; one per core by default.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for results.json, report.html and what is finished.")] = Path(
+        "rareloss-compare"
+    ),
+) -> None:
+    """Train the same scorers under cross-entropy and every loss that fits, and say which is worth it."""
+    say = Console(soft_wrap=True, highlight=False)
+    try:
+        _compare(
+            say,
+            data=data,
+            target=target,
+            positive=positive,
+            group=group,
+            time=time,
+            without=without or (),
+            objective=objective,
+            seeds=seeds,
+            trials=trials,
+            network=split_names(network),
+            arms=split_names(arms) or None,
+            workers=workers or os.cpu_count() or 1,
+            out=out,
+        )
+    except KeyboardInterrupt:
+        typer.echo("Stopped before anything was finished; run the same command again.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _compare(say: Console, *, out: Path, **options: Any) -> None:
+    try:
+        from rareloss.tabular import DataError, Interrupted
+        from rareloss.tabular import compare as compared
+    except ModuleNotFoundError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(REFUSED) from None
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    stopped = False
+    try:
+        comparison = compared(
+            **options,
+            out=out,
+            progress=say.is_terminal,
+            say=lambda sentence: say.print(f"- {sentence}", markup=False),
+            command=command,
+        )
+    except DataError as error:
+        typer.echo(f"rareloss: {error}", err=True)
+        raise typer.Exit(REFUSED) from None
+    except Interrupted as interrupted:
+        stopped, comparison = True, interrupted.comparison
+    results = comparison.results
+    if results["runs"]:
+        say.print(comparison.table())
+    for failure in results["failed"]:
+        where = f"{failure['arm']} of {failure['scorer']}, seed {failure['seed']}"
+        typer.echo(f"{where} failed and is left out: {failure['error']}", err=True)
+    for warning in sorted({text for run in results["runs"] for text in run["warnings"]}):
+        say.print(f"- {warning}", markup=False)
+    for scorer, sentence in comparison.verdicts.items():
+        say.print(f"{scorer}: {sentence}", markup=False)
+        if scorer in comparison.forecasts:
+            say.print(f"  {comparison.forecasts[scorer]}", markup=False)
+    say.print(results["overall"], markup=False)
+    if not stopped and not comparison.verdicts:
+        typer.echo("Nothing could be compared: see what failed above.", err=True)
+        raise typer.Exit(1)
+    if stopped:
+        left = len(results["unfinished"])
+        typer.echo(f"Stopped with {left} units left; what is finished is kept in {out}: same command, go on.", err=True)
+        raise typer.Exit(INTERRUPTED)
+    say.print(f"Written: {out / 'results.json'} and {out / 'report.html'}", markup=False)
+    if len(results["data"]["classes"]) == 2:
+        words = ["rareloss", "fit", str(options["data"]), "--from", str(out), "--out", "model"]
+        say.print(f"Next: {shlex.join(words)}", markup=False)

@@ -1,0 +1,123 @@
+"""``rareloss fit``, ``score`` and ``export``: one model as a folder."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from rareloss.cli.app import INTERRUPTED, app, needing, refusing
+from rareloss.cli.options import Group, Positive, Target, Time, Without
+
+
+@app.command()
+def fit(
+    data: Annotated[
+        str, typer.Argument(help="A csv, parquet or npz file (X, y); or built-in: flights.", show_default=True)
+    ] = "flights",
+    out: Annotated[Path, typer.Option(help="Folder to write, which must not exist.")] = Path("rareloss-model"),
+    held_out: Annotated[
+        Path | None, typer.Option(help="A parquet or csv file for the rows that the model has not seen.")
+    ] = None,
+    target: Target = None,
+    positive: Positive = None,
+    group: Group = None,
+    time: Time = None,
+    without: Without = None,
+    objective: Annotated[str | None, typer.Option(help="As in compare; ap by default.")] = None,
+    arm: Annotated[
+        str | None, typer.Option(help="How to train, as compare names it: tuned_ce (the default), smooth_ap_stage.")
+    ] = None,
+    network: Annotated[
+        str | None, typer.Option(help="linear (the default), additive, mlp, or module:function of your own.")
+    ] = None,
+    compared: Annotated[
+        Path | None, typer.Option("--from", help="Folder of a comparison of these data: train what it found best.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the split and all after it; 0 by default.")] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Draws of hyper-parameters; 8 by default.")] = None,
+) -> None:
+    """Train one model and save it as a folder; the same command goes on where one was killed."""
+    say = Console(soft_wrap=True, highlight=False)
+    with needing("deploy"):
+        from rareloss.tabular.model import fit as fitted
+        from rareloss.tabular.model.card import named
+    try:
+        with refusing():
+            model = fitted(
+                data,
+                out=out,
+                held_out=held_out,
+                target=target,
+                positive=positive,
+                group=group,
+                time=time,
+                without=without or (),
+                objective=objective,
+                arm=arm,
+                network=network,
+                compared=compared,
+                seed=seed,
+                trials=trials,
+                say=lambda sentence: say.print(f"- {sentence}", markup=False),
+            )
+    except KeyboardInterrupt:
+        typer.echo(f"Stopped; trials that were finished are kept beside {out}: same command, go on.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    held = model.card["held_out"]
+    chosen = model.card["chosen"]
+    say.print(
+        f"{chosen['scorer']} under {chosen['arm']}: on {held['rows']:,} held-out rows {held['alerts']:,} alerts "
+        f"({held['alerts'] / held['rows']:.2%}), with {held['caught']:,} of {held['positives']:,} positives",
+        markup=False,
+    )
+    words = named(model.card)
+    for name, found in held["metrics"].items():
+        if found:
+            say.print(f"  {words[name]}: {found['value']:.4f}, {found['low']:.4f} to {found['high']:.4f}", markup=False)
+    say.print(f"Written: {out}, described in {out / 'README.md'}", markup=False)
+    labelled = ["FILE"] if held_out is None else [str(held_out), "--keep", model.target]
+    following = ["rareloss", "score", str(out), *labelled, "--out", "scores.parquet"]
+    say.print(f"Next: {shlex.join(following)}", markup=False)
+
+
+@app.command()
+def score(
+    model: Annotated[Path, typer.Argument(help="The folder that fit wrote.", show_default=False)],
+    data: Annotated[str, typer.Argument(help="A csv or parquet file of any size.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The parquet or csv file to write.")] = Path("scores.parquet"),
+    keep: Annotated[
+        list[str] | None, typer.Option(help="Column to copy beside the scores; repeat it, or join names by commas.")
+    ] = None,
+) -> None:
+    """Write score, probability and decision of each row, in the memory of one batch."""
+    with needing("deploy"):
+        from rareloss.tabular.model import Model, score_file
+    with refusing():
+        loaded = Model.load(model)
+        scored = score_file(loaded, data, out, keep=keep or ())
+    share = scored.alerts / max(scored.rows, 1)
+    typer.echo(f"{scored.rows:,} rows, {scored.alerts:,} alerts ({share:.3%}). Written: {out}")
+    for name, rows in scored.unseen.items():
+        typer.echo(f"check {name!r}: {rows:,} rows have a value that the fit did not see; it counts for nothing")
+    if loaded.target in scored.kept:
+        typer.echo(
+            "A report is too good if the model was fitted on some of these rows: fit --held-out writes the others."
+        )
+        words = ["rareloss", "report", str(out), "--label", loaded.target, "--positive", loaded.classes[1]]
+        words += ["--score", "probability", "--probability", "probability", "--objective", str(loaded.objective)]
+        typer.echo(f"Next: {shlex.join(words)}")
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(help="The folder that fit wrote.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="The onnx file to write.", show_default=False)],
+) -> None:
+    """Write a model's network as an ONNX graph: from preprocessed inputs to the raw score."""
+    with needing("deploy"):
+        from rareloss.tabular.model import Model, to_onnx
+    with refusing():
+        to_onnx(Model.load(model), out)
+    typer.echo(f"Written: {out}")

@@ -1,0 +1,93 @@
+"""``rareloss report`` and ``check``: what alerts catch, and whether they are still what they were."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rareloss.cli.app import FAILED, REFUSED, app, refusing
+
+
+@app.command()
+def report(
+    scores: Annotated[Path, typer.Argument(help="A csv or parquet file of scores, of any size.")],
+    label: Annotated[str, typer.Option(help="Column of labels.")],
+    score: Annotated[str, typer.Option(help="Column of scores; higher is more positive.")],
+    group: Annotated[str | None, typer.Option(help="Column of groups, for the recall of each.")] = None,
+    weight: Annotated[str | None, typer.Option(help="Column of weights.")] = None,
+    positive: Annotated[str | None, typer.Option(help="Label that is positive, where they are not 0 and 1.")] = None,
+    objective: Annotated[str, typer.Option(help="Operating point where the page opens.")] = "ap",
+    threshold: Annotated[
+        float | None, typer.Option(help="Score where it opens instead, such as that of a model in use.")
+    ] = None,
+    fn_cost: Annotated[float | None, typer.Option(help="Cost of a missed positive.")] = None,
+    fp_cost: Annotated[float | None, typer.Option(help="Cost of a false alarm.")] = None,
+    probability: Annotated[
+        str | None, typer.Option(help="What the score is, for calibration: probability or logit.")
+    ] = None,
+    drop_missing_scores: Annotated[bool, typer.Option(help="Leave out rows without a score, and count them.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for report.html and report.json.")] = Path("rareloss-report"),
+) -> None:
+    """Show what any model's alerts catch, miss and cost, on a page where the threshold is dragged."""
+    try:
+        from rareloss.decisions import report as reported
+    except ModuleNotFoundError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(REFUSED) from None
+    with refusing():
+        made = reported(
+            scores,
+            out,
+            label=label,
+            score=score,
+            group=group,
+            weight=weight,
+            positive=positive,
+            objective=objective,
+            threshold=threshold,
+            fn_cost=fn_cost,
+            fp_cost=fp_cost,
+            probability=probability,
+            drop_missing_scores=drop_missing_scores,
+        )
+    for what, number in made["left_out"].items():
+        if number:
+            typer.echo(
+                f"- {number:,} rows left out: {what.replace('_', ' ')}{'' if what == 'weight_0' else ' missing'}"
+            )
+    curve, start = made["curve"], made["start"]
+    typer.echo(
+        f"{curve['alerts'][start]:,.10g} alerts (score at least {curve['threshold'][start]:.6g}) catch "
+        f"{curve['tp'][start]:,.10g} of {made['positives']:,.10g}: {made['start_is']}."
+    )
+    typer.echo(f"Written: {out / 'report.html'} and {out / 'report.json'}")
+
+
+@app.command()
+def check(
+    before: Annotated[Path, typer.Argument(help="The scores that the threshold was cut on: csv or parquet.")],
+    after: Annotated[Path, typer.Argument(help="The new scores: csv or parquet.")],
+    threshold: Annotated[float, typer.Option(help="Rows above it are alerts.")],
+    score: Annotated[str, typer.Option(help="Column of the scores.")] = "score",
+) -> None:
+    """Compare new scores with those that a threshold was cut on. Exit code 1: the alerts are not what they were."""
+    from rareloss.decisions.drift import check_drift
+
+    with refusing():
+        drift = check_drift(_read_scores(before, score), _read_scores(after, score), threshold)
+    typer.echo(f"{drift.sentence}.")
+    typer.echo(f"Alerts: {drift.got}, expected {drift.expected:.4g}, p = {drift.p_value:.3g}.")
+    typer.echo(f"Scores: Kolmogorov-Smirnov {drift.distance:.3g}, p = {drift.distance_p_value:.3g}.")
+    if drift.drifted:
+        raise typer.Exit(FAILED)
+
+
+def _read_scores(path: Path, column: str) -> Any:
+    from rareloss.table.source import source_frame
+
+    frame = source_frame(path)
+    if column not in frame:
+        raise ValueError(f"{path} has no column {column!r}; it has {', '.join(map(str, frame.columns))}")
+    if frame[column].dtype.kind not in "iuf":
+        raise ValueError(f"column {column!r} of {path} holds {frame[column].dtype}, where numbers were expected")
+    return frame[column].to_numpy()

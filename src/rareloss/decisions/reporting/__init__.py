@@ -1,0 +1,1 @@
+"""A report on scores: counted in one stream, drawn as one page."""

@@ -1,0 +1,138 @@
+"""What is known of a model: held-out metrics with intervals, and a page that says so."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from rareloss.decisions.calibration import quality
+from rareloss.decisions.intervals import clopper_pearson
+from rareloss.objectives import AveragePrecision, Objective
+
+__all__ = ["LEVEL", "RESAMPLES", "measure", "named", "page"]
+
+LEVEL = 0.95
+RESAMPLES = 200
+
+
+def measure(
+    scores: np.ndarray,
+    probability: np.ndarray,
+    labels: np.ndarray,
+    threshold: float,
+    objective: Objective,
+    groups: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Compute what the card says of held-out rows.
+
+    Shares of rows have Clopper-Pearson intervals, which take rows as independent; all else has percentiles of the
+    Bayesian bootstrap: 200 times weights from ``numpy.random.default_rng(0).exponential(size=n)``, or one weight a
+    group. The calibration error is that of :func:`rareloss.decisions.calibration.quality`.
+
+    Args:
+        scores: raw, ``[n]``.
+        probability: of the positive class, ``[n]``.
+        labels: bool, ``[n]``.
+        threshold: a row scored above it is an alert.
+        objective: what the model was chosen by.
+        groups: ``[n]``, rows of which belong together.
+
+    Returns:
+        ``rows``, ``positives``, ``alerts``, ``caught``; ``cap``, the best value that the objective can have on these
+        rows; and by name ``value``, ``low`` and ``high``, or None where a
+        share is of no rows.
+    """
+    alert = scores.astype(np.float64) > threshold
+    caught, alerts, positives = int((alert & labels).sum()), int(alert.sum()), int(labels.sum())
+    y, s = torch.from_numpy(labels.astype(np.int64)), torch.from_numpy(scores.astype(np.float64))
+    tiny = np.finfo(np.float64).eps
+    loss = -np.log(np.where(labels, probability, 1 - probability).clip(tiny, 1 - tiny))
+    squared = (probability - labels) ** 2
+
+    def by(judged: Objective) -> Callable[[np.ndarray], float]:
+        return lambda weight: float(judged.metric(s, y, torch.from_numpy(weight)).value)
+
+    means: dict[str, Callable[[np.ndarray], float]] = {str(objective): by(objective)}
+    means["ap"] = by(AveragePrecision())
+    means["log_loss"] = lambda weight: float(np.average(loss, weights=weight))
+    means["brier"] = lambda weight: float(np.average(squared, weights=weight))
+    rng = np.random.default_rng(0)
+    codes = np.arange(len(scores)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    drawn = [rng.exponential(size=codes.max() + 1)[codes] for _ in range(RESAMPLES)]
+    metrics: dict[str, Any] = {}
+    for name, mean in means.items():
+        low, high = np.nanquantile([mean(weight) for weight in drawn], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        metrics[name] = {"value": mean(np.ones(len(scores))), "low": float(low), "high": float(high)}
+    metrics["ece"] = quality(probability, labels, groups=groups).ece._asdict()
+    metrics["recall"] = _share(caught, positives)
+    metrics["precision"] = _share(caught, alerts)
+    metrics["false_positive_rate"] = _share(alerts - caught, len(labels) - positives)
+    counts = {"rows": len(labels), "positives": positives, "alerts": alerts, "caught": caught}
+    return {**counts, "cap": float(objective.cap(y)), "metrics": metrics}
+
+
+def _share(part: int, whole: int) -> dict[str, float] | None:
+    if not whole:
+        return None
+    low, high = clopper_pearson(part, whole, LEVEL)
+    return {"value": part / whole, "low": low, "high": high}
+
+
+def named(card: Mapping[str, Any]) -> dict[str, str]:
+    """Name each metric of the card in words."""
+    words = {
+        "ap": "average precision",
+        "log_loss": "log-loss",
+        "brier": "Brier score",
+        "ece": "calibration error (ECE)",
+        "recall": "recall of the alerts",
+        "precision": "precision of the alerts",
+        "false_positive_rate": "false-positive rate of the alerts",
+    }
+    cap = card["held_out"].get("cap", 1.0)
+    most = f" (at most {cap:.3f})" if cap < 1 else ""
+    return {card["objective"]["text"]: f"{card['objective']['name']}, ranked{most}", **words}
+
+
+def page(card: Mapping[str, Any]) -> str:
+    """Write the card as a page."""
+    data, held, chosen = card["data"], card["held_out"], card["chosen"]
+    words = named(card)
+    lines = [
+        f"# {data['name']}: {card['classes'][1]}",
+        "",
+        f"Scores how likely a row is {card['classes'][1]!r}, by `{chosen['scorer']}` under `{chosen['arm']}`, chosen "
+        f"for {card['objective']['name']}. A score above {card['threshold']['value']:.6g} is an alert "
+        f"({card['threshold']['about']}); probabilities are by {card['calibration']['method']}.",
+        "",
+        f"## On {held['rows']:,} held-out rows with {held['positives']:,} positives",
+        "",
+        f"{held['alerts']:,} alerts ({held['alerts'] / held['rows']:.2%} of the rows), {held['caught']:,} positives "
+        "caught.",
+        "",
+        "| metric | value | 95 % interval |",
+        "| --- | --- | --- |",
+    ]
+    for name, found in held["metrics"].items():
+        row = (f"{found['value']:.4f}", f"{found['low']:.4f} to {found['high']:.4f}") if found else ("none", "")
+        lines.append(f"| {words[name]} | {row[0]} | {row[1]} |")
+    lines += [
+        "",
+        "Alerts are the rows above the kept threshold, cut on validation rows, so somewhat more or fewer than "
+        "it was cut for may pass it here. What is ranked is judged without it.",
+        "",
+        f"Rows were split by {data['split_by']}, with seed {card['settings']['seed']}.",
+        "",
+    ]
+    if data.get("grouped"):
+        lines[-2] += (
+            " Rows of one group were resampled together. The intervals of the alerts take rows as independent, so they "
+            "are rather narrow."
+        )
+    if card.get("compared"):
+        lines += [card["compared"], ""]
+    lines += ["## Data", "", f"{data['rows']:,} rows, sha256 `{data['sha256']}`.", ""]
+    lines += [f"- {note}" for note in data["notes"]]
+    lines += ["", "## Versions", "", ", ".join(f"{name} {number}" for name, number in card["versions"].items()), ""]
+    return "\n".join(lines)

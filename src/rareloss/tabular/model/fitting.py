@@ -1,0 +1,345 @@
+"""Train one model on a table, by the engine of a comparison, and save it as a folder."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_tensors
+
+from rareloss.decisions.calibration import Calibration, calibrate
+from rareloss.objectives import Objective, RecallAtTop
+from rareloss.table.files import whole_file, writable
+from rareloss.table.source import DataError, Table, load, source_frame, source_text
+from rareloss.table.split import split
+from rareloss.tabular.arms import BASELINE, RECIPE, Arm, arms_for
+from rareloss.tabular.comparison.comparison import Comparison, versions
+from rareloss.tabular.comparison.runs import Store, one_thread
+from rareloss.tabular.model.card import measure
+from rareloss.tabular.model.inputs import Inputs
+from rareloss.tabular.model.model import Model, layers_of, network_of, replace_folder
+from rareloss.tabular.models import find_scorer
+from rareloss.tabular.training import Fitted, Task, score_with
+from rareloss.tabular.ways import fit_arms
+from rareloss.training import TEMPERATURES
+
+__all__ = ["fit"]
+
+# Fewer groups than this of a class are not folded apart by a calibration.
+LEAST_GROUPS = 5
+
+
+def fit(
+    data: str | Path | pd.DataFrame | None = None,
+    *,
+    out: str | Path,
+    held_out: str | Path | None = None,
+    target: str | None = None,
+    objective: str | Objective | None = None,
+    arm: str | None = None,
+    network: str | None = None,
+    compared: str | Path | None = None,
+    positive: str | None = None,
+    group: str | None = None,
+    time: str | None = None,
+    without: Iterable[str] = (),
+    seed: int | None = None,
+    trials: int | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Model:
+    """Train a model and write its folder; what is finished of a killed call is taken over by the same call.
+
+    The rows are split as a comparison splits them under this seed, and the model is the one that it would have judged:
+    train rows teach, validation rows choose, cut the threshold and calibrate, test rows are for the card.
+
+    Args:
+        data: a data frame, a path (csv, parquet, npz), ``"flights"`` (the default) or ``"digits"``.
+        out: the folder to write, which must not exist. Beside it stands ``<out>.unfinished`` while this runs.
+        held_out: another parquet or csv file, to write the test rows to, as they were found: what the model has not
+            seen, to score and report on.
+        target: column to predict.
+        objective: an operating point; ``"ap"`` by default. For average precision the threshold lets as many rows pass
+            as there are positives.
+        arm: how to train, by the name that a comparison has for it: ``"tuned_ce"`` by default, ``"smooth_ap_stage"``.
+        network: what to train: ``"linear"`` by default, ``"additive"``, ``"mlp"``, or ``module:function`` for an
+            ``nn.Sequential`` of ``nn.Linear`` and ``nn.ReLU``.
+        compared: folder of a comparison of these data, or its ``results.json``, in place of objective, arm, network
+            and what it was called with. Of each scorer its verdict's winner, or else tuned cross-entropy, is a
+            candidate; validation chooses.
+        positive: value of the target that is the positive class.
+        group: column whose equal values stay in one fold.
+        time: column to split by.
+        without: columns to leave out, as in :func:`rareloss.table.source.load`.
+        seed: of the split and everything after it; 0 by default, with ``compared`` its first.
+        trials: draws of hyper-parameters; 8 by default.
+        say: called with each sentence that a user should read.
+
+    Returns:
+        the model, as ``Model.load(out)`` reads it.
+
+    Raises:
+        DataError: the data, an argument or the folder cannot be used; nothing was written.
+    """
+    say = say or (lambda sentence: None)
+    out = Path(out)
+    if out.exists():
+        raise DataError(f"{out} exists; name another folder for the model, or delete it")
+    if not out.absolute().parent.is_dir():
+        raise DataError(f"there is no folder {out.absolute().parent} to write {out.name} into")
+    apart = None if held_out is None else writable(held_out, data)
+    settings: dict[str, Any] = {
+        "target": target,
+        "objective": None if objective is None else str(objective),
+        "arm": arm,
+        "network": network,
+        "positive": positive,
+        "group": group,
+        "time": time,
+        "without": list(dict.fromkeys(without)) or None,
+        "seed": seed,
+        "trials": trials,
+    }
+    told = None if compared is None else _told(Path(compared), settings)
+    defaults = {"objective": "ap", "arm": BASELINE, "network": "linear", "without": [], "seed": 0, "trials": 8}
+    settings |= {name: value for name, value in defaults.items() if settings[name] is None}
+    judged, chosen, scorer = _checked(settings)
+
+    table = load(data, **{name: settings[name] for name in ("target", "positive", "group", "time", "without")})
+    settings["without"] = list(table.left_out)
+    if table.multiclass:
+        some = ", ".join(map(repr, table.classes[:8])) + (", ..." if len(table.classes) > 8 else "")
+        raise DataError(
+            f"the target of {table.name} has {len(table.classes)} classes ({some}); a saved model decides between two: "
+            "name one as positive"
+        )
+    known = told and (told["data"]["sha256"], told["data"].get("split_sha256"))
+    if known and known != (table.sha256, table.split_sha256):
+        raise DataError(f"{compared} compared other data than {table.name} is now; run rareloss compare again")
+    for sentence in table.notes:
+        say(sentence)
+    fold = split(table, settings["seed"])
+    own = {**settings, "recipe": RECIPE, "temperatures": TEMPERATURES}
+    identity = {**own, "data": table.sha256, "split_by": table.split_by, "versions": versions()}
+    identity["group_and_time"] = table.split_sha256
+
+    work = out.with_name(out.name + ".unfinished")
+    Store(work, identity)
+    task = Task(table, fold, judged, settings["seed"], remember=_Trials(work / "runs", say))
+    with one_thread():  # as a comparison does, so that the numbers are the same
+        (_, found), *_ = fit_arms(task, scorer, [chosen], settings["trials"])
+        if isinstance(found, Exception):
+            raise DataError(f"{chosen.name} of {scorer.name} failed: {type(found).__name__}: {found}") from found
+        model = _model(task, found, {"arm": chosen.name, "scorer": scorer.name}, settings, told)
+    try:
+        if apart is not None:
+            _write_rows(data, table, fold.test, apart)
+        model.write(work / "model")
+        replace_folder(work / "model", out)
+    except OSError as error:
+        raise DataError(f"{out} cannot be written: {error.strerror}; the work is kept in {work}") from error
+    shutil.rmtree(work, ignore_errors=True)
+    return Model.load(out)
+
+
+def _write_rows(data: str | Path | pd.DataFrame | None, table: Table, rows: np.ndarray, path: Path) -> None:
+    """Write rows of a table as the columns of the data that they came from; of a csv in a csv, letter by letter."""
+    assert table.kept is not None
+    mark, frame = (",", None) if path.suffix.lower() != ".csv" else source_text(data)
+    frame = (source_frame(data) if frame is None else frame).iloc[table.kept[rows]]
+    with whole_file(path) as file:
+        if path.suffix.lower() == ".csv":
+            frame.to_csv(file, index=False, sep=mark)
+        else:
+            frame.to_parquet(file, index=False)
+
+
+def _checked(settings: Mapping[str, Any]) -> tuple[Objective, Arm, Any]:
+    try:
+        judged = Objective.parse(settings["objective"])
+    except (TypeError, ValueError) as error:
+        raise DataError(str(error)) from error
+    known = {arm.name: arm for arm in arms_for(judged)}
+    if settings["arm"] not in known:
+        raise DataError(f"there is no arm {settings['arm']!r} for {judged}; there are {', '.join(known)}")
+    chosen = known[settings["arm"]]
+    if chosen.kind == "reference":
+        raise DataError("boosted trees are a reference and cannot be saved; name another arm")
+    for name, least in (("seed", 0), ("trials", 1)):
+        if type(settings[name]) is not int or settings[name] < least:
+            raise DataError(f"{name} must be a whole number of at least {least}, got {settings[name]!r}")
+    scorer = find_scorer(settings["network"])
+    layers_of(scorer.build(3, 1))  # refused before it is trained, not after
+    return judged, chosen, scorer
+
+
+def _told(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Take over what a comparison was called with, and what it found best."""
+    given = [name for name, value in settings.items() if value is not None and name not in ("seed", "trials")]
+    if given:
+        raise DataError(f"{', '.join(given)} come from the comparison; give them, or the folder of a comparison")
+    try:
+        results = Comparison.from_json(folder if folder.is_file() else folder / "results.json").results
+        asked = results["settings"]
+        winners = {row["scorer"]: row["winner"] or BASELINE for row in results["verdicts"]}
+        means = {
+            key: float(np.mean([run["validation"] for run in results["runs"] if (run["scorer"], run["arm"]) == key]))
+            for key in winners.items()
+        }
+        taken = {name: asked[name] for name in ("target", "positive", "group", "time", "trials", "objective")}
+        taken["without"] = asked.get("without", [])
+        first = asked["seeds"][0]
+        known = results["data"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise DataError(f"{folder} holds no results.json of rareloss compare: {error}") from error
+    if not means or not known:
+        raise DataError(f"the comparison in {folder} has no verdict yet; let it finish")
+    network, arm = max(means, key=lambda key: means[key])
+    taken |= {"network": network, "arm": arm, "seed": first}
+    settings |= {name: value for name, value in taken.items() if settings[name] is None}
+    return results
+
+
+# ------------------------------------------------------------------------------------------------------- after training
+
+
+def _model(
+    task: Task, found: Fitted, chosen: Mapping[str, str], settings: Mapping[str, Any], told: Mapping[str, Any] | None
+) -> Model:
+    table, fold = task.table, task.fold
+    assert found.model is not None
+    layers_of(found.model)
+    scores = {
+        "validation": found.score(task.inputs(found.kind)[1]).numpy(),
+        "test": found.score(task.test_inputs(found.kind)).numpy(),
+    }
+    for part, values in scores.items():
+        if not np.isfinite(values).all():
+            raise DataError(f"the scores of the {part} rows are not finite; try another arm or network")
+    labels = table.target == 1
+    validation = scores["validation"].astype(np.float64)
+    threshold, about = _threshold(validation, labels[fold.validation], task.objective)
+    calibration = _calibration(validation, labels[fold.validation], table, fold.validation, threshold, task.seed)
+    inputs = Inputs.of(task.fitted_inputs(found.kind), found.kind)
+    probability = calibration(scores["test"])
+    groups = None if table.group is None else table.group[fold.test]
+    card = {
+        "schema": 1,
+        "target": table.target_name,
+        "classes": list(table.classes),
+        "objective": {"text": str(task.objective), "name": task.objective.name},
+        "chosen": {**chosen, **found.chosen, "kind": found.kind, "kept": found.kept, "validation": found.validation},
+        "threshold": {"value": threshold, "about": about},
+        "calibration": _said(calibration),
+        "held_out": measure(scores["test"], probability, labels[fold.test], threshold, task.objective, groups),
+        "data": {
+            "name": table.name,
+            "sha256": table.sha256,
+            "rows": len(table.target),
+            "rate": table.rate,
+            "split_by": table.split_by,
+            "grouped": table.group is not None,
+            "folds": {name: len(rows) for name, rows in fold._asdict().items()},
+            "notes": list(table.notes),
+        },
+        "settings": dict(settings),
+        "compared": None
+        if told is None
+        else "A comparison chose it, whose verdict had seen test rows: " + told["overall"],
+        "versions": {**versions(), "safetensors": version("safetensors")},
+    }
+    return Model(
+        found.model,
+        inputs,
+        table.columns,
+        table.unused,
+        table.target_name,
+        (table.classes[0], table.classes[1]),
+        task.objective,
+        threshold,
+        calibration.calibrator,
+        json.loads(json.dumps(card)),
+    )
+
+
+def _threshold(scores: np.ndarray, labels: np.ndarray, objective: Objective) -> tuple[float, str]:
+    """Set the threshold half way to the next score, so that no rounding of a later day moves a row across."""
+    point, about = objective, f"{objective.name}, on validation"
+    if not objective.sets_threshold:
+        point, about = RecallAtTop(float(labels.mean())), "as many as there are positives, on validation"
+    threshold = float(point.threshold(torch.from_numpy(scores), torch.from_numpy(labels)))
+    above = scores[scores > threshold]
+    return (threshold if not len(above) else threshold + (float(above.min()) - threshold) / 2), about
+
+
+def _calibration(
+    scores: np.ndarray, labels: np.ndarray, table: Table, rows: np.ndarray, threshold: float, seed: int
+) -> Calibration:
+    groups = None if table.group is None else table.group[rows]
+    if groups is not None and min(len(np.unique(groups[labels == label])) for label in (False, True)) < LEAST_GROUPS:
+        groups = None
+    return calibrate(scores, labels, threshold=threshold, groups=groups, seed=seed)
+
+
+def _said(calibration: Calibration) -> dict[str, Any]:
+    quality = {
+        when: {
+            where: {
+                **found._asdict(),
+                **{name: getattr(found, name)._asdict() for name in ("log_loss", "ece")},
+            }
+            for where, found in getattr(calibration, when).items()
+        }
+        for when in ("before", "after")
+    }
+    return {"method": calibration.method, "candidates": calibration.candidates, **quality}
+
+
+# -------------------------------------------------------------------------------------------------------------- resume
+
+
+class _Trials:
+    """Keep finished trials, each in a file that appears whole or not at all."""
+
+    def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
+        self.folder, self.say = folder, say
+
+    def __call__(self, key: Mapping[str, Any], make: Callable[[], Fitted]) -> Fitted:
+        name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+        path = self.folder / f"{name}.safetensors"
+        try:
+            found = _read_trial(path)
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+            found = make()
+            _keep_trial(path, found)
+        else:
+            self.say(f"taken over from before: {', '.join(f'{name} {value}' for name, value in found.chosen.items())}")
+        return found
+
+
+def _read_trial(path: Path) -> Fitted:
+    with safe_open(path, "pt") as file:
+        said = json.loads(file.metadata()["trial"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    model = network_of(said.pop("layers"), tensors)
+    return Fitted(**said, score=partial(score_with, model, 1), model=model)
+
+
+def _keep_trial(path: Path, found: Fitted) -> None:
+    assert found.model is not None
+    said = {name: getattr(found, name) for name in ("kind", "validation", "chosen", "kept", "history")}
+    said["layers"] = layers_of(found.model)
+    tensors = {name: values.contiguous() for name, values in found.model.state_dict().items()}
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    with open(handle, "wb") as file:
+        file.write(save_tensors(tensors, {"trial": json.dumps(said)}))
+    os.replace(part, path)
