@@ -31,8 +31,8 @@ from sklearn.metrics import (
 from typer.testing import CliRunner
 
 from rareloss.cli import app
+from rareloss.table.folds import split
 from rareloss.table.source import Table, load, source_frame
-from rareloss.table.split import split
 
 DATA = Path(os.environ.get("RARELOSS_DATA", Path(__file__).parents[2] / "shared" / "data"))
 QUICK = ["--seeds", "1", "--trials", "1", "--network", "linear", "--arms", "recall_stage", "--workers", "1"]

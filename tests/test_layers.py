@@ -31,8 +31,8 @@ LAYERS = (
     "cli",
 )
 CORE = LAYERS[: LAYERS.index("testing") + 1]
-# Folders of the core whose insides are their own business: others import from the folder alone.
-DOORS = ("ops", "losses", "training", "testing")
+# Folders whose insides are their own business: others import from the folder alone.
+DOORS = ("ops", "losses", "training", "testing", "table", "decisions", "tabular")
 FAMILIES = ("average_precision", "focal", "partial_auc", "recall")  # the loss files, which never import each other
 # These show a user the public names, so they import everything of the core, and the core nothing of them.
 FACADES = ("", "functional", "native")

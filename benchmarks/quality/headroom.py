@@ -20,7 +20,7 @@ from benchmarks.quality.grid import FIRST_SEED, SCORECARDS, TRIALS, describe, ob
 from benchmarks.speed.machine import describe as describe_machine
 from benchmarks.speed.machine import now
 
-from rareloss.table.split import split
+from rareloss.table.folds import split
 from rareloss.tabular import DataError
 from rareloss.tabular.comparison.runs import one_thread, write_atomically
 from rareloss.tabular.models import find_scorer

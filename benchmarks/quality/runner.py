@@ -14,7 +14,7 @@ from benchmarks.quality.grid import TRIALS, Unit, arms_of, describe, objective_o
 from benchmarks.speed.machine import describe as describe_machine
 from benchmarks.speed.machine import now
 
-from rareloss.table.split import split
+from rareloss.table.folds import split
 from rareloss.tabular.arms import RECIPE
 from rareloss.tabular.comparison.runs import Store, run_unit, write_atomically
 from rareloss.training import TEMPERATURES

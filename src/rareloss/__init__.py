@@ -1,7 +1,6 @@
 """Losses that optimise the ranking of a rare class at its operating point, on plain PyTorch."""
 
 from rareloss import distributed, functional, losses, metrics, native
-from rareloss.extras import late
 from rareloss.losses import (
     PAUCAtBudgetLoss,
     RecallAtQuantileLoss,
@@ -31,7 +30,3 @@ __all__ = [
     "metrics",
     "native",
 ]
-
-_LATE = {"advise": "rareloss.tabular.advice", "calibrate": "rareloss.decisions.calibration"}
-
-__getattr__ = late(__name__, _LATE, "rareloss.{name} needs", "study")

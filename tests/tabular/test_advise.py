@@ -13,7 +13,6 @@ from sklearn.metrics import average_precision_score
 pytest.importorskip("typer")
 from typer.testing import CliRunner
 
-import rareloss
 from rareloss import Objective
 from rareloss.cli import app
 from rareloss.table.source import DataError
@@ -203,4 +202,3 @@ def test_command_prints_and_writes(tmp_path: Path) -> None:
     refused = CliRunner().invoke(app, ["advise", "--rows", "1e6", "--rate", "much"])
     assert refused.exit_code == 2
     assert "rate must be a share" in refused.stderr
-    assert rareloss.advise is advise

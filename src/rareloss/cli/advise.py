@@ -33,8 +33,8 @@ def advise(
         if out is not None and not out.parent.is_dir():
             raise ValueError(f"there is no folder {out.parent} to write {out.name} into")
         try:
-            from rareloss.table.files import refuse_overwriting
-            from rareloss.tabular.advice import advise as advised
+            from rareloss.table import refuse_overwriting
+            from rareloss.tabular import advise as advised
         except ModuleNotFoundError as error:
             raise ValueError(f'{error.name} is missing: pip install "rareloss[study]"') from error
         if out is not None:

@@ -41,8 +41,8 @@ def fit(
     """Train one model and save it as a folder; the same command goes on where one was killed."""
     say = Console(soft_wrap=True, highlight=False)
     with needing("deploy"):
-        from rareloss.tabular.model import fit as fitted
-        from rareloss.tabular.model.card import named
+        from rareloss.tabular import fit as fitted
+        from rareloss.tabular import metric_names
     try:
         with refusing():
             model = fitted(
@@ -72,7 +72,7 @@ def fit(
         f"({held['alerts'] / held['rows']:.2%}), with {held['caught']:,} of {held['positives']:,} positives",
         markup=False,
     )
-    words = named(model.card)
+    words = metric_names(model.card)
     for name, found in held["metrics"].items():
         if found:
             say.print(f"  {words[name]}: {found['value']:.4f}, {found['low']:.4f} to {found['high']:.4f}", markup=False)
@@ -93,7 +93,7 @@ def score(
 ) -> None:
     """Write score, probability and decision of each row, in the memory of one batch."""
     with needing("deploy"):
-        from rareloss.tabular.model import Model, score_file
+        from rareloss.tabular import Model, score_file
     with refusing():
         loaded = Model.load(model)
         scored = score_file(loaded, data, out, keep=keep or ())
@@ -117,7 +117,7 @@ def export(
 ) -> None:
     """Write a model's network as an ONNX graph: from preprocessed inputs to the raw score."""
     with needing("deploy"):
-        from rareloss.tabular.model import Model, to_onnx
+        from rareloss.tabular import Model, to_onnx
     with refusing():
         to_onnx(Model.load(model), out)
     typer.echo(f"Written: {out}")

@@ -71,7 +71,7 @@ def check(
     score: Annotated[str, typer.Option(help="Column of the scores.")] = "score",
 ) -> None:
     """Compare new scores with those that a threshold was cut on. Exit code 1: the alerts are not what they were."""
-    from rareloss.decisions.drift import check_drift
+    from rareloss.decisions import check_drift
 
     with refusing():
         drift = check_drift(_read_scores(before, score), _read_scores(after, score), threshold)
@@ -83,7 +83,7 @@ def check(
 
 
 def _read_scores(path: Path, column: str) -> Any:
-    from rareloss.table.source import source_frame
+    from rareloss.table import source_frame
 
     frame = source_frame(path)
     if column not in frame:

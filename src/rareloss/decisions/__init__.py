@@ -1,7 +1,52 @@
-"""From scores to a decision."""
+"""From scores to a decision: thresholds, calibration, drift, a report.
+
+Needs the extra ``report``; calibration needs ``study``: ``pip install "rareloss[study]"``.
+"""
+
+from typing import TYPE_CHECKING
 
 from rareloss.extras import late
 
-__all__ = ["report"]
+if TYPE_CHECKING:
+    from rareloss.decisions.calibration import METHODS, Calibration, Calibrator, calibrate, quality
+    from rareloss.decisions.drift import Drift, check_drift
+    from rareloss.decisions.intervals import clopper_pearson
+    from rareloss.decisions.reporting.page import report
+    from rareloss.decisions.thresholds import Band, Cut, Interval, band, find_threshold
 
-__getattr__ = late(__name__, {"report": "rareloss.decisions.reporting.page"}, "reports need", "report")
+__all__ = [
+    "METHODS",
+    "Band",
+    "Calibration",
+    "Calibrator",
+    "Cut",
+    "Drift",
+    "Interval",
+    "band",
+    "calibrate",
+    "check_drift",
+    "clopper_pearson",
+    "find_threshold",
+    "quality",
+    "report",
+]
+
+_HOME = {
+    "Band": "rareloss.decisions.thresholds",
+    "Calibration": "rareloss.decisions.calibration",
+    "Calibrator": "rareloss.decisions.calibration",
+    "Cut": "rareloss.decisions.thresholds",
+    "Drift": "rareloss.decisions.drift",
+    "Interval": "rareloss.decisions.thresholds",
+    "METHODS": "rareloss.decisions.calibration",
+    "band": "rareloss.decisions.thresholds",
+    "calibrate": "rareloss.decisions.calibration",
+    "check_drift": "rareloss.decisions.drift",
+    "clopper_pearson": "rareloss.decisions.intervals",
+    "find_threshold": "rareloss.decisions.thresholds",
+    "quality": "rareloss.decisions.calibration",
+    "report": "rareloss.decisions.reporting.page",
+}
+
+if not TYPE_CHECKING:  # which would take any name for one that is there
+    __getattr__ = late(__name__, _HOME, "{name} needs", "report")

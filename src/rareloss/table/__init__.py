@@ -8,10 +8,59 @@ from typing import TYPE_CHECKING
 from rareloss.extras import late
 
 if TYPE_CHECKING:
-    from rareloss.table.source import DataError, Table, load
+    from rareloss.table.files import refuse_overwriting, whole_file, writable
+    from rareloss.table.folds import Fold, split
+    from rareloss.table.source import (
+        Column,
+        DataError,
+        Table,
+        columns_named,
+        is_date,
+        load,
+        read_column,
+        separator,
+        source_frame,
+        source_text,
+        text_for_objects,
+    )
 
-__all__ = ["DataError", "Table", "load"]
+__all__ = [
+    "Column",
+    "DataError",
+    "Fold",
+    "Table",
+    "columns_named",
+    "is_date",
+    "load",
+    "read_column",
+    "refuse_overwriting",
+    "separator",
+    "source_frame",
+    "source_text",
+    "split",
+    "text_for_objects",
+    "whole_file",
+    "writable",
+]
 
-_HOME = dict.fromkeys(__all__, "rareloss.table.source")
+_HOME = {
+    "Column": "rareloss.table.source",
+    "DataError": "rareloss.table.source",
+    "Fold": "rareloss.table.folds",
+    "Table": "rareloss.table.source",
+    "columns_named": "rareloss.table.source",
+    "is_date": "rareloss.table.source",
+    "load": "rareloss.table.source",
+    "read_column": "rareloss.table.source",
+    "refuse_overwriting": "rareloss.table.files",
+    "separator": "rareloss.table.source",
+    "source_frame": "rareloss.table.source",
+    "source_text": "rareloss.table.source",
+    "split": "rareloss.table.folds",
+    "text_for_objects": "rareloss.table.source",
+    "whole_file": "rareloss.table.files",
+    "writable": "rareloss.table.files",
+}
 
-__getattr__ = late(__name__, _HOME, "rareloss.table needs", "study")
+if not TYPE_CHECKING:  # which would take any name for one that is there
+    __getattr__ = late(__name__, _HOME, "rareloss.table needs", "study")

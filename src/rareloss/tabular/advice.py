@@ -15,8 +15,8 @@ from scipy.special import expit, logit
 from scipy.stats import norm
 
 from rareloss import Objective
-from rareloss.decisions.intervals import clopper_pearson
-from rareloss.table.source import DataError, Table, is_date, load, source_frame, text_for_objects
+from rareloss.decisions import clopper_pearson
+from rareloss.table import DataError, Table, is_date, load, source_frame, text_for_objects
 
 __all__ = ["Advice", "Finding", "advise", "logit_interval", "noise_that_shrinks"]
 
@@ -411,7 +411,7 @@ def _repeats(column: pd.Series) -> bool:
 
 
 def _quick_fits(table: Table, goal: Objective) -> Finding:
-    from rareloss.table.split import split
+    from rareloss.table import split
     from rareloss.tabular.comparison.forecast import forecast, signals
     from rareloss.tabular.models import find_scorer
     from rareloss.tabular.training import Task, logistic, trees

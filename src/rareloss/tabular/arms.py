@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rareloss.objectives import Objective, PartialAUC
-from rareloss.table.source import DataError
+from rareloss.table import DataError
 from rareloss.tabular.network import NETWORK
 
 __all__ = ["BASELINE", "RECIPE", "Arm", "arms_for", "choose_arms", "ranking_objectives"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rareloss.table.source import DataError
+from rareloss.table import DataError
 from rareloss.tabular.network import perceptron
 from rareloss.tabular.preprocess import Kind
 

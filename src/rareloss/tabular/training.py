@@ -14,8 +14,7 @@ from sklearn.pipeline import Pipeline
 from torch import Tensor, nn
 
 from rareloss import Objective, SigmoidFocalLoss, SoftmaxFocalLoss
-from rareloss.table.source import Table
-from rareloss.table.split import Fold
+from rareloss.table import Fold, Table
 from rareloss.tabular.logistic import search, solve_logistic
 from rareloss.tabular.models import Scorer, logits_of, start_at_base_rate
 from rareloss.tabular.preprocess import Kind, pipeline, tree_categories

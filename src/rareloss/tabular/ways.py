@@ -11,7 +11,7 @@ from torch import nn
 
 from rareloss import LossWarmupWrapper
 from rareloss.losses import RankingLoss
-from rareloss.table.source import DataError
+from rareloss.table import DataError
 from rareloss.tabular.arms import BASELINE, RECIPE, Arm, ranking_objectives
 from rareloss.tabular.models import Scorer
 from rareloss.tabular.network import batches

@@ -1,5 +1,6 @@
 """The model of a fit is the one that a comparison judges, and every number of its card can be found again."""
 
+import json
 import os
 import signal
 import subprocess
@@ -19,8 +20,8 @@ from sklearn.metrics import average_precision_score, brier_score_loss, confusion
 from torch import nn
 
 from rareloss import Objective
+from rareloss.table.folds import split
 from rareloss.table.source import load
-from rareloss.table.split import split
 from rareloss.tabular import compare, training
 from rareloss.tabular.arms import arms_for
 from rareloss.tabular.model import DataError, Model, fit, score_file
@@ -130,10 +131,58 @@ def test_scores_are_those_of_a_comparison_with_the_same_seed(
     assert "none" in winner.card["compared"] or "Keep cross-entropy" in winner.card["compared"]
     with pytest.raises(DataError, match="compared other data"):
         fit(frame.iloc[:400], compared=compared, out=tmp_path / "other")
-    with pytest.raises(DataError, match="arm come from the comparison"):
-        fit(csv, compared=compared, arm="focal", out=tmp_path / "other")
+    with pytest.raises(DataError, match="objective come from the comparison"):
+        fit(csv, compared=compared, objective="ap", out=tmp_path / "other")
+    named = fit(csv, compared=compared, arm="recall_stage", out=tmp_path / "named")
+    assert named.card["chosen"]["arm"] == "recall_stage"
     with pytest.raises(DataError, match=r"no results.json"):
         fit(csv, compared=tmp_path, out=tmp_path / "other")
+
+
+def results_of(folder: Path, validation: dict[str, list[float]]) -> Path:
+    """Write the results of a comparison in which tuned cross-entropy had these values on validation, by network."""
+    settings = {"target": "outcome", "positive": None, "group": None, "time": None, "trials": 1, "objective": "ap"}
+    results = {
+        "schema": 1,
+        "settings": {**settings, "seeds": list(range(3))},
+        "data": {"sha256": "of other data"},
+        "verdicts": [{"scorer": network, "winner": None} for network in validation],
+        "runs": [
+            {"scorer": network, "arm": "tuned_ce", "seed": seed, "validation": value}
+            for network, values in validation.items()
+            for seed, value in enumerate(values)
+        ],
+        "overall": "Keep cross-entropy.",
+    }
+    path = folder / "results.json"
+    path.write_text(json.dumps(results))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("mlp", "chosen"),
+    [
+        ([0.50, 0.56, 0.53], "linear"),  # .53 with a standard error of .017; linear has .52
+        ([0.54, 0.56, 0.55], "mlp"),  # .55 with one of .006
+    ],
+)
+def test_the_simplest_network_within_a_standard_error_is_taken(
+    csv: Path, tmp_path: Path, mlp: list[float], chosen: str
+) -> None:
+    compared, said = results_of(tmp_path, {"mlp": mlp, "linear": [0.50, 0.54, 0.52]}), []
+    with pytest.raises(DataError, match="compared other data"):
+        fit(csv, compared=compared, out=tmp_path / "model", say=said.append)
+    assert said[0].startswith(f"{chosen} by tuned_ce: the simplest within one standard error")
+
+
+def test_a_file_of_results_runs_no_code(csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "payload.py").write_text("raise SystemExit('the code ran')")
+    compared = results_of(tmp_path, {"payload:go": [0.9, 0.9, 0.9], "linear": [0.1, 0.1, 0.1]})
+    with pytest.raises(DataError, match="--network payload:go"):
+        fit(csv, compared=compared, out=tmp_path / "model")
+    with pytest.raises(SystemExit, match="the code ran"):
+        fit(csv, compared=compared, network="payload:go", out=tmp_path / "model")
 
 
 def test_a_comparison_of_rows_grouped_otherwise_is_refused(frame: pd.DataFrame, tmp_path: Path) -> None:

@@ -23,8 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as RichTable
 
 from rareloss import Objective
-from rareloss.table.source import DataError, Table, load
-from rareloss.table.split import Fold, split
+from rareloss.table import DataError, Fold, Table, load, split
 from rareloss.tabular.arms import RECIPE, Arm, choose_arms
 from rareloss.tabular.comparison.forecast import forecasts
 from rareloss.tabular.comparison.report import html_summary, write_report

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rareloss.functional import log_odds
 from rareloss.objectives import AveragePrecision, Objective, RecallAtFPR, RecallAtTop
-from rareloss.table.source import Table
+from rareloss.table import Table
 
 __all__ = ["evaluate"]
 

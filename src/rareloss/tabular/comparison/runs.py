@@ -14,9 +14,7 @@ import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from rareloss import Objective
-from rareloss.table.files import whole_file
-from rareloss.table.source import DataError, Table
-from rareloss.table.split import split
+from rareloss.table import DataError, Table, split, whole_file
 from rareloss.tabular.arms import Arm
 from rareloss.tabular.comparison.evaluation import evaluate
 from rareloss.tabular.comparison.forecast import signals

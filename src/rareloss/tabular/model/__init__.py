@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rareloss.extras import late
 
 if TYPE_CHECKING:
-    from rareloss.table.source import DataError
+    from rareloss.table import DataError
     from rareloss.tabular.model.export import to_onnx
     from rareloss.tabular.model.fitting import fit
     from rareloss.tabular.model.model import Model
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 __all__ = ["DataError", "Model", "fit", "score_file", "to_onnx"]
 
 _HOME = {
-    "DataError": "rareloss.table.source",
+    "DataError": "rareloss.table",
     "Model": "rareloss.tabular.model.model",
     "fit": "rareloss.tabular.model.fitting",
     "score_file": "rareloss.tabular.model.scoring",
     "to_onnx": "rareloss.tabular.model.export",
 }
 
-__getattr__ = late(__name__, _HOME, "a saved model needs", "deploy")
+if not TYPE_CHECKING:  # which would take any name for one that is there
+    __getattr__ = late(__name__, _HOME, "a saved model needs", "deploy")

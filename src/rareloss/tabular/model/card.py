@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from rareloss.decisions.calibration import quality
-from rareloss.decisions.intervals import clopper_pearson
+from rareloss.decisions import clopper_pearson, quality
 from rareloss.objectives import AveragePrecision, Objective
 
-__all__ = ["LEVEL", "RESAMPLES", "measure", "named", "page"]
+__all__ = ["LEVEL", "RESAMPLES", "measure", "metric_names", "page"]
 
 LEVEL = 0.95
 RESAMPLES = 200
@@ -79,7 +78,7 @@ def _share(part: int, whole: int) -> dict[str, float] | None:
     return {"value": part / whole, "low": low, "high": high}
 
 
-def named(card: Mapping[str, Any]) -> dict[str, str]:
+def metric_names(card: Mapping[str, Any]) -> dict[str, str]:
     """Name each metric of the card in words."""
     words = {
         "ap": "average precision",
@@ -98,7 +97,7 @@ def named(card: Mapping[str, Any]) -> dict[str, str]:
 def page(card: Mapping[str, Any]) -> str:
     """Write the card as a page."""
     data, held, chosen = card["data"], card["held_out"], card["chosen"]
-    words = named(card)
+    words = metric_names(card)
     lines = [
         f"# {data['name']}: {card['classes'][1]}",
         "",

@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from rareloss.table.source import DataError
+from rareloss.table import DataError
 from rareloss.tabular.model.model import Model
 
 __all__ = ["to_onnx"]

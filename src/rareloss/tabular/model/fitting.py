@@ -17,18 +17,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 
-from rareloss.decisions.calibration import Calibration, calibrate
+from rareloss.decisions import Calibration, calibrate
 from rareloss.objectives import Objective, RecallAtTop
-from rareloss.table.files import whole_file, writable
-from rareloss.table.source import DataError, Table, load, source_frame, source_text
-from rareloss.table.split import split
+from rareloss.table import DataError, Table, load, source_frame, source_text, split, whole_file, writable
 from rareloss.tabular.arms import BASELINE, RECIPE, Arm, arms_for
 from rareloss.tabular.comparison.comparison import Comparison, versions
 from rareloss.tabular.comparison.runs import Store, one_thread
 from rareloss.tabular.model.card import measure
 from rareloss.tabular.model.inputs import Inputs
 from rareloss.tabular.model.model import Model, layers_of, network_of, replace_folder
-from rareloss.tabular.models import find_scorer
+from rareloss.tabular.models import SCORERS, find_scorer
 from rareloss.tabular.training import Fitted, Task, score_with
 from rareloss.tabular.ways import fit_arms
 from rareloss.training import TEMPERATURES
@@ -73,9 +71,10 @@ def fit(
         arm: how to train, by the name that a comparison has for it: ``"tuned_ce"`` by default, ``"smooth_ap_stage"``.
         network: what to train: ``"linear"`` by default, ``"additive"``, ``"mlp"``, or ``module:function`` for an
             ``nn.Sequential`` of ``nn.Linear`` and ``nn.ReLU``.
-        compared: folder of a comparison of these data, or its ``results.json``, in place of objective, arm, network
-            and what it was called with. Of each scorer its verdict's winner, or else tuned cross-entropy, is a
-            candidate; validation chooses.
+        compared: folder of a comparison of these data, or its ``results.json``, in place of objective and what it was
+            called with. Of each network its verdict's winner, or else tuned cross-entropy, is a candidate. The simplest
+            within one standard error of the best on validation is trained, unless ``network`` or ``arm`` names another;
+            code of the user's (``module:function``) runs only where ``network`` names it here too.
         positive: value of the target that is the positive class.
         group: column whose equal values stay in one fold.
         time: column to split by.
@@ -109,7 +108,7 @@ def fit(
         "seed": seed,
         "trials": trials,
     }
-    told = None if compared is None else _told(Path(compared), settings)
+    told = None if compared is None else _told(Path(compared), settings, say)
     defaults = {"objective": "ap", "arm": BASELINE, "network": "linear", "without": [], "seed": 0, "trials": 8}
     settings |= {name: value for name, value in defaults.items() if settings[name] is None}
     judged, chosen, scorer = _checked(settings)
@@ -182,18 +181,19 @@ def _checked(settings: Mapping[str, Any]) -> tuple[Objective, Arm, Any]:
     return judged, chosen, scorer
 
 
-def _told(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def _told(folder: Path, settings: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
     """Take over what a comparison was called with, and what it found best."""
-    given = [name for name, value in settings.items() if value is not None and name not in ("seed", "trials")]
+    own = ("seed", "trials", "network", "arm")
+    given = [name for name, value in settings.items() if value is not None and name not in own]
     if given:
         raise DataError(f"{', '.join(given)} come from the comparison; give them, or the folder of a comparison")
     try:
         results = Comparison.from_json(folder if folder.is_file() else folder / "results.json").results
         asked = results["settings"]
-        winners = {row["scorer"]: row["winner"] or BASELINE for row in results["verdicts"]}
-        means = {
-            key: float(np.mean([run["validation"] for run in results["runs"] if (run["scorer"], run["arm"]) == key]))
-            for key in winners.items()
+        winners = {row["scorer"]: settings["arm"] or row["winner"] or BASELINE for row in results["verdicts"]}
+        validation = {
+            network: [run["validation"] for run in results["runs"] if (run["scorer"], run["arm"]) == (network, arm)]
+            for network, arm in winners.items()
         }
         taken = {name: asked[name] for name in ("target", "positive", "group", "time", "trials", "objective")}
         taken["without"] = asked.get("without", [])
@@ -201,12 +201,38 @@ def _told(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
         known = results["data"]["sha256"]
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise DataError(f"{folder} holds no results.json of rareloss compare: {error}") from error
-    if not means or not known:
+    if not winners or not known:
         raise DataError(f"the comparison in {folder} has no verdict yet; let it finish")
-    network, arm = max(means, key=lambda key: means[key])
-    taken |= {"network": network, "arm": arm, "seed": first}
+    network = settings["network"] or _simplest(validation, winners, say)
+    if ":" in network and settings["network"] is None:
+        raise DataError(
+            f"the comparison names the code {network!r} as its network; a file of results runs no code: if it is "
+            f"yours, name it too (--network {network})"
+        )
+    taken |= {"network": network, "arm": winners.get(network, BASELINE), "seed": first}
     settings |= {name: value for name, value in taken.items() if settings[name] is None}
     return results
+
+
+def _simplest(validation: Mapping[str, list[float]], winners: Mapping[str, str], say: Callable[[str], None]) -> str:
+    """Choose the simplest network within one standard error of the best on validation, and say with which numbers.
+
+    A network chooses its checkpoint on the rows that it is compared on, so its lead there is partly luck.
+    """
+    means = {network: float(np.mean(values)) for network, values in validation.items() if values}
+    if not means:
+        raise DataError(f"the comparison has no run of {', '.join(map(str, winners.values()))}; name another arm")
+    best = max(means, key=lambda network: means[network])
+    splits = len(validation[best])
+    error = float(np.std(validation[best], ddof=1)) / splits**0.5 if splits > 1 else 0.0
+    by_simplicity = [*(name for name in SCORERS if name in means), *(name for name in means if name not in SCORERS)]
+    simplest = next(network for network in by_simplicity if means[network] >= means[best] - error)
+    others = ", ".join(f"{network} {mean:.4f}" for network, mean in means.items())
+    say(
+        f"{simplest} by {winners[simplest]}: the simplest within one standard error ({error:.4f}, of {splits} splits) "
+        f"of the best on validation ({others})"
+    )
+    return simplest
 
 
 # ------------------------------------------------------------------------------------------------------- after training

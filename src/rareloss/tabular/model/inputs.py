@@ -9,7 +9,7 @@ import pandas as pd
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import QuantileTransformer, SplineTransformer
 
-from rareloss.table.source import DataError
+from rareloss.table import DataError
 from rareloss.tabular.model.reading import listed, read
 from rareloss.tabular.preprocess import KNOTS, LARGEST, Kind
 

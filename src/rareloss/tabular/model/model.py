@@ -20,8 +20,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from rareloss import Objective
-from rareloss.decisions.calibration import Calibrator
-from rareloss.table.source import Column, DataError, read_column, text_for_objects
+from rareloss.decisions import Calibrator
+from rareloss.table import Column, DataError, read_column, text_for_objects
 from rareloss.tabular.model.card import page
 from rareloss.tabular.model.inputs import Inputs
 from rareloss.tabular.model.reading import listed, read, read_bytes, read_json

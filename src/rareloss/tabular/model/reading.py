@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rareloss.table.source import DataError
+from rareloss.table import DataError
 
 __all__ = ["listed", "read", "read_bytes", "read_json"]
 

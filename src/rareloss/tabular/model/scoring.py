@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from rareloss.table.files import whole_file, writable
-from rareloss.table.source import DataError, columns_named, separator, source_frame
+from rareloss.table import DataError, columns_named, separator, source_frame, whole_file, writable
 from rareloss.tabular.model.model import Model
 
 __all__ = ["Scored", "score_file"]
