@@ -16,6 +16,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import log_loss
 
+from rareloss import decisions
 from rareloss.decisions.calibration import METHODS, Calibrator, calibrate
 
 every_method = pytest.mark.parametrize("method", METHODS)
