@@ -1,7 +1,12 @@
 """Bad input ends with one clear error that says what came, before any state changes."""
 
 import copy
+import inspect
+import pydoc
+import re
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,6 +64,13 @@ ROWS, FLAGS = torch.zeros(4), torch.tensor([True, False, False, True])
         (lambda: SoftmaxFocalLoss(gamma=float("inf")), ValueError, "gamma"),
         (lambda: SoftmaxFocalLoss(reduction="batchmean"), ValueError, "batchmean"),
         (lambda: Objective.parse("recall"), ValueError, "recall"),
+        (lambda: SmoothAPLoss(1, gather_distributed="yes"), TypeError, "gather_distributed must be True or False"),
+        (lambda: SmoothAPLoss(1, queue_in_eval="yes"), TypeError, "queue_in_eval must be True or False"),
+        (lambda: SmoothAPLoss(1, check_values=1), TypeError, "check_values must be True or False"),
+        (lambda: SmoothAPLoss(1, persistent_queue=0), TypeError, "persistent_queue must be True or False"),
+        (lambda: SmoothAPLoss(1, process_group="gloo"), TypeError, "process_group must be"),
+        (lambda: SigmoidFocalLoss(process_group=3), TypeError, "process_group must be"),
+        (lambda: SoftmaxFocalLoss(alpha=[1.0, 2.0], background_class=2), ValueError, "one of the 2 classes of alpha"),
     ],
 )
 def test_constructor_refuses(make: Callable[[], Any], error: type[Exception], said: str) -> None:
@@ -358,3 +370,112 @@ def test_dtypes_that_torch_only_stores_are_refused(stored: torch.dtype) -> None:
 def test_indices_that_are_no_whole_numbers_are_refused(call: Callable[[], object]) -> None:
     with pytest.raises(TypeError, match="must be a whole number"):
         call()
+
+
+PUBLIC: list[type[nn.Module]] = [
+    SmoothAPLoss,
+    RecallAtQuantileLoss,
+    PAUCAtBudgetLoss,
+    SigmoidFocalLoss,
+    SoftmaxFocalLoss,
+    LossWarmupWrapper,
+]
+
+
+@pytest.mark.parametrize("public", PUBLIC)
+def test_help_shows_every_argument_and_says_what_it_is(public: type[nn.Module]) -> None:
+    arguments = inspect.signature(public).parameters
+    kinds = {argument.kind for argument in arguments.values()}
+    assert kinds <= {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+    said = inspect.getdoc(public) or ""
+    section = said.partition("\nArgs:\n")[2].partition("\n\n")[0]
+    assert re.findall(r"^    (\w+): ", section, re.MULTILINE) == list(arguments)
+    shown = pydoc.render_doc(public, renderer=pydoc.plaintext)
+    assert all(f"{name}:" in shown.partition("Method resolution order")[0] for name in arguments)
+
+
+@pytest.mark.parametrize("public", PUBLIC)
+def test_unknown_keyword_is_answered_with_the_nearest(public: Callable[..., nn.Module]) -> None:
+    given = {"warmup_loss": nn.BCEWithLogitsLoss(), "main_loss": SmoothAPLoss(1), "warmup_steps": 1, "num_classes": 1}
+    arguments = list(inspect.signature(public).parameters)
+    options = {name: value for name, value in given.items() if name in arguments}
+    for name in arguments:
+        with pytest.raises(TypeError, match=rf"takes no argument '{name}s' \(did you mean {name}\?\), only "):
+            public(**options, **{f"{name}s": 1})
+    with pytest.raises(TypeError, match=r"takes no argument 'qqq', only "):
+        public(**options, qqq=1)
+
+
+def test_objective_answers_for_the_loss_that_it_makes() -> None:
+    with pytest.raises(TypeError, match=r"RecallAtQuantileLoss .* 'queuesize' \(did you mean queue_size\?\)"):
+        Objective.parse("recall@top=5%").loss(1, queuesize=3)
+
+
+@pytest.mark.parametrize("loss", [SmoothAPLoss(3), SigmoidFocalLoss(), SoftmaxFocalLoss()])
+@pytest.mark.parametrize(
+    "weight", [torch.ones(7), -torch.ones(4), torch.full((4,), torch.nan), [1.0] * 4, torch.ones(4) * 1j]
+)
+def test_every_loss_refuses_a_weight_by_the_name_that_it_was_given(loss: nn.Module, weight: Any) -> None:
+    targets = torch.zeros(4, 3) if isinstance(loss, SigmoidFocalLoss) else torch.arange(4) % 3
+    for called in (loss, LossWarmupWrapper(loss, SmoothAPLoss(3), warmup_steps=3)):
+        with pytest.raises((TypeError, ValueError), match=r"^sample_weight must"):
+            called(torch.zeros(4, 3), targets, sample_weight=weight)
+
+
+class Deep(nn.Module):
+    """A loss that torch calls from a module, through a hook and a container."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = nn.ModuleList([loss])
+        loss.register_forward_hook(lambda *_: None)
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        value: Tensor = self.loss[0](logits, targets)
+        return value
+
+
+WARNED: dict[str, Callable[[], nn.Module]] = {
+    "support": lambda: RecallAtQuantileLoss(1, 0.001, queue_size=0),
+    "support of a band": lambda: PAUCAtBudgetLoss(1, beta=0.001, queue_size=0),
+    "nothing": lambda: SmoothAPLoss(1, ignore_index=7),
+    "within a warm-up": lambda: LossWarmupWrapper(
+        nn.BCEWithLogitsLoss(), SmoothAPLoss(1, ignore_index=7), warmup_steps=0
+    ),
+}
+
+
+def warnings_of(call: Callable[[], Any], times: int = 3) -> list[warnings.WarningMessage]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(times):
+            call()
+    return caught
+
+
+@pytest.mark.parametrize("name", WARNED)
+@pytest.mark.parametrize("deep", [False, True])
+def test_warning_comes_once_and_points_at_the_line_that_called(name: str, deep: bool) -> None:
+    loss = WARNED[name]()
+    called = Deep(loss) if deep else loss
+    logits, targets = torch.randn(40), torch.full((40,), 7)
+    if name.startswith("support"):
+        targets = (torch.arange(40) % 4 == 0).long()
+    (warning,) = warnings_of(lambda: called(logits, targets))  # this line, or the one in Deep
+    lines = Path(warning.filename).read_text(encoding="utf-8").splitlines()
+    assert (
+        lines[warning.lineno - 1]
+        .strip()
+        .endswith("self.loss[0](logits, targets)" if deep else "# this line, or the one in Deep")
+    )
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_batch_without_weight_warns_once_and_teaches_nothing(name: str) -> None:
+    loss = LOSSES[name](1, queue_size=64)
+    logits, targets = torch.randn(40, requires_grad=True), torch.arange(40) % 4 == 0
+    (warning,) = warnings_of(lambda: loss(logits, targets, sample_weight=torch.zeros(40)).backward())
+    assert re.search("every row of this batch has weight 0 .* nothing is learned", str(warning.message))
+    assert logits.grad is not None
+    assert logits.grad.abs().sum() == 0
+    assert loss.queue.weight.count_nonzero() == 0

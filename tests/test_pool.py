@@ -285,18 +285,54 @@ def test_autocast_and_mixed_weights(name: str) -> None:
     assert torch.isfinite(model.weight.grad).all()
 
 
-@pytest.mark.parametrize("name", ["recall_top", "recall_fpr", "pauc"])
-def test_mined_negatives_do_not_move_the_budget(name: str) -> None:
+with_threshold = pytest.mark.parametrize("name", ["recall_top", "recall_fpr", "pauc"])
+
+
+@with_threshold
+@pytest.mark.parametrize("unit", ["std", "logit"])
+@pytest.mark.parametrize("queue_size", [0, 100])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+def test_mined_negatives_move_neither_budget_nor_temperature(
+    name: str, unit: str, queue_size: int, dtype: torch.dtype, tolerance: float
+) -> None:
     logits, targets = binary()
-    mined = torch.cat([logits, torch.full((30,), 9.0, dtype=torch.float64)])
+    mined = torch.cat([logits, torch.full((30,), 9.0, dtype=torch.float64)]).to(dtype)
     labels = torch.cat([targets, torch.zeros(30, dtype=torch.long)])
-    loss = LOSSES[name](1, queue_size=0, temperature_unit="logit", temperature=0.2)
     iid = torch.arange(70) < 40
-    assert loss(mined, labels, iid_mask=iid).item() == pytest.approx(loss(logits, targets).item(), abs=1e-12)
-    assert loss(mined, labels).item() != pytest.approx(loss(logits, targets).item(), abs=1e-3)
-    assert loss(mined[:, None], labels, iid_mask=iid[:, None]).item() == pytest.approx(
-        loss(logits, targets).item(), abs=1e-12
-    )
+
+    def value(*rows: Tensor, **options: Any) -> float:
+        loss = LOSSES[name](1, queue_size=queue_size, temperature_unit=unit, temperature=0.2)
+        return float(loss(*rows, **options))
+
+    expected = value(logits.to(dtype), targets)
+    assert value(mined, labels, iid_mask=iid) == pytest.approx(expected, abs=tolerance)
+    assert value(mined, labels) != pytest.approx(expected, abs=1e-3)
+    assert value(mined[:, None], labels, iid_mask=iid[:, None]) == pytest.approx(expected, abs=tolerance)
+
+
+@with_threshold
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("remembered", [False, True])
+def test_mined_negatives_of_any_score_are_ranked_in_deviations_of_the_iid_rows(
+    name: str, dtype: torch.dtype, remembered: bool
+) -> None:
+    logits, targets, iid = torch.randn(400, dtype=dtype), torch.arange(400) % 4 == 0, torch.arange(400) % 3 > 0
+    iid = iid | targets
+    loss = LOSSES[name](1, queue_size=300 if remembered else 0, temperature=0.3).to(dtype)
+    if remembered:
+        loss(logits[100:], targets[100:], iid_mask=iid[100:])
+    live = 100 if remembered else 400
+    value, slope = slope_of(loss, logits[:live], targets[:live], iid_mask=iid[:live])
+    leaf = logits.double().requires_grad_()
+    std = (leaf[iid] - leaf[iid].mean()).square().mean().sqrt()
+    expected = 1 - SOFT[name](leaf / std, targets, temperature=0.3, iid_mask=iid).value
+    (gradient,) = torch.autograd.grad(expected, leaf)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-9
+    assert value.item() == pytest.approx(expected.item(), abs=tolerance)
+    gradient = gradient[:live] * 400 / live
+    assert (slope - gradient).norm() <= 10 * tolerance * gradient.norm()
+    mined = ~iid[:live]
+    assert slope[mined].abs().sum() > 0 if name == "pauc" else slope[mined].abs().sum() == 0
 
 
 @every_loss

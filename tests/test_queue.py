@@ -44,6 +44,24 @@ def test_value_is_that_of_the_pool_and_gradient_is_scaled_by_the_live_share(
 
 
 @every_loss
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradient_of_a_live_share_far_below_one_percent(name: str, dtype: torch.dtype, weighted: bool) -> None:
+    rows = 3000
+    logits, targets = torch.randn(rows, dtype=dtype), (torch.arange(rows) % 4 == 0).long()
+    weight = torch.rand(rows, dtype=dtype) + 0.1 if weighted else torch.ones(rows, dtype=dtype)
+    given = {"sample_weight": weight[4:]} if weighted else {}
+    loss = LOSSES[name](1, queue_size=rows - 4, temperature=0.3).to(dtype)
+    loss(logits[4:], targets[4:], **given)
+    given = {"sample_weight": weight[:4]} if weighted else {}
+    _, slope = slope_of(loss, logits[:4], targets[:4], **given)
+    whole = LOSSES[name](1, queue_size=0, temperature=0.3)
+    _, expected = slope_of(whole, logits.double(), targets, sample_weight=weight.double())
+    expected = expected[:4] / (weight[:4].sum() / weight.sum())
+    assert (slope - expected).norm() <= (1e-4 if dtype == torch.float32 else 1e-8) * expected.norm()
+
+
+@every_loss
 def test_live_share_is_of_weight_and_by_class(name: str) -> None:
     loss = LOSSES[name](2, queue_size=64, reduction="none").double()
     whole = LOSSES[name](2, queue_size=0, reduction="none")
@@ -121,9 +139,7 @@ def test_mean_gradient_equals_that_of_an_all_live_pool(name: str) -> None:
         inputs = torch.randn(2304, 4) + shift * targets[:, None]
         logits = inputs @ scorer
         loss.reset_queue()
-        loss.queue_in_eval = True
-        loss.eval()(logits[256:], targets[256:])
-        loss.train()
+        loss(logits[256:], targets[256:])
         _, live = slope_of(loss, logits[:256], targets[:256])
         _, whole = slope_of(pooled, logits, targets)
         _, batch_only = slope_of(single, logits[:256], targets[:256])
@@ -358,3 +374,75 @@ def test_empty_batch_changes_nothing(name: str) -> None:
     assert 0 <= value.item() <= 1
     for key, buffer in loss.state_dict().items():
         assert torch.equal(buffer, before[key])
+
+
+@every_loss
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize(
+    "pointer",
+    [torch.tensor(20), torch.tensor(-1), torch.tensor(10**12), torch.tensor([1, 2]), torch.tensor(1.5)],
+)
+def test_pointer_outside_of_the_queue_is_refused_when_it_is_loaded(name: str, pointer: Tensor, strict: bool) -> None:
+    loss = LOSSES[name](1, queue_size=20)
+    loss(*batch())
+    before = copy.deepcopy(loss.state_dict())
+    saved = {**LOSSES[name](1, queue_size=20).state_dict(), "queue.pointer": pointer}
+    with pytest.raises(RuntimeError, match=r"queue.pointer=.*, none of its 20 slots; leave the keys"):
+        loss.load_state_dict(saved, strict=strict)
+    for key, buffer in loss.state_dict().items():
+        assert torch.equal(buffer, before[key])
+
+
+class Network(nn.Module):
+    """A network that holds its loss, as Lightning's and transformers' do."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.scores = nn.Linear(4, 1)
+        self.loss = loss
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        value: Tensor = self.loss(self.scores(inputs), targets)
+        return value
+
+
+@every_loss
+def test_queue_that_does_not_persist_is_in_no_checkpoint(name: str) -> None:
+    network = Network(LOSSES[name](1, queue_size=32, persistent_queue=False))
+    assert network.loss.state_dict() == {}
+    network(torch.randn(16, 4), torch.arange(16) % 4 == 0).backward()
+    assert network.loss.queue.weight.count_nonzero() == 16
+    assert list(network.state_dict()) == ["scores.weight", "scores.bias"]
+    trained = Network(nn.BCEWithLogitsLoss()).state_dict()
+    network.load_state_dict(trained)
+    assert network.loss.queue.weight.count_nonzero() == 16
+    file = io.BytesIO()
+    torch.save(Network(LOSSES[name](1000, persistent_queue=False)).state_dict(), file)
+    assert file.tell() < 2**14
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\).*loss.queue.scores"):
+        Network(LOSSES[name](1, queue_size=32)).load_state_dict(trained)
+
+
+@every_loss
+def test_queue_that_does_not_persist_moves_and_resets_like_any_other(name: str) -> None:
+    loss = LOSSES[name](1, queue_size=32, persistent_queue=False)
+    loss(*batch())
+    assert loss.double().queue.scores.dtype == torch.float64
+    assert copy.deepcopy(loss).queue.weight.count_nonzero() == 16
+    loss.reset_queue()
+    assert loss.queue.weight.count_nonzero() == 0
+
+
+@every_loss
+def test_queue_of_gigabytes_is_allocated_when_rows_come_and_says_its_size(name: str) -> None:
+    loss = LOSSES[name](100_000)
+    assert sum(buffer.nbytes for buffer in loss.buffers()) < 2**10
+    assert "14,063.4 MiB when first used" in repr(loss)
+    with torch.no_grad():  # no training call
+        loss(torch.randn(2, 100_000), torch.tensor([3, 5]))
+    assert not loss.queue.is_allocated
+    smaller = LOSSES[name](20_000, queue_size=2000)
+    assert not smaller.queue.is_allocated
+    smaller(torch.randn(2, 20_000), torch.tensor([3, 5]))
+    assert smaller.queue.is_allocated
+    assert "when first used" not in repr(smaller)

@@ -280,6 +280,17 @@ def test_share_between_two_rows_but_for_rounding_lies_halfway(above: int, way: s
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("above", [7, 14, 28, 29, 55, 57, 58])
+@pytest.mark.parametrize("copies", [1, 100])
+def test_positive_halfway_between_two_negatives_is_half_found(above: int, copies: int, dtype: torch.dtype) -> None:
+    negatives = 100.0 * torch.arange(100.0, dtype=dtype).repeat_interleave(copies)
+    scores = torch.cat([negatives, torch.tensor([100.0 * (99.5 - above)], dtype=dtype)])
+    positive = torch.arange(len(scores)) == len(negatives)
+    value, _ = soft_recall_at_quantile(scores, positive, quantile=above / 100, among="negatives", temperature=1.0)
+    assert value.item() == pytest.approx(0.5, abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("rows", [40, 9000])
 @pytest.mark.parametrize("temperature", [1e-300, 1e-45, 1e-30, 2e-8, 1e30, 1e45, 1e100, 1e300])
 def test_temperatures_of_any_size_have_a_value_and_a_gradient(

@@ -35,6 +35,7 @@ __all__ = [
     "gathered_shape",
     "ignore_value",
     "ignored",
+    "in_range",
     "integer",
     "is_tensor",
     "known_keywords",
@@ -202,6 +203,14 @@ def ignored(targets: Tensor, ignore_index: float) -> Tensor:
     return targets == ignore_index
 
 
+def in_range(targets: Tensor, classes: int, ignore_index: float | None) -> Tensor:
+    """Find the targets that are whole numbers from 0 to ``classes - 1``, or ``ignore_index``, without a look."""
+    fits = (targets >= 0) & (targets < classes)
+    if targets.is_floating_point():
+        fits &= targets == targets.round()
+    return fits if ignore_index is None else fits | ignored(targets, ignore_index)
+
+
 def labels(name: str, tensor: Tensor, ignore_index: float | None, check_values: bool | None = None) -> bool:
     """Refuse labels other than 0, 1 and ``ignore_index``; return whether all are known to be 0 or 1, none ignored."""
     if ignore_index is not None:
@@ -211,9 +220,7 @@ def labels(name: str, tensor: Tensor, ignore_index: float | None, check_values: 
         return tensor.dtype == torch.bool and ignore_index not in (0, 1)
     if ignore_index not in (0, 1) and _within(tensor, 0, 1):
         return True
-    fits = (tensor == 0) | (tensor == 1)
-    if ignore_index is not None:
-        fits |= ignored(tensor, ignore_index)
+    fits = in_range(tensor, 2, ignore_index)
     if not bool(fits.all()):
         wrong = tensor[~fits][0].item()
         kept = "" if ignore_index is None else f" (or {ignore_index}, ignored)"
@@ -233,9 +240,7 @@ def class_indices(
         return False
     if not 0 <= ignore_index < classes and _within(tensor, 0, classes - 1):
         return True
-    fits = ((tensor >= 0) & (tensor < classes)) | ignored(tensor, ignore_index)
-    if tensor.is_floating_point():
-        fits &= (tensor == tensor.round()) | ignored(tensor, ignore_index)
+    fits = in_range(tensor, classes, ignore_index)
     if not bool(fits.all()):
         wrong = tensor[~fits][0].item()
         raise ValueError(

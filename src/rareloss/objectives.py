@@ -149,7 +149,8 @@ class Objective:
         """Compute the threshold, 0-d or ``[C]``, from what :meth:`metric` takes; rows scored *above* it are alerts.
 
         Under a budget it is the lowest that alerts no more on these rows; tied rows that do not all fit stay below.
-        Else it has the highest :meth:`utility`: inf where no alert is worth it, -inf where all are.
+        Else it has the highest :meth:`utility`: inf where no alert is worth it, -inf where all are. For a device
+        without float64 the CPU finds it.
 
         Raises:
             ValueError: average precision looks at all thresholds and sets none; or as in :meth:`metric`.
@@ -157,6 +158,10 @@ class Objective:
         if not self.sets_threshold:
             raise ValueError(f"{self.name} looks at every threshold and sets none; use 'recall@top=...'")
         scores, positive, weight = _columns(scores, labels, weight)
+        device = scores.device
+        if accumulator(scores) != torch.float64:
+            # Whether a row is the last that fits is told by float64, which this device has not: the CPU finds it.
+            scores, positive, weight = scores.cpu(), positive.cpu(), weight.cpu()
         pool = make_pool(scores, positive, weight)
         if self.budget is not None:
             counted = pool.negative_weight if self.quantile is None else pool.weight
@@ -167,7 +172,7 @@ class Objective:
             utility = torch.where(cuts.ends, self.utility(cuts.hits, cuts.taken - cuts.hits), 0.0)
             best, index = utility.max(1)
             thresholds = torch.where(best > 0, cuts.below.gather(1, index[:, None])[:, 0], torch.inf)
-        return thresholds[0] if scores.ndim == 1 else thresholds
+        return (thresholds[0] if scores.ndim == 1 else thresholds).to(device)
 
     def utility(self, tp: Tensor, fp: Tensor) -> Tensor:
         """Compute what each of K thresholds is worth where there is no budget; 0 is worth no more than no alerts.

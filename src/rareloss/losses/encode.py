@@ -60,7 +60,8 @@ def encode(
     kept = None if known else ~checks.ignored(target, ignore_index)
     weight = _weight(kept, sample_weight, scores, rows_shape)
     if not known and not is_eager(targets, check_values=check_values):
-        scores = _show_bad_labels(scores, target, num_classes if indices else 2, ignore_index)
+        is_target = checks.in_range(target, num_classes if indices else 2, ignore_index)
+        scores = scores.masked_fill(~is_target.mT, torch.nan)
     iid = None if iid_mask is None else iid_mask.reshape(1, -1).expand(num_classes, -1)
     # What is absent goes out at once: a NaN there would have a NaN gradient. Not so a class of a row that is present
     # in others: their log-odds are against it too.
@@ -88,17 +89,10 @@ def _weight(
     kept = None if kept is None else kept.to(scores.dtype)
     if sample_weight is None:
         return kept
-    per_row = sample_weight.shape == torch.Size(rows_shape) or scores.shape[1] == 1
+    per_row = sample_weight.ndim == len(rows_shape) or scores.shape[1] == 1
     weight = constant_weight(sample_weight, scores.dtype)
     weight = weight.reshape(1, -1) if per_row else weight.reshape(-1, scores.shape[1]).mT
     return weight.contiguous() if kept is None else kept * weight
-
-
-def _show_bad_labels(scores: Tensor, target: Tensor, labels: int, ignore_index: float) -> Tensor:
-    # A comparison without a look: NaN, a fraction or a number out of range is no label.
-    is_label = (target >= 0) & (target < labels) & (target == target.round() if target.is_floating_point() else True)
-    bad = ~(is_label | checks.ignored(target, ignore_index))
-    return scores.masked_fill(bad.mT, torch.nan)
 
 
 def _binary_rows(logits: Tensor, targets: Tensor) -> tuple[int, ...]:

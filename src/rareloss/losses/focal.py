@@ -196,8 +196,8 @@ def _sigmoid_alpha(alpha: float | Tensor | None, logits: Tensor) -> float | Tens
                 f"{tuple(logits.shape)}, got {len(alpha)}; an alpha of more dimensions broadcasts as tensors do"
             )
         shape = (len(alpha), *[1] * (logits.ndim - 2))
-    sizes = zip(shape[::-1], tuple(logits.shape)[::-1], strict=False)
-    if len(shape) > logits.ndim or not all(size in (1, wanted) for size, wanted in sizes):
+    given = tuple(logits.shape)[logits.ndim - len(shape) :]
+    if len(shape) > logits.ndim or not all(a in (1, b) for a, b in zip(shape, given, strict=True)):
         raise ValueError(f"alpha {tuple(alpha.shape)} does not broadcast to logits {tuple(logits.shape)}")
     checks.finite_weights("alpha", alpha, most=1.0)
     return alpha.to(logits.device).reshape(*[1] * (logits.ndim - len(shape)), *shape)

@@ -93,15 +93,15 @@ class PAUCAtBudgetLoss(RankingLoss):
     r"""One minus the soft partial AUC of the pool over the band ``[alpha, beta]`` of false-positive rates.
 
     See :func:`rareloss.functional.soft_partial_auc` for the equation and
-    :class:`~rareloss.losses.ranking.RankingLoss` for the other arguments, the queue and the shapes.
+    :class:`~rareloss.losses.ranking.RankingLoss` for the queue and the shapes.
 
     Args:
         num_classes: 1 for binary, else the number of classes or labels.
         alpha: lower edge of the band, false-positive rate.
         beta: upper edge, the budget; the pool's negatives times the smallest edge above 0 should be 10 at least.
+        queue_size: rows remembered from earlier training calls, 0 for none.
         temperature: in the unit of ``temperature_unit``, above 0.
-        queue_size: as in :class:`RankingLoss`, like all that follow.
-        temperature_unit: ``"std"`` or ``"logit"``.
+        temperature_unit: ``"std"``, standard deviations of the pool's iid scores, or ``"logit"``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         ignore_index: the target that means absent.
         queue_in_eval: read the queue in other calls than training calls too.

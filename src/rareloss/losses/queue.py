@@ -146,6 +146,9 @@ class MemoryQueue(nn.Module):
         pointer = self.pointer.new_tensor((start + count) % self.size)
         torch._foreach_copy_([*targets, self.pointer], [*values, pointer])
 
+    def _holds(self, pointer: Tensor) -> bool:
+        return pointer.ndim == 0 and pointer.dtype == torch.int64 and 0 <= int(pointer) < max(self.size, 1)
+
     def _slots(self) -> tuple[Tensor, ...]:
         return self.scores, self.is_positive, self.iid, self.weight
 
@@ -182,9 +185,9 @@ class MemoryQueue(nn.Module):
                 f"num_classes={theirs[-1]}, this loss queue_size={self.size} and "
                 f"num_classes={self.num_classes}; make the loss with the checkpoint's, or {remedy}"
             )
-        elif isinstance(pointer, Tensor) and is_eager(pointer) and not 0 <= int(pointer) < max(self.size, 1):
+        elif isinstance(pointer, Tensor) and is_eager(pointer) and not self._holds(pointer):
             said[-1].append(
-                f"the queue of the checkpoint has {prefix}pointer={int(pointer)}, outside of its {self.size} slots; "
+                f"the queue of the checkpoint has {prefix}pointer={pointer.tolist()}, none of its {self.size} slots; "
                 f"{remedy}"
             )
         else:

@@ -76,16 +76,16 @@ class RecallAtQuantileLoss(RankingLoss):
     r"""One minus the soft recall in the top ``quantile`` of the pool.
 
     See :func:`rareloss.functional.soft_recall_at_quantile` for the equation and
-    :class:`~rareloss.losses.ranking.RankingLoss` for the other arguments, the queue and the shapes. A capacity
+    :class:`~rareloss.losses.ranking.RankingLoss` for the queue and the shapes. A capacity
     below the base rate caps the recall at ``quantile`` over the rate.
 
     Args:
         num_classes: 1 for binary, else the number of classes or labels.
         quantile: q in (0, 1). The pool should hold at least 10 / q rows.
         among: ``"all"`` (review capacity) or ``"negatives"`` (false-positive rate).
+        queue_size: rows remembered from earlier training calls, 0 for none.
         temperature: in the unit of ``temperature_unit``, above 0.
-        queue_size: as in :class:`RankingLoss`, like all that follow.
-        temperature_unit: ``"std"`` or ``"logit"``.
+        temperature_unit: ``"std"``, standard deviations of the pool's iid scores, or ``"logit"``.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         ignore_index: the target that means absent.
         queue_in_eval: read the queue in other calls than training calls too.

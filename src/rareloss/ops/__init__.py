@@ -4,7 +4,7 @@ from rareloss.ops import native
 from rareloss.ops.counts import count_above, few_pairs, soft_count
 from rareloss.ops.exponentials import SLOPE_COEFFICIENTS, VALUE_COEFFICIENTS, count_by_exponentials, locate
 from rareloss.ops.focal import SigmoidFocal, SoftmaxFocal, focal_loss
-from rareloss.ops.functions import accumulator, eager_twin, fold_into_batch, without_second_derivative
+from rareloss.ops.functions import accumulator, eager_twin, fold_into_batch, in_float64, without_second_derivative
 from rareloss.ops.one_vs_rest import log_odds, log_odds_by_class
 from rareloss.ops.pairs import CountRequest, Counts, count_by_pairs
 from rareloss.ops.selection import Top, band_fraction, hard_count, top
@@ -34,6 +34,7 @@ __all__ = [
     "focal_loss",
     "fold_into_batch",
     "hard_count",
+    "in_float64",
     "locate",
     "log_odds",
     "log_odds_by_class",

@@ -128,7 +128,7 @@ def _count(
     slopes: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     # Values, slopes and the order in which the exponentials have scores and points: ``[B, 0]`` where that is not new.
-    no_order = torch.empty(len(scores), 0, dtype=torch.int32, device=scores.device)
+    no_order = scores.new_empty(len(scores), 0, dtype=torch.int32)
     if native.serves(scores):
         return *_count_natively(scores, weights, at, temperature, values, slopes), no_order
     request = CountRequest(scores, weights, at, temperature, values, slopes)

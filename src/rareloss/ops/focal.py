@@ -12,7 +12,7 @@ of recorded, and the backward pass needs the inputs alone.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -99,7 +99,7 @@ class SigmoidFocal:
     def checked(self, targets: Tensor) -> "SigmoidFocal":
         """Refuse what is no label, where looking is free; return the same loss, with what is known of the labels."""
         known = checks.labels("targets", targets, self.ignore_index) and self.ignore_index not in (0, 1)
-        return replace(self, ignore_index=None) if known else self
+        return SigmoidFocal(self.alpha, self.gamma, None) if known else self
 
     def fits_native(self, targets: Tensor) -> bool:
         """Say whether the native kernel reads such targets and has such an ``alpha``."""
@@ -177,7 +177,10 @@ class SoftmaxFocal:
         if self.ignore_index is None:
             return self
         known = checks.class_indices("targets", targets, self.classes, self.ignore_index)
-        return replace(self, ignore_index=None) if known and not 0 <= self.ignore_index < self.classes else self
+        if not known or 0 <= self.ignore_index < self.classes:
+            return self
+        options = self.alpha, self.gamma, self.label_smoothing, None, self.background_class, self.classes
+        return SoftmaxFocal(*options)
 
     def fits_native(self, targets: Tensor) -> bool:
         """Say whether the native kernel reads such targets."""
@@ -286,13 +289,15 @@ class _Focal(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         loss, weights, positives, ctx.slope = _compute(equation, logits, targets, weight, summed, with_slope=keep)
         ctx.equation = equation
-        ctx.save_for_backward(logits, targets, weight)
+        # Without a None, which torch 2.6 gives to hooks as a tensor that is none.
+        ctx.save_for_backward(logits, targets, *([] if weight is None else [weight]))
         ctx.mark_non_differentiable(weights, positives)
         return loss, weights, positives
 
     @staticmethod
     def backward(ctx: Any, *grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        (logits, targets, weight), factor = ctx.saved_tensors, grad_output[0]
+        (logits, targets, *given), factor = ctx.saved_tensors, grad_output[0]
+        weight = given[0] if given else None
 
         def slope_again(in_chunks: bool) -> Tensor:
             inputs = ctx.equation, logits, targets, weight

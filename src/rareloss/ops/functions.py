@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._library.custom_ops import CustomOpDef
 
-__all__ = ["accumulator", "chunks", "eager_twin", "fold_into_batch", "without_second_derivative"]
+__all__ = ["accumulator", "chunks", "eager_twin", "fold_into_batch", "in_float64", "without_second_derivative"]
 
 # Types of device that have no float64.
 WITHOUT_FLOAT64 = {"mps"}
@@ -16,6 +16,11 @@ WITHOUT_FLOAT64 = {"mps"}
 def accumulator(tensor: Tensor) -> torch.dtype:
     """Return the dtype to sum up in where ``tensor`` is: float64, or float32 on a device that has no other."""
     return torch.float32 if tensor.device.type in WITHOUT_FLOAT64 else torch.float64
+
+
+def in_float64(tensor: Tensor) -> Tensor:
+    """Return ``tensor`` in float64, on the CPU if its device has none."""
+    return (tensor if accumulator(tensor) == torch.float64 else tensor.cpu()).double()
 
 
 def chunks(pools: int, rows: int, size: int) -> Iterator[tuple[slice, slice]]:

@@ -342,7 +342,7 @@ def _fit_path(
     whitening = Whitening(batch.inputs.to(model.weight.device), batch.weight)
     whitened, state = whitening.whiten_layer(model), copy.deepcopy(model.state_dict())
     start = whitened.weight.detach().clone()
-    whitened_batch = batch._replace(inputs=whitening.inputs.to(start.dtype))
+    whitened_batch = batch._replace(inputs=whitening.inputs.to(start.dtype).to(start.device))
     if isinstance(warm_start, nn.Linear):
         options["warm_start"] = whitening.whiten_layer(warm_start)
     elif objective is not None and model.out_features == 1:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rareloss.ops import in_float64
 from rareloss.training.batches import Batch
 from rareloss.training.early_stopping import freeze_batch_norm, loss_of
 from rareloss.training.validation import BestCheckpoint, TrainingHistory, ValidationMetric, preserve_modes
@@ -96,7 +97,7 @@ class _Search:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.start = [(weight, weight.detach().clone()) for weight in self.parameters if weight.ndim > 1]
         # Weights that are all 0 have no norm to be measured by.
-        self.squared_norm = sum(weight.double().square().sum().item() for _, weight in self.start) or 1.0
+        self.squared_norm = sum(in_float64(weight).square().sum().item() for _, weight in self.start) or 1.0
         self.gradients, self.last_loss = 0, math.nan
 
     def follow(self, penalties: Sequence[float], checkpoint: BestCheckpoint) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rareloss.objectives import Objective
+from rareloss.ops import in_float64
 from rareloss.training.batches import Batch, sample_pools, select_rows
 from rareloss.training.early_stopping import loss_of
 from rareloss.training.regularization_path import lbfgs
@@ -98,10 +99,11 @@ def _step(model: nn.Linear, weight: Tensor, loss: nn.Module, batch: Batch) -> tu
 
 def _axes(batch: Batch) -> list[Tensor]:
     # Of unit length, those first along which the variance of the positives is furthest from 1, that of all rows.
-    positive = batch.inputs[batch.targets.reshape(-1) == 1].double()
+    positive = in_float64(batch.inputs[batch.targets.reshape(-1) == 1])
     if len(positive) < 2:
         return []
     centred = positive - positive.mean(0)
     variance, axes = torch.linalg.eigh(centred.mT @ centred / len(positive))
     order = (variance - 1).abs().argsort(descending=True)[:_AXES]
-    return [axes[:, axis].to(batch.inputs.dtype) for axis in order.tolist()]
+    axes = axes.to(batch.inputs.dtype).to(batch.inputs.device)
+    return [axes[:, axis] for axis in order.tolist()]

@@ -281,7 +281,10 @@ def _torch_sums(loss: nn.Module, logits: Tensor, targets: Tensor, ignore_index: 
 
 
 def _torch_terms(loss: nn.Module, logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Compute one of torch's two cross-entropies, unreduced, on what a ranking loss takes; and the terms' weights."""
+    """Compute one of torch's two cross-entropies, unreduced, on what a ranking loss takes; and the terms' weights.
+
+    Where targets may not be looked at, one that is no label makes its term NaN.
+    """
     checks.floating("logits", logits)
     checks.is_tensor("targets", targets)
     # As every loss here: half precision can neither sum up many terms nor count many rows.
@@ -292,7 +295,9 @@ def _torch_terms(loss: nn.Module, logits: Tensor, targets: Tensor, ignore_index:
             raise ValueError("logits must have shape [..., C] beside class indices, got (); give them a dimension")
         checks.same_shape("targets", targets, logits.shape[:-1])
         checks.class_indices("targets", targets, logits.shape[-1], ignore_index)
-        classes = torch.where(checks.ignored(targets, ignore_index), loss.ignore_index, targets.long()).reshape(-1)
+        fits = _one_or_nan(targets, logits.shape[-1], ignore_index, logits.dtype).reshape(-1)
+        classes = torch.where(fits == 1, targets.reshape(-1), 0).long()
+        classes = classes.masked_fill(checks.ignored(targets, ignore_index).reshape(-1), loss.ignore_index)
         valid = classes != loss.ignore_index
         class_weight = None if loss.weight is None else loss.weight.to(logits.dtype)
         terms = F.cross_entropy(
@@ -304,7 +309,8 @@ def _torch_terms(loss: nn.Module, logits: Tensor, targets: Tensor, ignore_index:
             reduction="none",
         )
         weights = valid.to(terms.dtype)
-        return terms, weights if class_weight is None else weights * class_weight[torch.where(valid, classes, 0)]
+        weights = weights if class_weight is None else weights * class_weight[torch.where(valid, classes, 0)]
+        return terms * fits, weights
     assert isinstance(loss, nn.BCEWithLogitsLoss)
     shape = logits.shape[:-1] if logits.shape[-1:] == (1,) else (*logits.shape, 1)
     checks.same_shape("targets", targets, logits.shape, shape)
@@ -318,4 +324,8 @@ def _torch_terms(loss: nn.Module, logits: Tensor, targets: Tensor, ignore_index:
         pos_weight=loss.pos_weight,
         reduction="none",
     )
-    return terms * valid, valid.to(terms.dtype)
+    return terms * valid * _one_or_nan(targets, 2, ignore_index, logits.dtype), valid.to(terms.dtype)
+
+
+def _one_or_nan(targets: Tensor, classes: int, ignore_index: float, dtype: torch.dtype) -> Tensor:
+    return torch.where(checks.in_range(targets, classes, ignore_index), 1.0, torch.nan).to(dtype)

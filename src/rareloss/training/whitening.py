@@ -6,6 +6,8 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from rareloss.ops import in_float64
+
 __all__ = ["Whitening", "unwhiten"]
 
 
@@ -17,6 +19,8 @@ class Whitening:
     variance. The norm of a change of the whitened weights is how far the scores move. Splines and dummies are strongly
     correlated, and a search converges slowly over them.
 
+    All is float64: on the CPU, for a device without it.
+
     Args:
         x: inputs ``[n, d]``.
         weight: sample weights ``[n]`` or ``[n, C]``; None for equal ones. A row of weight 0 may hold anything.
@@ -26,8 +30,8 @@ class Whitening:
     """
 
     def __init__(self, x: Tensor, weight: Tensor | None) -> None:
-        x = x.double()
-        weight = (torch.ones(len(x)) if weight is None else weight).to(x).reshape(len(x), -1).sum(1)
+        x = in_float64(x)
+        weight = in_float64(torch.ones(len(x)) if weight is None else weight).to(x.device).reshape(len(x), -1).sum(1)
         x = torch.where(weight[:, None] > 0, x, 0.0)
         if not bool(torch.isfinite(x).all()):
             raise ValueError(
@@ -42,7 +46,7 @@ class Whitening:
 
     @cached_property
     def inputs(self) -> Tensor:
-        """The whitened rows ``[n, d]``."""
+        """The whitened rows ``[n, d]``, in float64."""
         inputs: Tensor = torch.linalg.solve_triangular(self.factor, self._centred.mT, upper=False).mT
         return inputs
 
@@ -50,9 +54,10 @@ class Whitening:
     def whiten_layer(self, layer: nn.Linear) -> nn.Linear:
         """Return a layer that gives whitened inputs the scores that ``layer`` gives the plain ones."""
         whitened = copy.deepcopy(layer).to(torch.promote_types(layer.weight.dtype, torch.float32))
-        whitened.weight.copy_(layer.weight.double() @ self.factor)
+        weight = in_float64(layer.weight)
+        whitened.weight.copy_(weight @ self.factor)
         if layer.bias is not None:
-            whitened.bias.add_(layer.weight.double() @ self.mean)
+            whitened.bias.copy_(in_float64(layer.bias) + weight @ self.mean)
         return whitened
 
     @torch.no_grad()
@@ -61,10 +66,10 @@ class Whitening:
         weights = unwhiten(self.factor, whitened.weight)
         layer.weight.copy_(weights)
         if layer.bias is not None:
-            layer.bias.copy_(whitened.bias - weights @ self.mean)
+            layer.bias.copy_(in_float64(whitened.bias) - weights @ self.mean)
 
 
 def unwhiten(factor: Tensor, weights: Tensor) -> Tensor:
     r"""Return the weights of plain inputs for whitened weights ``[C, d]``: :math:`w F^{-1}`, in float64."""
-    plain: Tensor = torch.linalg.solve_triangular(factor, weights.double(), upper=False, left=False)
+    plain: Tensor = torch.linalg.solve_triangular(factor, in_float64(weights), upper=False, left=False)
     return plain
