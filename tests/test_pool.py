@@ -344,6 +344,23 @@ def test_temperature_can_be_set(name: str) -> None:
 
 
 @every_loss
+@pytest.mark.parametrize("unit", ["std", "logit"])
+@pytest.mark.parametrize("rows", [2, 40, 9000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("temperature", [1e-300, 1e-45, 1e-38, 2e-8, 1e38, 1e45, 1e100, 1e300])
+def test_temperatures_of_any_size_have_a_value_and_no_nan_gradient(
+    name: str, unit: str, rows: int, dtype: torch.dtype, temperature: float
+) -> None:
+    drawn, targets = torch.randn(rows, dtype=torch.float64), torch.arange(rows) % 7 == 0
+    loss = LOSSES[name](1, queue_size=16, temperature=temperature, temperature_unit=unit)
+    # Also scores that are equal but for rounding: their standard deviation is what a temperature is a multiple of.
+    for scores in (drawn, (2 * drawn).round(), 1 + 2e-8 * drawn, 1 + 2e-16 * drawn):
+        value, slope = slope_of(loss, scores.to(dtype), targets)
+        assert 0 <= value.item() <= 1 + 1e-6
+        assert not slope.isnan().any()
+
+
+@every_loss
 def test_low_temperature_gives_the_metric(name: str) -> None:
     logits, targets = torch.randperm(40).double(), (torch.arange(40) % 4 == 0).long()
     loss = LOSSES[name](1, queue_size=0, temperature=1e-5)
