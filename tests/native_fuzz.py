@@ -269,7 +269,10 @@ def odds(generator: torch.Generator) -> str:
 
 def focal(kind: str, generator: torch.Generator) -> str:
     """Compare a focal loss and its slope."""
-    dtype, gamma = chosen((torch.float32, torch.float64), generator), chosen((0.0, 0.5, 1.0, 1.3, 2.0, 5.0), generator)
+    dtype, gamma = (
+        chosen((torch.float32, torch.float64), generator),
+        chosen((0.0, 0.5, 1.0, 1.3, 1.5, 2.0, 5.0), generator),
+    )
     shape = chosen(((0, 3), (1, 2), (17, 5), (130, 33), (600, 3), (2, 7, 31), (3, 4, 5, 6)), generator)
     logits = draw_scores(
         chosen(("normal", "ties", "equal", "tiny", "zeros", "gaps"), generator), shape, dtype, generator
@@ -278,17 +281,24 @@ def focal(kind: str, generator: torch.Generator) -> str:
     targets = torch.randint(2 if kind == "sigmoid" else classes, of_targets, generator=generator)
     targets[torch.rand(of_targets, generator=generator) < chosen((0.0, 0.3), generator)] = -100
     weight = torch.rand(of_targets, generator=generator, dtype=torch.float64).to(dtype) if kind == "sigmoid" else None
+    by_class = torch.rand(shape[-1] if kind == "sigmoid" else classes, generator=generator, dtype=torch.float64).to(
+        dtype
+    )
+    alpha = chosen((0.25 if kind == "sigmoid" else None, by_class), generator)
     smoothing = chosen((0.0, 0.1), generator) if kind == "softmax" and gamma >= 0.5 else 0.0
     exact_logits = logits.double().requires_grad_()
     options: dict[str, Any] = {"gamma": gamma, "weight": None if weight is None else weight.double()}
     options["reduction"] = "none"
     with native.switched_off():
         if kind == "sigmoid":
-            found = native.sigmoid_focal(logits, targets, weight, 0.25, gamma, -100, True, True)
-            wanted = functional.sigmoid_focal_loss(exact_logits, targets, alpha=0.25, **options)
+            found = native.sigmoid_focal(logits, targets, weight, alpha, gamma, -100, True, True)
+            if alpha is by_class:  # of the last dimension
+                alpha = by_class.double().expand(shape)
+            wanted = functional.sigmoid_focal_loss(exact_logits, targets, alpha=alpha, **options)
         else:
-            found = native.softmax_focal(logits, targets, weight, None, gamma, smoothing, -100, 0, True, True)
-            wanted = functional.softmax_focal_loss(exact_logits, targets, label_smoothing=smoothing, **options)
+            found = native.softmax_focal(logits, targets, weight, alpha, gamma, smoothing, -100, 0, True, True)
+            options |= {"alpha": None if alpha is None else alpha.double(), "label_smoothing": smoothing}
+            wanted = functional.softmax_focal_loss(exact_logits, targets, **options)
         (slope,) = torch.autograd.grad(wanted.sum(), exact_logits)
     assert found.loss is not None
     assert found.slope is not None
@@ -297,6 +307,13 @@ def focal(kind: str, generator: torch.Generator) -> str:
     steepest = max(1.0, slope.abs().amax().item()) if slope.numel() else 1.0
     said = compare(found.loss, wanted, value_tolerance, largest)
     said = said or compare(found.slope, slope, slope_tolerance, steepest)
+    weighed = torch.where(targets == -100, 0.0, options["weight"] if weight is not None else 1.0)
+    hits = weighed * (targets == 1 if kind == "sigmoid" else targets != 0)
+    sums = torch.stack([wanted.detach().sum(), weighed.sum(), hits.sum()])
+    of_kernel = torch.tensor([found.loss_sum, found.weight, found.positive], dtype=torch.float64)
+    said = said or compare(of_kernel, sums, value_tolerance, largest * max(1, targets.numel()))
+    if not said and found.bad:
+        said = f"{found.bad} labels are bad"
     return said and f"{kind} focal, {dtype}, {shape}, gamma {gamma}, smoothing {smoothing}: {said}"
 
 

@@ -78,6 +78,26 @@ def test_live_share_is_of_weight_and_by_class(name: str) -> None:
 
 
 @every_loss
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_few_live_rows_among_many_remembered_get_a_gradient(name: str, weighted: bool) -> None:
+    # A tenth of a percent of the pool is live: the gradient is that of the whole pool, a thousand times as large.
+    (remembered, labels), (live, own) = batch(4000), batch(4)
+    weight = torch.rand(4004, dtype=torch.float64) + 0.1 if weighted else torch.ones(4004, dtype=torch.float64)
+    loss = LOSSES[name](1, queue_size=4000, reduction="none").double()
+    whole = LOSSES[name](1, queue_size=0, reduction="none")
+    of_queue, of_live, of_all = (
+        {"sample_weight": part} if weighted else {} for part in (weight[4:], weight[:4], weight)
+    )
+    loss(remembered, labels, **of_queue)
+    value, slope = slope_of(loss, live, own, **of_live)
+    expected, expected_slope = slope_of(whole, torch.cat([live, remembered]), torch.cat([own, labels]), **of_all)
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-9)
+    assert expected_slope[:4].abs().amax() > 0
+    share = weight[:4].sum() / weight.sum()
+    torch.testing.assert_close(slope, expected_slope[:4] / share, rtol=1e-6, atol=1e-9)
+
+
+@every_loss
 def test_class_without_live_rows_keeps_its_value_and_gets_no_gradient(name: str) -> None:
     loss = LOSSES[name](2, queue_size=64, reduction="none")
     labels = (torch.arange(64).reshape(32, 2) % 5 == 0).long()
