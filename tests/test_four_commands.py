@@ -202,11 +202,11 @@ def test_every_number_of_the_report_is_found_again(journey: Journey, name: str) 
     )
 
     curve, start = made.pop("curve"), made.pop("start")
-    at = np.array(curve["threshold"])
+    at = np.nextafter(curve["threshold"], np.inf)  # the lowest alert above each
     fpr, tpr, cuts = roc_curve(y, p, drop_intermediate=False)
     place = len(cuts) - 1 - np.searchsorted(cuts[::-1], at)
     assert (cuts[place] == at).all()
-    expected = {"threshold": at, "recall": tpr[place], "fpr": fpr[place]}
+    expected = {"threshold": np.nextafter(at, -np.inf), "recall": tpr[place], "fpr": fpr[place]}
     precision, _, cuts = precision_recall_curve(y, p)
     expected["precision"] = precision[np.searchsorted(cuts, at)]
     expected["lift"] = expected["precision"] / y.mean()
@@ -254,10 +254,10 @@ def test_every_number_of_the_report_is_found_again(journey: Journey, name: str) 
         assert f"can catch {100 * journey.share / y.mean():.3g} % of the positives at most" in says
 
     table = made.pop("table")
-    assert start in [int(np.flatnonzero(at == row["threshold"])[0]) for row in table]
+    assert start in [int(np.flatnonzero(at == np.nextafter(row["threshold"], np.inf))[0]) for row in table]
     for row in table:
-        here = int(np.flatnonzero(at == row["threshold"])[0])
-        (_, false), (_, true) = confusion_matrix(y, p >= row["threshold"])
+        here = int(np.flatnonzero(at == np.nextafter(row["threshold"], np.inf))[0])
+        (_, false), (_, true) = confusion_matrix(y, p > row["threshold"])
         assert (row["tp"], row["fp"]) == (true, false)
         for key, values in curve.items():
             assert row[key] == values[here]

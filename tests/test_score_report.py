@@ -42,7 +42,7 @@ def test_counts_equal_those_of_scikit_learn_on_all_rows(ties: bool, weight: str 
     curve = report(data, label="y", score="s", weight=weight)["curve"]
     weights = None if weight is None else data["w"]
     for at in np.linspace(0, len(curve["tp"]) - 1, 15).astype(int):
-        alerts = data["s"] >= curve["threshold"][at]
+        alerts = data["s"] > curve["threshold"][at]
         (_, fp), (_, tp) = confusion_matrix(data["y"], alerts, sample_weight=weights)
         assert (curve["tp"][at], curve["fp"][at]) == (tp, fp)
 
@@ -65,7 +65,7 @@ def test_many_groups_and_small_batches_count_as_one(monkeypatch: pytest.MonkeyPa
     assert report(data, label="y", score="s", weight="w", group="g") == whole
     assert len(whole["groups"]) == 13
     for at in (3, len(whole["curve"]["tp"]) // 2):
-        alerts = data["s"] >= whole["curve"]["threshold"][at]
+        alerts = data["s"] > whole["curve"]["threshold"][at]
         for name, group in whole["groups"].items():
             mine = data["g"].isna() if name == "missing" else data["g"] == name
             matrix = confusion_matrix(data["y"][mine], alerts[mine], sample_weight=data["w"][mine])
@@ -83,7 +83,7 @@ def test_many_groups_leave_a_page_that_opens(tmp_path: Path) -> None:
         assert made[name] == plain[name]
     assert made["curve"]["threshold"][made["start"]] == plain["curve"]["threshold"][plain["start"]]
     for at in (0, made["start"], len(made["curve"]["tp"]) // 2):
-        alerts = data["s"] >= made["curve"]["threshold"][at]
+        alerts = data["s"] > made["curve"]["threshold"][at]
         assert made["curve"]["tp"][at] == data["y"][alerts].sum()
         assert made["groups"]["17"]["tp"][at] == data["y"][alerts & (data["g"] == 17)].sum()
 
@@ -115,7 +115,7 @@ def test_page_opens_at_the_very_budget(
     above = pd.Series(spent)[w > 0].groupby(s).sum()[::-1].cumsum()  # a row of weight 0 is absent
     cut = above.index[above <= budget].min()
     curve, at = made["curve"], made["start"]
-    assert curve["threshold"][at] == cut
+    assert curve["threshold"][at] == np.nextafter(cut, -np.inf)  # strictly above it
     (_, fp), (_, tp) = confusion_matrix(y, s >= cut, sample_weight=w)
     assert (curve["fp"][at], curve["tp"][at], curve["rows"][at]) == (fp, tp, ((s >= cut) & (w > 0)).sum())
     for name, group in made["groups"].items():
@@ -156,7 +156,7 @@ def test_intervals_that_hold_wherever_are_those_of_the_band(weight: str | None) 
     curve = report(data, label="y", score="s", weight=weight)["curve"]
     found = band(data["s"].to_numpy(), data["y"].to_numpy(), None if weight is None else data["w"].to_numpy())
     # At least a score is above the next lower one, and all rows are above none.
-    above = np.searchsorted(-found.thresholds, -np.array(curve["threshold"][:-1]), side="right")
+    above = np.searchsorted(-found.thresholds, -np.nextafter(curve["threshold"][:-1], np.inf), side="right")
     for name in ("recall", "precision", "fpr"):
         for end, row in (("low", 1), ("high", 2)):
             ours = np.array(curve[f"{name}_anywhere_{end}"])
@@ -168,7 +168,7 @@ def test_intervals_at_a_cut_are_those_of_a_threshold() -> None:
     data = drawn(3_000)
     made = report(data, label="y", score="s", weight="w")["curve"]
     at = find_threshold(data["s"].to_numpy(), data["y"].to_numpy(), "recall@fpr=5%", data["w"].to_numpy())
-    place = int(np.flatnonzero(np.array(made["threshold"]) > at.threshold.value)[-1])
+    place = int(np.flatnonzero(np.array(made["threshold"]) >= at.threshold.value)[-1])
     for name in ("recall", "precision", "fpr"):
         ours, theirs = [made[f"{name}{end}"][place] for end in ("", "_low", "_high")], getattr(at, name)
         assert ours == pytest.approx([theirs.value, theirs.low, theirs.high])
@@ -180,11 +180,104 @@ def test_page_opens_at_a_given_threshold(at: float) -> None:
     made = report(data, label="y", score="s", group="g", objective="recall@top=1%", threshold=at)
     curve, start = made["curve"], made["start"]
     assert (curve["threshold"][start], made["start_is"]) == (at, "the threshold that was given")
-    (_, fp), (_, tp) = confusion_matrix(data["y"], data["s"] >= at)
+    (_, fp), (_, tp) = confusion_matrix(data["y"], data["s"] > at)
     assert (curve["fp"][start], curve["tp"][start]) == (fp, tp)
     for beyond in (1e9, float("nan")):
-        with pytest.raises(ValueError, match="outside the scores, which reach from"):
+        with pytest.raises(ValueError, match="no score is above the threshold"):
             report(data, label="y", score="s", threshold=beyond)
+
+
+def test_a_threshold_below_all_scores_alerts_everybody() -> None:
+    data = drawn()
+    for threshold in (-np.inf, data["s"].min() - 1):
+        made = report(data, label="y", score="s", threshold=threshold)
+        assert made["curve"]["rows"][made["start"]] == len(data)
+
+
+def test_rows_at_the_threshold_itself_are_no_alerts() -> None:
+    data = drawn(ties=True)
+    at = float(data["s"].median())
+    assert (data["s"] == at).sum() > 1
+    made = report(data, label="y", score="s", threshold=at)
+    assert made["curve"]["rows"][made["start"]] == (data["s"] > at).sum()
+
+
+def test_costs_choose_within_a_capacity() -> None:
+    data = drawn()
+    free = report(data, label="y", score="s", fn_cost=1_000, fp_cost=1)
+    bound = report(data, label="y", score="s", objective="recall@top=10%", fn_cost=1_000, fp_cost=1)
+    alerts = [made["curve"]["rows"][made["start"]] for made in (free, bound)]
+    assert alerts[0] > 0.1 * len(data) >= alerts[1]
+    assert "within 10 % of the rows" in bound["start_is"]
+    costs = np.array(bound["curve"]["cost"])[: bound["start"] + 1]
+    assert costs.min() == costs[-1]
+
+
+@pytest.mark.parametrize("mark", ["", "NA", "NULL", "None", "n/a", "<NA>", "nan"])
+def test_rows_without_a_label_are_left_out_however_that_is_marked(mark: str, tmp_path: Path) -> None:
+    data = drawn(3_000)
+    text = data["y"].astype(str).where(np.arange(3_000) % 3 > 0, mark)
+    data.assign(y=text).to_csv(tmp_path / "scores.csv", index=False)
+    made = report(tmp_path / "scores.csv", label="y", score="s")
+    assert made["left_out"]["label"] == 1_000
+    kept = data[np.arange(3_000) % 3 > 0]
+    assert made["average_precision"]["value"] == pytest.approx(average_precision_score(kept["y"], kept["s"]))
+
+
+def test_a_class_may_be_called_none(tmp_path: Path) -> None:
+    data = drawn(3_000)
+    data.assign(y=np.where(data["y"] == 1, "Fraud", "None")).to_csv(tmp_path / "scores.csv", index=False)
+    made = report(tmp_path / "scores.csv", label="y", score="s", positive="Fraud")
+    assert (made["left_out"]["label"], made["labels"]["negative"]) == (0, "None")
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize(
+    ("no", "yes", "positive"),
+    [(False, True, "True"), (False, True, "1"), (0.0, 1.0, "1"), (0, 1, "1.0"), ("no", "yes", "yes"), ("N", "Y", "Y")],
+)
+def test_the_positive_label_is_found_however_it_is_written(
+    kind: str, no: Any, yes: Any, positive: str, tmp_path: Path
+) -> None:
+    data = drawn(3_000)
+    path, labels = tmp_path / f"scores.{kind}", np.where(data["y"] == 1, yes, no)
+    written = data.assign(y=labels)
+    written.to_csv(path, index=False) if kind == "csv" else written.to_parquet(path)
+    made = report(path, label="y", score="s", positive=positive)
+    assert made["positives"] == data["y"].sum()
+
+
+def test_the_named_file_is_read_whole_and_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, other = drawn(1_000), drawn(2_000)
+    (tmp_path / "s=5").mkdir()
+    for name in ("scores[1].csv", "a*b?.csv", "s=5/x.csv", "~.csv", "it's.csv"):
+        own.to_csv(tmp_path / name, index=False)
+    for name in ("scores1.csv", "aXbY.csv"):
+        other.to_csv(tmp_path / name, index=False)
+    monkeypatch.chdir(tmp_path)
+    expected = report(own, label="y", score="s")["average_precision"]["value"]
+    for name in ("scores[1].csv", "a*b?.csv", "s=5/x.csv", "~.csv", "it's.csv"):
+        made = report(name, label="y", score="s")
+        assert (made["rows"], made["average_precision"]["value"]) == (1_000, pytest.approx(expected, rel=1e-12))
+
+
+def test_groups_that_look_alike_stay_apart(tmp_path: Path) -> None:
+    data = drawn(4_000)
+    names = np.array(["1e2", "100", "yes", "true", "missing", ""])
+    data["g"] = names[np.arange(4_000) % 6]
+    data.to_csv(tmp_path / "scores.csv", index=False)
+    made = report(tmp_path / "scores.csv", label="y", score="s", group="g")
+    assert sorted(made["groups"]) == sorted([*names[:5], "missing (no value)"])
+
+
+def test_a_probability_may_miss_one_by_rounding() -> None:
+    data = drawn(3_000)
+    data["p"] = 1 / (1 + np.exp(-data["s"]))
+    data.loc[:3, "p"] = [1 + 2e-16, -2e-16, 1.0, 0.0]
+    assert report(data, label="y", score="p", probability="probability")["calibration"]
+    data.loc[0, "p"] = 1.01
+    with pytest.raises(ValueError, match="no probabilities"):
+        report(data, label="y", score="p", probability="probability")
 
 
 def test_groups_and_calibration_add_up() -> None:
@@ -193,7 +286,7 @@ def test_groups_and_calibration_add_up() -> None:
     made = report(data, label="y", score="p", group="g", probability="probability", objective="recall@top=0.5%")
     at = made["start"]
     assert made["curve"]["alerts"][at] == 100
-    alerts = data["p"] >= made["curve"]["threshold"][at]
+    alerts = data["p"] > made["curve"]["threshold"][at]
     for name, group in made["groups"].items():
         mine = data["g"] == name
         assert group["recall"][at] == pytest.approx(recall_score(data["y"][mine], alerts[mine]))
@@ -317,7 +410,7 @@ def test_dragging_on_the_page_gives_the_numbers_of_scikit_learn(tmp_path: Path) 
     assert [seen[0][0], seen[1][0], seen[2][0]] == [made["start"], 50, 900]
     assert len({row[0] for row in seen}) == 5  # the pointer moved it too, twice
     for number, (at, caught, false, missed, precision, recall, cost, anywhere) in enumerate(seen):
-        alerts = data["s"] >= made["curve"]["threshold"][at]
+        alerts = data["s"] > made["curve"]["threshold"][at]
         (_, fp), (fn, tp) = confusion_matrix(data["y"], alerts)
         price = (100 if number < 3 else 7) * fn + 5 * fp
         assert [int(text.replace(",", "")) for text in (caught, false, missed, cost)] == [tp, fp, fn, price]
@@ -335,7 +428,7 @@ def test_page_opens_where_the_objective_says() -> None:
 
     def opened(objective: str) -> tuple[float, str]:
         made = report(data, label="y", score="s", objective=objective)
-        return made["curve"]["threshold"][made["start"]], made["start_is"]
+        return np.nextafter(made["curve"]["threshold"][made["start"]], np.inf), made["start_is"]
 
     kept = np.unique(s)
     recalls = np.array([recall_score(y, s >= at) for at in kept])

@@ -57,7 +57,7 @@ def report(
             )
     curve, start = made["curve"], made["start"]
     typer.echo(
-        f"{curve['alerts'][start]:,.10g} alerts (score at least {curve['threshold'][start]:.6g}) catch "
+        f"{curve['alerts'][start]:,.10g} alerts (score above {curve['threshold'][start]:.6g}) catch "
         f"{curve['tp'][start]:,.10g} of {made['positives']:,.10g}: {made['start_is']}."
     )
     typer.echo(f"Written: {out / 'report.html'} and {out / 'report.json'}")

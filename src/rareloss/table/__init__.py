@@ -10,6 +10,7 @@ from rareloss.extras import late
 if TYPE_CHECKING:
     from rareloss.table.files import refuse_overwriting, whole_file, writable
     from rareloss.table.folds import Fold, split
+    from rareloss.table.missing import MISSING
     from rareloss.table.source import (
         Column,
         DataError,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "MISSING",
     "Column",
     "DataError",
     "Fold",
@@ -44,6 +46,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "MISSING": "rareloss.table.missing",
     "Column": "rareloss.table.source",
     "DataError": "rareloss.table.source",
     "Fold": "rareloss.table.folds",

@@ -14,7 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
 from rareloss.decisions.intervals import Sums, at_all_cuts, share_of_weight
-from rareloss.decisions.reporting.stream import Budget, Counts, count
+from rareloss.decisions.reporting.stream import Budget, Counts, count, lowest_alert
 from rareloss.objectives import Objective
 
 __all__ = ["report"]
@@ -52,7 +52,7 @@ def report(
         label, score, group, weight: columns; rows without a label are left out and counted.
         positive: value of the label that is positive, where labels are not 0 and 1.
         objective: the operating point where the page opens.
-        threshold: the score where it opens instead, such as that of a model in use; a row alarms from it upwards.
+        threshold: the score where it opens instead, such as that of a model in use; rows above it are alerts.
         fn_cost, fp_cost: cost of a missed positive and of a false alarm; given together.
         probability: ``"probability"`` or ``"logit"``, for calibration; None: scores are neither.
         drop_missing_scores: leave out rows without a score, and count them; they are refused by default.
@@ -85,7 +85,7 @@ def report(
     counts = count(
         data, label=label, score=score, group=group, weight=weight, positive=positive,
         drop_missing_scores=drop_missing_scores, probability=probability,
-        budget=None if fn_cost is not None or threshold is not None else _budget(point), threshold=threshold,
+        budget=_budget(point, fn_cost) if threshold is None else None, threshold=threshold,
     )  # fmt: skip
     results = _results(counts, point, threshold, fn_cost, fp_cost)
     results["columns"] = {"label": label, "score": score, "group": group, "weight": weight}
@@ -125,7 +125,8 @@ def _results(
 ) -> dict[str, Any]:
     start, how = _start(counts, point, fn_cost, fp_cost)
     if threshold is not None:
-        start, how = int(np.flatnonzero(counts.thresholds == threshold)[0]), "the threshold that was given"
+        lowest = lowest_alert(threshold, counts.thresholds[-1])
+        start, how = int(np.flatnonzero(counts.thresholds == lowest)[0]), "the threshold that was given"
     precise = _average_precision(counts)
     spent = counts.tp + counts.fp
     at = np.searchsorted(spent, spent[-1] * np.array(SHARES) * (1 + 1e-12), side="right") - 1
@@ -136,7 +137,9 @@ def _results(
     hits, false = Sums(tp, counts.tp_squared), Sums(fp, counts.fp_squared)
     shares = _shares(hits, false)
     curve = {
-        "threshold": counts.thresholds, "rows": counts.alerts, "alerts": tp + fp, "tp": tp, "fp": fp,
+        # Rows above it are alerts: the next number below the lowest of them.
+        "threshold": np.nextafter(counts.thresholds, -np.inf), "rows": counts.alerts,
+        "alerts": tp + fp, "tp": tp, "fp": fp,
         "lift": (tp / (tp + fp)) / (tp[-1] / (tp[-1] + fp[-1])),
         **{f"{name}{end}": share[key] for name, share in shares.items()
            for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))},
@@ -200,7 +203,12 @@ def _start(counts: Counts, point: Objective, fn_cost: float | None, fp_cost: flo
     """The threshold where the page opens, and why that one."""
     tp, fp = counts.tp, counts.fp
     if fn_cost is not None and fp_cost is not None:
-        return int(np.argmin(fn_cost * (tp[-1] - tp) + fp_cost * fp)), "the least cost on these rows"
+        budget, how = _budget(point, fn_cost), "the least cost on these rows"
+        place = len(tp) - 1 if budget is None else budget.place(tp, fp)
+        within = slice(0, max(place, 0) + 1)
+        if budget is not None:
+            how += f" within {100 * (point.budget or 0):g} % {_of(point)}"
+        return int(np.argmin((fn_cost * (tp[-1] - tp) + fp_cost * fp)[within])), how
     recall, precision = tp / tp[-1], tp / (tp + fp)
     if point.recall is not None:
         return int(np.argmax(recall >= point.recall)), f"the fewest alerts kept that catch {100 * point.recall:g} %"
@@ -210,14 +218,13 @@ def _start(counts: Counts, point: Objective, fn_cost: float | None, fp_cost: flo
         if not len(enough):
             return int(np.argmax(precision)), f"the highest precision, since no threshold gives {how}"
         return int(enough[-1]), f"the most alerts kept at {how}"
-    budget = _budget(point)
+    budget = _budget(point, None)
     if budget is None:
         utility = point.utility(torch.from_numpy(tp), torch.from_numpy(fp))
         return int(utility.argmax()), f"the highest {point.name}"
     how = "the most alerts that are no more than there are positives"
     if point.budget is not None:
-        of = "of the negatives" if point.quantile is None else "of the rows"
-        how = f"the most alerts within {100 * point.budget:g} % {of}"
+        how = f"the most alerts within {100 * point.budget:g} % {_of(point)}"
         best = point.best_value(tp[-1] / (tp[-1] + fp[-1]))
         if best < 1:
             how += f", which can catch {100 * best:.3g} % of the positives at most"
@@ -225,11 +232,18 @@ def _start(counts: Counts, point: Objective, fn_cost: float | None, fp_cost: flo
     return (place, how) if place >= 0 else (0, "the highest score, since no threshold keeps within the budget")
 
 
-def _budget(point: Objective) -> Budget | None:
-    """What may be alerted, where the objective says; for average precision as many as there are positives."""
+def _budget(point: Objective, fn_cost: float | None) -> Budget | None:
+    """What may be alerted, where the objective says; for average precision as many as there are positives.
+
+    Costs choose among what a capacity allows; average precision allows all.
+    """
     if not point.sets_threshold:
-        return Budget(None)
+        return Budget(None) if fn_cost is None else None
     return None if point.budget is None else Budget(point.budget, negatives=point.quantile is None)
+
+
+def _of(point: Objective) -> str:
+    return "of the negatives" if point.quantile is None else "of the rows"
 
 
 def _average_precision(counts: Counts) -> dict[str, Any]:

@@ -5,6 +5,7 @@ the second sorts each batch and looks the thresholds up in it; the third, where 
 rows between the two thresholds on its sides.
 """
 
+import glob
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,9 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Budget", "Counts", "count"]
+from rareloss.table import MISSING
+
+__all__ = ["Budget", "Counts", "count", "lowest_alert"]
 
 Array = NDArray[np.float64]
 
@@ -26,6 +29,7 @@ AT_POSITIVES = 4_000  # up to so many distinct scores of positives are all thres
 SAMPLE = 200_000  # distinct scores, of which the thresholds over the other ranks are chosen
 BATCH = 1_000_000
 FEW_PARTS = 8  # up to so many parts of a batch are taken by masks, and more by sorting their numbers
+ROUNDING = 1e-9  # by so much a sum of probabilities may miss 0 or 1
 BINS = 20  # of the reliability curve
 MOST_GROUPS = 200
 MEMORY = "768MB"  # of DuckDB; beside it stand Python, the batch and its copies
@@ -33,12 +37,13 @@ MOST_LABELS = 20  # so many are looked at before a label is called unknown
 TRUE, FALSE = ("1", "1.0", "true"), ("0", "0.0", "false")
 NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT",
            "UHUGEINT", "FLOAT", "DOUBLE", "DECIMAL")  # fmt: skip
+_CSV = ", header = true, sample_size = 200000"
 UNLABELLED, OTHER = 2, 3  # codes of rows without a label, and with one that is neither; 0 is negative, 1 positive
 
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """Hold what lies at or above each threshold; ties are whole.
+    """Hold what lies at or above each kept score; ties are whole.
 
     Attributes:
         thresholds: kept scores, downwards, ``[K]``; the last one is the least score.
@@ -120,12 +125,12 @@ def count(
         drop_missing_scores: leave out rows whose score is missing or NaN, and count them; refused by default.
         probability: ``"probability"`` or ``"logit"``: what the score is; None: neither.
         budget: the lowest score that keeps within it becomes a threshold too.
-        threshold: so does this number, which need be nobody's score.
+        threshold: so does the least number above this one, which need be nobody's score: rows above it are alerts.
 
     Raises:
         ValueError: a file, column or value that cannot be used; the message says which and what to do.
     """
-    with _connected(data) as (connection, source):
+    with _connected(data, [label] if group is None else [label, group]) as (connection, source):
         return _count(
             connection,
             source,
@@ -142,7 +147,7 @@ def count(
 
 
 @contextmanager
-def _connected(data: Any) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
+def _connected(data: Any, texts: list[str]) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
     if isinstance(data, (str, Path)):
         path = Path(data)
         if not path.is_file():
@@ -152,11 +157,11 @@ def _connected(data: Any) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
         reader = {".parquet": "read_parquet", ".pq": "read_parquet"}.get(path.suffix.lower())
         if reader is None and not {".csv", ".tsv", ".txt"} & {suffix.lower() for suffix in path.suffixes}:
             raise ValueError(f"{path} has an unknown ending; csv and parquet files are read")
-        options = "" if reader else ", header = true, sample_size = 200000"
-        name = str(path).replace("'", "''")
-        source = f"{reader or 'read_csv'}('{name}'{options})"
+        # The named file alone: no pattern, no home, no protocol, and no column from the name of a folder.
+        name = _text(glob.escape(str(path.absolute())))
+        source = f"{reader or 'read_csv'}({name}, hive_partitioning = false" + (")" if reader else _CSV)
     elif hasattr(data, "columns"):
-        source = "given"
+        source = reader = "given"
     else:
         raise TypeError(f"data must be a path or a data frame, got {type(data).__name__}")
     with tempfile.TemporaryDirectory() as spill:
@@ -170,6 +175,11 @@ def _connected(data: Any) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
             if source == "given":
                 connection.register("given", data)
             try:
+                if reader is None:
+                    known = [row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {source})").fetchall()]
+                    # Labels and groups stay text: 1e2 is no 100, and yes no true.
+                    types = ", ".join(f"{_text(column)}: 'VARCHAR'" for column in texts if column in known)
+                    source += f", types = {{{types}}})" if types else ")"
                 yield connection, source
             except duckdb.Error as error:
                 reason = str(error).strip().splitlines()[0]
@@ -243,7 +253,7 @@ def _count(
     for batch in rows.all():
         seen.add(**batch)
     if seen.other:
-        values = _values(connection, source, label)
+        values, _ = _values(connection, source, label)
         raise ValueError(
             f"labels other than 0 and 1 in {label!r}: {', '.join(values[:5])}; say which is positive (positive=...)"
         )
@@ -260,19 +270,21 @@ def _count(
             f"{seen.kept:,} rows are left with {seen.positives:,} positives ({label} = {positive}); both classes are "
             "needed"
         )
-    if probability == "probability" and (seen.least < 0 or seen.most > 1):
+    if probability == "probability" and not -ROUNDING <= seen.least <= seen.most <= 1 + ROUNDING:
         raise ValueError(f"scores reach from {seen.least:g} to {seen.most:g}, so they are no probabilities; say logit")
 
-    if threshold is not None and not seen.least <= threshold <= seen.most:
+    if threshold is not None and not threshold < seen.most:
         raise ValueError(
-            f"threshold {threshold:g} is outside the scores, which reach from {seen.least:g} to {seen.most:g}"
+            f"no score is above the threshold {threshold:g}, so nobody is alerted; the scores reach from "
+            f"{seen.least:g} to {seen.most:g}"
         )
 
-    names = [] if group is None else _group_names(connection, source, group)
-    more = {}
+    names: list[str] = []
+    more: dict[str, str] = {}
     if group is not None:
+        names, none = _group_names(connection, source, group)
         listed = ", ".join(map(_text, names))
-        more["g"] = f"enum_code(coalesce({_quoted(group)}::VARCHAR, 'missing')::ENUM({listed}))"
+        more["g"] = f"enum_code(coalesce({_quoted(group)}::VARCHAR, {_text(none)})::ENUM({listed}))"
     thresholds, parts = seen.thresholds(threshold), max(1, len(names))
     above, reliability = _counted(rows.counted(more), thresholds, parts, probability)
     if budget is not None:
@@ -298,15 +310,7 @@ def _labels(
     """Find what the two labels are called, and the SQL of a row's code."""
     column = _quoted(label)
     text = f"{column}::VARCHAR"
-    if positive is not None:
-        values = _values(connection, source, label)
-        if positive not in values and len(values) <= MOST_LABELS:
-            raise ValueError(f"no label in {label!r} is {positive!r}; the labels are {', '.join(values[:5])}")
-        others = [value for value in values if value != positive]
-        missing = f"{column} IS NULL OR lower({text}) = 'nan'"
-        code = f"CASE WHEN {missing} THEN {UNLABELLED} ELSE ({text} = {_text(positive)})::INTEGER END"
-        return others[0] if len(others) == 1 else "the rest", positive, code
-    if kind == "BOOLEAN" or kind.startswith(NUMBERS):  # comparing numbers is faster than comparing text
+    if positive is None and (kind == "BOOLEAN" or kind.startswith(NUMBERS)):  # numbers are compared faster than text
         value = f"{column}::DOUBLE"
         code = (
             f"CASE WHEN {value} = 0 THEN 0 WHEN {value} = 1 THEN 1 WHEN {column} IS NULL OR isnan({value}) "
@@ -314,30 +318,79 @@ def _labels(
         )
         zero, one = connection.execute(f"SELECT 0::{kind}::VARCHAR, 1::{kind}::VARCHAR").fetchall()[0]
         return zero, one, code
-    values = _values(connection, source, label)
+    values, marks = _values(connection, source, label)
+    missing = f"{column} IS NULL OR {text} IN ({', '.join(map(_text, marks))})"
+    if positive is not None:
+        alike = [value for value in values if _same(value, positive)]
+        if not alike and len(values) <= MOST_LABELS:
+            raise ValueError(f"no label in {label!r} is {positive!r}; the labels are {', '.join(values[:5])}")
+        alike = alike or [positive]
+        others = [value for value in values if value not in alike]
+        code = f"CASE WHEN {missing} THEN {UNLABELLED} ELSE ({text} IN ({', '.join(map(_text, alike))}))::INTEGER END"
+        return others[0] if len(others) == 1 else "the rest", alike[0], code
     ones, zeros = ([value for value in values if value.lower() in truths] for truths in (TRUE, FALSE))
     code = (
-        f"CASE WHEN {column} IS NULL OR lower({text}) = 'nan' THEN {UNLABELLED} "
+        f"CASE WHEN {missing} THEN {UNLABELLED} "
         f"WHEN lower({text}) IN {TRUE} THEN 1 WHEN lower({text}) IN {FALSE} THEN 0 ELSE {OTHER} END"
     )
     return zeros[0] if zeros else "0", ones[0] if ones else "1", code
 
 
-def _values(connection: duckdb.DuckDBPyConnection, source: str, label: str) -> list[str]:
+def _same(value: str, positive: str) -> bool:
+    """Whether two texts are one label: the same text, or one number or truth value written in two ways."""
+
+    def plain(text: str) -> str | float:
+        try:
+            return float({"true": "1", "false": "0"}.get(text.lower(), text))
+        except ValueError:
+            return text
+
+    return plain(value) == plain(positive)
+
+
+def _values(connection: duckdb.DuckDBPyConnection, source: str, label: str) -> tuple[list[str], list[str]]:
+    """Return some labels, and which texts mean that there is none.
+
+    Where all others are numbers or truth values these are all marks of a reader; else a class may be called None.
+    """
     column = f"{_quoted(label)}::VARCHAR"
+    none = ", ".join(map(_text, MISSING))
     found = connection.execute(
         f"""SELECT {column} FROM (SELECT DISTINCT {_quoted(label)} FROM {source})
-            WHERE {column} IS NOT NULL AND lower({column}) <> 'nan' LIMIT {MOST_LABELS + 1}"""
+            WHERE {column} IS NOT NULL AND {column} NOT IN ({none}) LIMIT {MOST_LABELS + 1}"""
     ).fetchall()
-    return sorted(str(row[0]) for row in found)
+    values = sorted(str(row[0]) for row in found)
+    if all(_is_number(value) for value in values):
+        return values, list(MISSING)
+    marks = ["", *(mark for mark in MISSING if mark.lower() == "nan")]
+    named = ", ".join(_text(mark) for mark in MISSING if mark not in marks)
+    more = connection.execute(f"SELECT DISTINCT {column} FROM {source} WHERE {column} IN ({named})").fetchall()
+    return sorted([*values, *(str(row[0]) for row in more)]), marks
 
 
-def _group_names(connection: duckdb.DuckDBPyConnection, source: str, group: str) -> list[str]:
-    name = f"coalesce({_quoted(group)}::VARCHAR, 'missing')"
-    rows = connection.execute(f"SELECT DISTINCT {name} FROM {source} LIMIT {MOST_GROUPS + 1}").fetchall()
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return text.lower() in ("true", "false")
+    return True
+
+
+def _group_names(connection: duckdb.DuckDBPyConnection, source: str, group: str) -> tuple[list[str], str]:
+    """Return the groups, and what rows without one are called: not as any group is."""
+    rows = connection.execute(
+        f"SELECT DISTINCT {_quoted(group)}::VARCHAR FROM {source} LIMIT {MOST_GROUPS + 1}"
+    ).fetchall()
     if len(rows) > MOST_GROUPS:
         raise ValueError(f"column {group!r} has more than {MOST_GROUPS} values; name one with fewer groups")
-    return sorted(str(row[0]) for row in rows)
+    names = [str(row[0]) for row in rows if row[0] is not None]
+    none = "missing" if "missing" not in names else "missing (no value)"
+    return sorted(names if len(names) == len(rows) else [*names, none]), none
+
+
+def lowest_alert(threshold: float, least: float) -> float:
+    """Return the lowest number that is an alert: strictly above the threshold, and no lower than the least score."""
+    return max(float(np.nextafter(threshold, np.inf)), least)
 
 
 # ---------------------------------------------------------------------------------------------------- the first pass
@@ -434,7 +487,7 @@ class _Seen:
 
     def thresholds(self, more: float | None) -> Array:
         """Choose scores: all of the top, all of the positives where they are few, and ranks in equal ratios."""
-        chosen = [self.top, np.array([self.least] if more is None else [self.least, more])]
+        chosen = [self.top, np.array([self.least] if more is None else [self.least, lowest_alert(more, self.least)])]
         for sample, most in ((self.of_all, SPREAD), (self.of_positives, AT_POSITIVES)):
             sample.merge()
             values = sample.values[::-1]
@@ -512,7 +565,7 @@ def _add(above: Array, s: Array, w: Array | None, upwards: Array) -> None:
 
 def _reliability(s: Array, code: NDArray[np.uint8], w: Array | None, probability: str) -> Array:
     """Sum weight, weight of positives and weighted probability per bin, ``[B, 3]``."""
-    p = s if probability == "probability" else 1 / (1 + np.exp(-s.clip(-700, 700)))
+    p = s.clip(0, 1) if probability == "probability" else 1 / (1 + np.exp(-s.clip(-700, 700)))
     bin_of = np.minimum((p * BINS).astype(int), BINS - 1)
     w = np.ones(len(s)) if w is None else w
     return np.stack([np.bincount(bin_of, value, minlength=BINS) for value in (w, w * code, w * p)], axis=1)
