@@ -10,7 +10,7 @@ from rareloss.extras import late
 if TYPE_CHECKING:
     from rareloss.table.files import refuse_overwriting, whole_file, writable
     from rareloss.table.folds import Fold, split
-    from rareloss.table.missing import MISSING
+    from rareloss.table.missing import MISSING, NOT_A_NUMBER
     from rareloss.table.source import (
         Column,
         DataError,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MISSING",
+    "NOT_A_NUMBER",
     "Column",
     "DataError",
     "Fold",
@@ -46,6 +47,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "NOT_A_NUMBER": "rareloss.table.missing",
     "MISSING": "rareloss.table.missing",
     "Column": "rareloss.table.source",
     "DataError": "rareloss.table.source",

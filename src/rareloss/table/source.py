@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 from pandas.api import types
 
+from rareloss.table.missing import MISSING, NOT_A_NUMBER
+
 __all__ = [
     "Column",
     "DataError",
@@ -48,6 +50,13 @@ PURE = 0.95
 # And so does a column that ranks a class by itself this well; looked for on so many rows.
 GIVEN_AWAY = 0.95
 MOST_ROWS_TO_LOOK_AT = 200_000
+
+# 1,234.50 and 1 234.50, with or without a sign of money or percent; (12.50) is negative.
+AMOUNT = r"[-+\u2212]?\(?[-+\u2212]?{sign}?\s?([1-9]\d{{0,2}}([, \u00a0]\d{{3}})+|\d+)(\.\d+)?\s?{sign}?\)?".format(
+    sign=r"[$\u20ac\u00a3\u00a5%]"
+)
+# How a csv is read: an empty cell is missing, and other text is judged by the column.
+_TEXT_AS_IT_IS: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
 
 # How people write dates where they do not write 2013-07-31.
 DATES = [
@@ -314,7 +323,7 @@ def _is_csv(path: Path) -> bool:
 
 def _source(data: str | Path | pd.DataFrame | None, group: str | None, time: str | None) -> _Source:
     if isinstance(data, pd.DataFrame):
-        return _Source("frame", data, None, group)
+        return _Source("frame", _with_index(data), None, group)
     if data is not None and not isinstance(data, (str, Path)):
         raise DataError(f"data must be a pandas DataFrame, a path, 'flights' or 'digits', got {type(data).__name__}")
     if data is None or data == "flights":
@@ -337,7 +346,7 @@ def _file(path: Path, group: str | None, time: str | None) -> _Source:
         if kinds[-1:] == [".npz"]:
             return _npz(path, name, group, time)
         if kinds[-1:] in ([".parquet"], [".pq"]):
-            return _Source(name, pd.read_parquet(path), None, group)
+            return _Source(name, _with_index(pd.read_parquet(path)), None, group)
         if _is_csv(path):
             return _Source(name, _csv(path), None, group)
     except DataError:
@@ -348,6 +357,14 @@ def _file(path: Path, group: str | None, time: str | None) -> _Source:
             f"{path} cannot be read: {reason}; a whole csv (UTF-8), parquet or npz file was expected"
         ) from error
     raise DataError(f"{path} has an unknown ending; csv, parquet and npz files are read")
+
+
+def _with_index(frame: pd.DataFrame) -> pd.DataFrame:
+    """Make a column of each level of an index that has a name; one without a name only numbers the rows."""
+    named = [name for name in frame.index.names if name is not None]
+    if taken := [name for name in named if name in frame.columns]:
+        raise DataError(f"{_listed(taken)} names both a column and the index; drop the index (reset_index(drop=True))")
+    return frame.reset_index(level=named) if named else frame
 
 
 def separator(path: Path) -> tuple[str, list[str]]:
@@ -375,9 +392,11 @@ def _csv(path: Path) -> pd.DataFrame:
         decimals = (".", ",") if mark == ";" else (".",)
         try:
             tables = [
-                pd.read_csv(path, sep=mark, decimal=point, index_col=False, low_memory=False) for point in decimals
+                pd.read_csv(path, sep=mark, decimal=point, index_col=False, low_memory=False, **_TEXT_AS_IT_IS)
+                for point in decimals
             ]
-            table = max(tables, key=lambda table: table.select_dtypes("number").shape[1])
+            tables = [_marks_read(table) for table in tables]
+            table: pd.DataFrame = max(tables, key=lambda table: table.select_dtypes("number").shape[1])
         except pd.errors.ParserWarning as error:
             raise DataError(
                 f"{path} has rows longer than its header of {len(names)} columns; make them alike"
@@ -389,6 +408,27 @@ def _csv(path: Path) -> pd.DataFrame:
                 numbers = values.str.replace(",", ".", regex=False)
                 table[name] = numbers if _numbers_in_text(numbers)[0] else values
     return table
+
+
+def _marks_read(table: pd.DataFrame) -> pd.DataFrame:
+    """Read the marks that mean "missing": all of them where a column's other values are numbers or flags.
+
+    Elsewhere text is kept: NA may be a country, and None a class.
+    """
+    read = {}
+    for name in table.columns:
+        values = table[name]
+        if not _text(values):
+            continue
+        rest = values.mask(values.isin(MISSING))
+        flags = rest.str.lower().map({"true": True, "false": False})
+        if rest.notna().any() and rest.count() < values.count() and _to_numbers(rest).count() == rest.count():
+            read[name] = _to_numbers(rest)
+        elif rest.notna().any() and flags.count() == rest.count():
+            read[name] = flags.astype("boolean")
+        else:
+            read[name] = values.mask(values.isin(NOT_A_NUMBER))
+    return table.assign(**read)
 
 
 def _npz(path: Path, name: str, group: str | None, time: str | None) -> _Source:
@@ -746,6 +786,8 @@ def _numbers(column: Column, values: pd.Series) -> pd.Series:
         return pd.Series(values.dt.total_seconds())
     if _numeric(values):
         return values.astype("float64")
+    if _text(values):
+        values = values.mask(values.isin(MISSING))
     if values.isna().all():
         return pd.Series(np.nan, values.index, name=values.name, dtype="float64")
     if not _text(values):
@@ -768,7 +810,17 @@ def _numbers(column: Column, values: pd.Series) -> pd.Series:
 
 
 def _to_numbers(text: pd.Series) -> pd.Series:
-    return pd.to_numeric(text, errors="coerce").astype("float64")
+    """Read numbers, also with thousands marks, a sign of money or percent, or in parentheses for a negative one."""
+    numbers = pd.to_numeric(text, errors="coerce").astype("float64")
+    odd = text[numbers.isna() & text.notna()].str.strip()
+    amounts = odd.str.fullmatch(AMOUNT)
+    # One comma that is no thousands mark is a decimal comma, and so are the others.
+    if not amounts.any() or odd[~amounts].str.contains(r"\d,\d").any():
+        return numbers
+    odd = odd[amounts]
+    size = pd.to_numeric(odd.str.replace(r"[^\d.]", "", regex=True))
+    negative = odd.str.contains(r"[-(\u2212]")
+    return numbers.fillna(size.where(~negative, -size).astype("float64"))
 
 
 def _unread(text: pd.Series, numbers: pd.Series) -> pd.Series:
@@ -782,9 +834,12 @@ def _numbers_in_text(column: pd.Series) -> tuple[bool, list[str]]:
     if not _text(column):
         return False, []
     numbers = _to_numbers(column)
-    if numbers.count() < SHARE_OF_NUMBERS * column.count() or numbers.nunique() <= MOST_FRACTIONAL_CLASSES:
-        return False, []
     junk = column[numbers.isna() & column.notna()]
+    few = numbers.count() < SHARE_OF_NUMBERS * column.count() or numbers.nunique() <= MOST_FRACTIONAL_CLASSES
+    # The only text among numbers, without a digit, is a mark for "missing", however often it comes.
+    one_mark = numbers.count() > 0 and junk.nunique() == 1 and not junk.str.contains(r"\d").any()
+    if few and not one_mark:
+        return False, []
     if junk.empty:
         return True, [f"text in {column.name!r} was read as numbers"]
     said = _count(len(junk), "value")

@@ -17,7 +17,7 @@ import duckdb
 import numpy as np
 from numpy.typing import NDArray
 
-from rareloss.table import MISSING
+from rareloss.table import MISSING, NOT_A_NUMBER
 
 __all__ = ["Budget", "Counts", "count", "lowest_alert"]
 
@@ -362,10 +362,9 @@ def _values(connection: duckdb.DuckDBPyConnection, source: str, label: str) -> t
     values = sorted(str(row[0]) for row in found)
     if all(_is_number(value) for value in values):
         return values, list(MISSING)
-    marks = ["", *(mark for mark in MISSING if mark.lower() == "nan")]
-    named = ", ".join(_text(mark) for mark in MISSING if mark not in marks)
+    named = ", ".join(_text(mark) for mark in MISSING if mark not in NOT_A_NUMBER)
     more = connection.execute(f"SELECT DISTINCT {column} FROM {source} WHERE {column} IN ({named})").fetchall()
-    return sorted([*values, *(str(row[0]) for row in more)]), marks
+    return sorted([*values, *(str(row[0]) for row in more)]), list(NOT_A_NUMBER)
 
 
 def _is_number(text: str) -> bool:

@@ -1,18 +1,19 @@
 """Score a file of any size, a batch at a time, and write what was found whole or not at all."""
 
 import contextlib
+import re
 import warnings
 from collections import Counter
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from rareloss.table import DataError, columns_named, separator, source_frame, whole_file, writable
+from rareloss.table import NOT_A_NUMBER, DataError, columns_named, separator, source_frame, whole_file, writable
 from rareloss.tabular.model.model import Model
 
 __all__ = ["Scored", "score_file"]
@@ -138,7 +139,9 @@ def _kept(names: Sequence[str], model: Model, keep: Sequence[str]) -> list[str]:
 def _parquet(path: Path, model: Model, keep: Sequence[str], size: int) -> Generator[tuple[pd.DataFrame, pa.Table]]:
     with pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER) as file:
         schema = file.schema_arrow
-        keep = _kept(schema.names, model, keep)
+        # An index without a name only numbers the rows.
+        names = [name for name in schema.names if not re.fullmatch(r"__index_level_\d+__", name)]
+        keep = _kept(names, model, keep)
         needed = _needed(model)
         empty = schema.empty_table()
         model.features(empty.select(needed).to_pandas())  # types are refused before any row is scored
@@ -158,10 +161,12 @@ def _csv(path: Path, model: Model, keep: Sequence[str], size: int) -> Generator[
     with warnings.catch_warnings():
         # A row with more fields than the header would shift its values into other columns.
         warnings.simplefilter("error", pd.errors.ParserWarning)
-        with pd.read_csv(path, sep=mark, dtype=str, index_col=False, chunksize=size) as reader:
+        options: dict[str, Any] = {"dtype": str, "index_col": False, "keep_default_na": False, "na_values": [""]}
+        with pd.read_csv(path, sep=mark, chunksize=size, **options) as reader:
             for frame in reader:
+                kept = [pa.array(frame[name], pa.string(), from_pandas=True) for name in keep]
+                frame = frame[needed].mask(frame[needed].isin(NOT_A_NUMBER))
                 if mark == ";":  # which often stands where the comma is the decimal mark
                     for name in numbers:
                         frame[name] = frame[name].str.replace(",", ".", regex=False)
-                kept = [pa.array(frame[name], pa.string(), from_pandas=True) for name in keep]
-                yield frame[needed], pa.Table.from_arrays(kept, keep)
+                yield frame, pa.Table.from_arrays(kept, keep)
