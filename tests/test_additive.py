@@ -1,6 +1,5 @@
 """AdditiveRareClassifier: curves that are near the truth, as smooth and as monotone as asked, and never worse."""
 
-import importlib
 import sys
 import warnings
 from collections.abc import Callable
@@ -18,7 +17,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
-from rareloss.tabular.estimators.additive import AdditiveRareClassifier, solve_monotone
+from rareloss.tabular.estimators.additive import AdditiveRareClassifier
+from rareloss.tabular.estimators.monotone import solve_monotone
 
 Rows = tuple[np.ndarray, np.ndarray]
 
@@ -293,11 +293,13 @@ def test_refuses_numbers_without_end(far: float) -> None:
         short().fit(x, y)
 
 
-def test_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_library_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, known: tuple[AdditiveRareClassifier, Rows]
+) -> None:
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
-    monkeypatch.delitem(sys.modules, "rareloss.tabular.estimators.additive")
-    with pytest.raises(ModuleNotFoundError, match=r'pip install "rareloss\[study\]"'):
-        importlib.import_module("rareloss.tabular.estimators.additive")
+    monkeypatch.delitem(sys.modules, "rareloss.tabular.estimators.plots", raising=False)
+    with pytest.raises(ModuleNotFoundError, match=r'plot_shapes needs: pip install "rareloss\[study\]"'):
+        known[0].plot_shapes()
 
 
 def test_not_fitted() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rareloss.tabular.tuning import between, cube
 from rareloss.training import Batch, select_rows
 
-__all__ = ["in_log_odds", "logistic_draws", "platt", "sample", "search", "solve_logistic"]
+__all__ = ["in_log_odds", "logistic_draws", "platt", "relative_weight", "sample", "search", "solve_logistic"]
 
 # The Hessian of so many weights is solved whole; beyond this, by conjugate gradients, which is faster and as exact.
 MOST_UNKNOWNS = 1000
@@ -26,6 +26,28 @@ STEP, LEAST_C = 0.3, 1e-5
 
 Draw = TypeVar("Draw", bound=Mapping[str, Any])
 Found = TypeVar("Found")
+
+
+def relative_weight(weight: Any) -> np.ndarray:
+    """Divide the weights of rows by their mean, so that a factor on all of them changes nothing, a penalty least of all.
+
+    Every way from rows to a model calls this once, before rows are split or sampled.
+
+    Args:
+        weight: ``[n]``, not negative. Rows of weight 0 are absent, and have no part in the mean.
+
+    Returns:
+        float64 ``[n]``; what float32, in which models are trained, takes for 0 is 0.
+
+    Example:
+        >>> relative_weight([1e155, 3e155, 0.0]).tolist()
+        [0.5, 1.5, 0.0]
+    """
+    weight = np.asarray(weight, dtype=np.float64)
+    scaled = weight / (weight.max(initial=0.0) or 1.0)  # first, since a sum of large weights overflows
+    scaled[scaled < np.finfo(np.float32).tiny] = 0.0
+    present = scaled[scaled > 0]
+    return np.asarray(scaled / present.mean() if len(present) else scaled)
 
 
 def logistic_draws(trials: int, seed: int) -> list[dict[str, float]]:

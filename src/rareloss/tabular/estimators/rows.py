@@ -10,15 +10,30 @@ except ModuleNotFoundError as error:
         f'{error.name} is missing, which the estimators need: pip install "rareloss[study]"', name=error.name
     ) from error
 
+from typing import Any
+
 import numpy as np
 import torch
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils.validation import _check_sample_weight
 from torch import Tensor, nn
 
-from rareloss.tabular.logistic import in_log_odds
+from rareloss.tabular.logistic import in_log_odds, relative_weight
 from rareloss.training import Batch
 
-__all__ = ["as_batch", "as_inputs", "as_numbers", "check_labels", "log_odds_of", "scores_of", "two_classes"]
+__all__ = [
+    "Array",
+    "as_batch",
+    "as_inputs",
+    "as_numbers",
+    "check_labels",
+    "check_weight",
+    "log_odds_of",
+    "scores_of",
+    "two_classes",
+]
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def check_labels(y: np.ndarray) -> None:
@@ -32,6 +47,15 @@ def check_labels(y: np.ndarray) -> None:
     check_classification_targets(y)
 
 
+def check_weight(sample_weight: Any, y: np.ndarray) -> Array:
+    """Return the weights of rows, of mean 1 over those of some weight.
+
+    Raises:
+        ValueError: a negative or missing weight, or another number of them.
+    """
+    return relative_weight(_check_sample_weight(sample_weight, y[:, None], dtype=np.float64, ensure_non_negative=True))
+
+
 def two_classes(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the two classes of rows of some weight, and the place of each row's among them.
 
@@ -42,7 +66,8 @@ def two_classes(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if len(classes) != 2:
         raise ValueError(
             f"Only binary classification is supported. The type of the target is {type_of_target(y)}; "
-            f"got {len(classes)} class(es) among rows of some weight"
+            f"got {len(classes)} class(es) among rows of some weight; of several classes, fit one against all others "
+            "(y == label), or all in turn by scikit-learn's OneVsRestClassifier"
         )
     return classes, target
 
