@@ -162,7 +162,7 @@ class CategoryBasis(Basis):
 
 def as_names(values: Any) -> np.ndarray:
     """Return values as names, None where missing; numbers that are not whole as float32 holds them."""
-    column = pd.Series(values)
+    column = pd.Series(values).infer_objects()
     if pd.api.types.is_float_dtype(column):
         numbers = column.to_numpy(dtype=np.float64, na_value=np.nan)
         # A code of sixteen digits is whole, and keeps them.
