@@ -16,7 +16,7 @@ from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score, get_scorer
+from sklearn.metrics import average_precision_score, get_scorer, log_loss
 from sklearn.model_selection import GridSearchCV, TunedThresholdClassifierCV, cross_val_score
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import QuantileTransformer, StandardScaler
@@ -233,13 +233,53 @@ def test_not_fitted() -> None:
         RareClassifier().decision_function(bent(5, 0)[0])
 
 
-def test_probabilities_are_the_logistic_function_of_log_odds_and_honest(fitted: tuple[RareClassifier, Rows]) -> None:
+def test_probabilities_are_the_calibrators_and_honest(fitted: tuple[RareClassifier, Rows]) -> None:
     model, _ = fitted
     x, y = bent(8_000, 9)
-    found, log_odds = model.predict_proba(x), model.decision_function(x)
-    np.testing.assert_allclose(found[:, 1], 1 / (1 + np.exp(-log_odds)))
-    np.testing.assert_allclose(found.sum(1), 1)
-    assert found[:, 1].mean() == pytest.approx((y == "fraud").mean(), rel=0.25)
+    probability, fraud = model.predict_proba(x), y == "fraud"
+    np.testing.assert_allclose(probability[:, 1], model.calibrator_(model.decision_function(x)))
+    np.testing.assert_allclose(probability.sum(1), 1)
+    rate = fraud.mean()
+    assert probability[:, 1].mean() == pytest.approx(rate, rel=0.25)
+    assert log_loss(fraud, probability[:, 1]) < -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
+
+
+BOTH = pytest.mark.parametrize("kind", [RareClassifier, AdditiveRareClassifier])
+
+
+@BOTH
+@pytest.mark.parametrize("factor", [1e-170, 1 / 3_000, 1_000.0, 1e155])
+def test_a_factor_on_all_weights_changes_nothing(kind: Any, factor: float) -> None:
+    x, y = bent(3_000, 1)
+    weight = 0.5 + np.random.default_rng(1).random(3_000)
+    plain, scaled = (
+        kind("ap", trials=2, random_state=0).fit(x, y, sample_weight=each) for each in (weight, factor * weight)
+    )
+    np.testing.assert_allclose(scaled.decision_function(x), plain.decision_function(x), rtol=1e-5, atol=1e-5)
+
+
+@BOTH
+@pytest.mark.parametrize(("rare", "common"), [("suspicious", "legit"), ("fraud", "legit"), (-1, 1), (True, False)])
+def test_the_rarer_class_is_positive_whatever_the_alphabet_says(kind: Any, rare: Any, common: Any) -> None:
+    x, y = bent(4_000, 2)
+    labels = np.where(y == "fraud", rare, common)
+    model = kind("recall@top=2%", trials=2, random_state=0).fit(x, labels)
+    assert model.positive_ == rare
+    assert 40 <= (model.predict(x) == rare).sum() <= 160  # of a capacity of 80
+    np.testing.assert_array_equal(model.classes_, np.sort([rare, common]))
+    # Scorers of scikit-learn's take the second of the sorted classes for the positive one.
+    of_rare = model.decision_function(x) * (1 if model.classes_[1] == rare else -1)
+    assert average_precision_score(labels == rare, of_rare) > 3 * (labels == rare).mean()
+
+
+@BOTH
+def test_a_positive_class_that_is_more_common_is_warned_of(kind: Any) -> None:
+    x, y = bent(2_000, 3)
+    with pytest.warns(UserWarning, match="positive='fraud' ranks the rare one to the top"):
+        model = kind("ap", trials=1, positive="fine", random_state=0).fit(x, y)
+    assert model.positive_ == "fine"
+    with pytest.raises(ValueError, match="none of the classes"):
+        kind("ap", positive="Fraud").fit(x, y)
 
 
 @pytest.mark.parametrize("refit", [True, False])

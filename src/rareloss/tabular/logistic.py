@@ -29,7 +29,7 @@ Found = TypeVar("Found")
 
 
 def relative_weight(weight: Any) -> np.ndarray:
-    """Divide the weights of rows by their mean, so that a factor on all of them changes nothing, a penalty least of all.
+    """Divide the weights of rows by their mean, so that a factor on all of them changes nothing.
 
     Every way from rows to a model calls this once, before rows are split or sampled.
 

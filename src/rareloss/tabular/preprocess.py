@@ -45,8 +45,8 @@ def pipeline(frame: pd.DataFrame, kind: Kind, *, seed: int) -> Pipeline:
     * ``"trees"``: numbers, then categories as codes; missing and unseen are NaN. This one is float64.
 
     Numbers are taken as float32 holds them, see :func:`single_precision`, so that the same rows give the same inputs
-    whatever they are stored as. Except for trees, a 0/1 column follows for each number that is missing somewhere, and a one-hot column for each
-    category. A category never seen in training falls to the rare ones, or to none.
+    whatever they are stored as. Except for trees, a 0/1 column follows for each number that is missing somewhere, and a
+    one-hot column for each category. A category never seen in training falls to the rare ones, or to none.
 
     Args:
         frame: Features of all rows; only types, gaps and the number of values are looked at.
@@ -66,9 +66,7 @@ def pipeline(frame: pd.DataFrame, kind: Kind, *, seed: int) -> Pipeline:
     """
     numbers, categories = _columns(frame)
     if kind == "trees":
-        return make_pipeline(
-            ColumnTransformer([("numbers", _single(), numbers), ("categories", _codes(), categories)])
-        )
+        return make_pipeline(ColumnTransformer([("numbers", _single(), numbers), ("categories", _codes(), categories)]))
     gaps = [name for name in numbers if frame[name].isna().any()]
     flags = [name for name in numbers if kind == "spline" and _two_valued(frame[name])]
     curves = [name for name in numbers if name not in flags]

@@ -10,7 +10,15 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 # First, since it says which extra is missing.
-from rareloss.tabular.estimators.rows import Array, as_batch, check_labels, check_weight, log_odds_of, two_classes
+from rareloss.tabular.estimators.rows import (
+    Array,
+    as_batch,
+    as_numbers,
+    check_labels,
+    check_weight,
+    log_odds_of,
+    two_classes,
+)
 
 # isort: split
 import numpy as np
@@ -24,7 +32,7 @@ from torch import nn
 
 from rareloss import Objective, checks, finetune
 from rareloss.tabular.estimators.basis import Basis, CategoryBasis, NumberBasis, as_names, weighted_mean
-from rareloss.tabular.estimators.binary import BinaryRanker, choose_positive, probabilities_of
+from rareloss.tabular.estimators.binary import BinaryRanker, choose_positive, even_odds, probabilities_of
 from rareloss.tabular.estimators.monotone import BoundedSearch, WhitenedLinear, solve_monotone
 from rareloss.tabular.logistic import logistic_draws, relative_weight, search, solve_logistic
 from rareloss.tabular.preprocess import single_precision
@@ -97,9 +105,9 @@ class AdditiveRareClassifier(BinaryRanker):
         cross_entropy_: those of the start, which cross-entropy led to; both in log-odds on the train rows.
         importance_: standard deviation over the rows of what each input adds, ``[d]``.
         threshold_: the log-odds strictly above which :meth:`predict` says the positive class: the objective's on
-            validation, 0 for average precision.
+            validation; for average precision 0, where the intercept has been moved to a probability of one half.
         calibrator_: from log-odds to the probabilities of :meth:`predict_proba`, see
-            :func:`rareloss.decisions.calibration.calibrate`; the log-odds are those of the train rows.
+            :func:`rareloss.decisions.calibration.calibrate`.
         finetuned_: the result of fine-tuning, see :class:`rareloss.FineTuned`; its model takes coordinates, not inputs.
         chosen_: the hyper-parameters of cross-entropy that validation chose.
         n_features_in_: d.
@@ -185,10 +193,21 @@ class AdditiveRareClassifier(BinaryRanker):
         self.importance_ = np.sqrt(np.average(added**2, axis=0, weights=weight))
         self.histograms_ = [one.histogram(column) for one, column in self._with(columns)]
         scores = added[held].sum(1) + self.points_.intercept
-        self.calibrator_ = probabilities_of(scores, target[held], weight[held], objective, self._seed)
-        at = objective.threshold(torch.from_numpy(scores), *parts[1][1:]) if objective.sets_threshold else 0.0
-        self.threshold_ = float(at)
+        self._judge_by(scores, parts[1], objective)
         return self
+
+    def _judge_by(self, scores: Array, held: Batch, objective: Objective) -> None:
+        # Threshold and probabilities, on the validation rows.
+        target, weight = held.targets.numpy(), as_numbers(held.weight)
+        self.calibrator_ = probabilities_of(scores, target, weight, objective, self._seed)
+        if objective.sets_threshold:
+            self.threshold_ = float(objective.threshold(torch.from_numpy(scores), held.targets, held.weight))
+            return
+        even = even_odds(self.calibrator_)
+        self.threshold_ = 0.0 if np.isfinite(even) else even
+        if np.isfinite(even):  # log-odds of 0 are to be a probability of one half
+            self.points_ = self.points_._replace(intercept=self.points_.intercept - even)
+            self.calibrator_ = probabilities_of(scores - even, target, weight, objective, self._seed)
 
     def _checked(self) -> Objective:
         objective = Objective.of(self.objective)

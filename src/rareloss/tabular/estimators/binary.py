@@ -17,14 +17,17 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from rareloss import Objective
-from rareloss.decisions.calibration import FEW_POSITIVES, METHODS, Calibrator, calibrate
+from rareloss.decisions import FEW_POSITIVES, METHODS, Calibrator, calibrate
 
-__all__ = ["BinaryRanker", "choose_positive", "probabilities_of"]
+__all__ = ["BinaryRanker", "choose_positive", "even_odds", "probabilities_of"]
+
+# Log-odds beyond this are certain.
+LARGEST = 1e6
 
 log = logging.getLogger("rareloss")
 
 
-class BinaryRanker(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class BinaryRanker(ClassifierMixin, BaseEstimator):
     """A classifier that ranks one class to the top, with the outputs that scikit-learn expects.
 
     Attributes:
@@ -140,3 +143,15 @@ def probabilities_of(
     found = calibrate(log_odds, target, weight, methods=methods, objective=objective, seed=seed)
     entropy = -(rate * np.log(rate) + (1 - rate) * np.log1p(-rate))
     return found.calibrator if found.candidates[found.method] < entropy else share
+
+
+def even_odds(calibrator: Calibrator) -> float:
+    """Find the log-odds strictly above which the probability is more than one half; infinite where none or all are."""
+    low, high = -LARGEST, LARGEST
+    if calibrator([high])[0] <= 0.5:
+        return np.inf
+    if calibrator([low])[0] > 0.5:
+        return -np.inf
+    while low < (middle := low + (high - low) / 2) < high:
+        low, high = (low, middle) if calibrator([middle])[0] > 0.5 else (middle, high)
+    return low

@@ -10,10 +10,12 @@ from typing import Any
 
 # First, since it says which extra is missing.
 from rareloss.tabular.estimators.rows import (
+    Array,
     as_batch,
     as_inputs,
     as_numbers,
     check_labels,
+    check_weight,
     log_odds_of,
     scores_of,
     two_classes,
@@ -22,17 +24,17 @@ from rareloss.tabular.estimators.rows import (
 # isort: split
 import numpy as np
 import torch
-from scipy.special import expit
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import _check_partial_fit_first_call
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
-from torch import Tensor, nn
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import nn
 
 from rareloss import FineTuned, LossWarmupWrapper, Objective, SigmoidFocalLoss, checks, finetune
-from rareloss.tabular.logistic import logistic_draws, platt, sample, search, solve_logistic
+from rareloss.decisions import Calibrator
+from rareloss.tabular.estimators.binary import BinaryRanker, choose_positive, even_odds, probabilities_of
+from rareloss.tabular.logistic import logistic_draws, platt, relative_weight, sample, search, solve_logistic
 from rareloss.tabular.network import NETWORK, batches, perceptron
 from rareloss.tabular.tuning import network_draws
 from rareloss.training import Batch, ranking_losses, repeat_finetune, select_rows, train_with_early_stopping
@@ -47,7 +49,7 @@ TOLERANCE, FINETUNE_TOLERANCE = 1e-4, 3e-5
 QUEUE, WARM_UP, RATES = 16_384, 200, {"linear": 1e-2, "network": 1e-3}
 
 
-class RareClassifier(ClassifierMixin, BaseEstimator):
+class RareClassifier(BinaryRanker):
     r"""Rank a rare class by a linear model, or a small network, trained for its operating point.
 
     Where a model cannot fit everything, the loss decides where it is right. Five steps:
@@ -59,14 +61,14 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
     4. A linear model is solved again on all rows, train and validation, with what was chosen: penalty, class weight and
        place on the path. A network is not: nothing would tell it where to stop.
     5. A ranking has no scale, so scores are mapped to log-odds by Platt's method on the validation rows, with the model
-       that had not seen them, and the threshold is cut there too. The refitted model's scores are given the mean and
-       the spread of that one's.
+       that had not seen them; threshold and probabilities are fitted there too. The refitted model's scores are given
+       the mean and the standard deviation of that one's.
 
     Of many rows, steps 2 and 3 see 8,192: positives, the highest negatives, and a weighted sample of the others. What
     they choose is then solved on all rows, its place on the path on 16,384.
 
-    The second of the two classes is ranked to the top. A row of weight 0 is absent; other weights count as in the
-    losses, so a positive of weight 2 is not the same as two rows of it, which rank one another.
+    A row of weight 0 is absent; other weights count as in the losses, so a positive of weight 2 is not the same as two
+    rows of it, which rank one another. A factor on all weights changes nothing.
 
     Args:
         objective: an operating point such as ``"ap"`` or ``"recall@top=0.5%"``; validation judges by it.
@@ -77,14 +79,17 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         trials: draws of hyper-parameters for cross-entropy.
         validation_fraction: share of the rows that choose.
         refit: whether a linear model is solved again on all rows.
+        positive: the class that is ranked to the top; None: the rarer one, the second of two that are as rare.
         random_state: of the split, the draws and the network; an integer, a generator, or None.
 
     Attributes:
-        classes_: the two classes; the second one is ranked to the top.
+        classes_: the two classes, sorted.
+        positive_: the one that is ranked to the top; all log-odds below are its own.
         coef_: ``[1, d]``, log-odds per unit of each input; of a linear model.
         intercept_: ``[1]``.
-        threshold_: the log-odds above which :meth:`predict` says the second class: the objective's on validation, 0 for
-            average precision, which has none.
+        threshold_: the log-odds strictly above which :meth:`predict` says the positive class: the objective's on
+            validation; for average precision, which has none, where the probability is one half.
+        calibrator_: from log-odds to the probabilities of :meth:`predict_proba`.
         finetuned_: the result of fine-tuning, see :class:`rareloss.FineTuned`; None where there was none.
         chosen_: the hyper-parameters of cross-entropy that validation chose.
         n_features_in_: d.
@@ -107,6 +112,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         trials: int = 8,
         validation_fraction: float = 0.25,
         refit: bool = True,
+        positive: Any = None,
         random_state: Any = None,
     ) -> None:
         self.objective = objective
@@ -115,6 +121,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         self.trials = trials
         self.validation_fraction = validation_fraction
         self.refit = refit
+        self.positive = positive
         self.random_state = random_state
 
     # ------------------------------------------------------------------------------------------------------------ fit
@@ -135,15 +142,17 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         losses = self._losses(0)
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
         check_labels(y)
-        weight = None if sample_weight is None else _check_sample_weight(sample_weight, X, ensure_non_negative=True)
+        weight = None if sample_weight is None else check_weight(sample_weight, y)
         if weight is not None:  # a row of weight 0 is absent
             X, y, weight = X[weight > 0], y[weight > 0], weight[weight > 0]
-        self.classes_, target = two_classes(y)
+        self.classes_, codes = two_classes(y)
+        self.positive_ = choose_positive(self.classes_, np.bincount(codes, weight), self.positive)
+        target = (y == self.positive_).astype(np.int64)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         rows, counts = np.arange(len(target)), np.bincount(target)
         if counts.min() < 2:
             raise ValueError(
-                f"class {self.classes_[counts.argmin()]} has {counts.min()} row(s) of some weight; at least 2 are "
+                f"class {y[target == counts.argmin()][0]} has {counts.min()} row(s) of some weight; at least 2 are "
                 "needed, one to learn from and one to choose by"
             )
         by_class = (
@@ -160,8 +169,11 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         chosen, self._model = fit(objective, losses, whole, train, held, seed)
         some = sample(held, LAST_POOL, torch.Generator().manual_seed(seed), chosen)
         self._slope, self._offset = platt(scores_of(chosen, some), some.targets.numpy(), as_numbers(some.weight))
-        log_odds = torch.from_numpy(self._slope * scores_of(chosen, held) + self._offset)
-        self.threshold_ = _threshold(objective, log_odds, held.targets, held.weight)
+        log_odds = self._slope * scores_of(chosen, held) + self._offset
+        self.calibrator_ = probabilities_of(log_odds, held.targets.numpy(), as_numbers(held.weight), objective, seed)
+        self.threshold_ = even_odds(self.calibrator_)
+        if objective.sets_threshold:
+            self.threshold_ = float(objective.threshold(torch.from_numpy(log_odds), held.targets, held.weight))
         if self._model is not chosen:
             (mean, spread), (own_mean, own_spread) = (_moments(model, whole) for model in (chosen, self._model))
             self._offset += self._slope * (mean - own_mean * spread / own_spread)
@@ -326,7 +338,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         first = not hasattr(self, "_model")
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], reset=first)
         check_labels(y)
-        weight = None if sample_weight is None else _check_sample_weight(sample_weight, X, ensure_non_negative=True)
+        weight = None if sample_weight is None else check_weight(sample_weight, y)
         _check_partial_fit_first_call(self, classes)
         if len(self.classes_) != 2:
             count = len(self.classes_)
@@ -334,13 +346,18 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"Only binary classification is supported: classes must name two, got {count} class(es)")
         if unknown := sorted(set(np.unique(y).tolist()) - set(self.classes_.tolist())):
             raise ValueError(f"y holds {unknown}, which classes={self.classes_.tolist()} does not name")
-        target = (y == self.classes_[1]).astype(np.int64)
+        if first:
+            counts = np.bincount(np.searchsorted(self.classes_, y), weight, minlength=2)
+            self.positive_ = choose_positive(self.classes_, counts, self.positive)
+        target = (y == self.positive_).astype(np.int64)
         if first:
             self._scaler = _standardiser(X, weight)
         rows = as_batch(self._scaler.transform(X), target, weight, np.arange(len(target)))
         if first:
             self._model = self._new_model(rows, int(check_random_state(self.random_state).randint(2**31 - 1)))
             self._slope, self._offset, self.threshold_ = 1.0, 0.0, 0.0
+        # The log-odds below are fitted to the last rows, so their logistic function is the probability.
+        self.calibrator_ = Calibrator("sigmoid")
         stream: _Stream = getattr(self, "_stream", None) or _Stream(self._model, losses, WARM_UP if first else 0)
         self._stream = stream
         recent = stream.step(rows)
@@ -348,14 +365,15 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
             scores = recent.inputs.double().numpy()
             self._slope, self._offset = platt(scores, recent.targets.numpy(), as_numbers(recent.weight))
             log_odds = torch.from_numpy(self._slope * scores + self._offset)
-            self.threshold_ = _threshold(objective, log_odds, recent.targets, recent.weight)
+            if objective.sets_threshold:
+                self.threshold_ = float(objective.threshold(log_odds, recent.targets, recent.weight))
         self._describe()
         return self
 
     # ------------------------------------------------------------------------------------------------------- predict
 
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Compute the log-odds of the second class, ``[n]``."""
+    def log_odds(self, X: Any) -> Array:
+        """Compute the log-odds of the positive class, ``[n]``."""
         check_is_fitted(self, "_model")
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
         if isinstance(self._model, nn.Linear):
@@ -363,16 +381,6 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         with torch.no_grad():
             scores = self._model(as_inputs(self._scaler.transform(X)))[:, 0]
         return np.asarray(self._slope * scores.double().numpy() + self._offset)
-
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """Compute the probabilities of both classes, ``[n, 2]``: the logistic function of the log-odds."""
-        log_odds = self.decision_function(X)
-        return np.stack([expit(-log_odds), expit(log_odds)], 1)
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Say the second class above ``threshold_``."""
-        above = self.decision_function(X) > self.threshold_
-        return np.asarray(self.classes_[above.astype(int)])
 
     def standard_errors(
         self, X: Any, y: Any, sample_weight: Any = None, *, resamples: int = 50, random_state: Any = None
@@ -408,14 +416,15 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         check_labels(y)
         if unknown := sorted(set(np.unique(y).tolist()) - set(self.classes_.tolist())):
             raise ValueError(f"y holds {unknown}, but the model was fitted on {self.classes_.tolist()}")
-        target = (y == self.classes_[1]).astype(int)
-        own = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
+        target = (y == self.positive_).astype(int)
+        own = check_weight(np.ones(len(y)) if sample_weight is None else sample_weight, y)
         random = check_random_state(random_state)
         generator = torch.Generator().manual_seed(int(random.randint(2**31 - 1)))
         x = self._scaler.transform(X)
         found = []
         for _ in range(resamples):
-            rows = as_batch(x, target, own * random.exponential(size=len(target)), np.arange(len(target)))
+            drawn = relative_weight(own * random.exponential(size=len(target)))
+            rows = as_batch(x, target, drawn, np.arange(len(target)))
             solved, _ = self._solve(rows, self.chosen_)
             model = self._again(solved, sample(rows, LAST_POOL, generator, solved))
             assert isinstance(model, nn.Linear)
@@ -464,11 +473,6 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         intercept = slope * layer.bias.item() + offset - float(coefficients[0] @ self._scaler.mean_)
         return coefficients, np.array([intercept])
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_class = False
-        return tags
-
 
 def _standardiser(X: np.ndarray, weight: np.ndarray | None) -> StandardScaler:
     with np.errstate(over="ignore", invalid="ignore"):
@@ -511,10 +515,6 @@ class _Stream:
 def _judge(objective: Objective, model: nn.Module, held: Batch) -> float:
     with torch.no_grad():
         return float(objective.metric(model(held.inputs), held.targets, held.weight).value)
-
-
-def _threshold(objective: Objective, log_odds: Tensor, target: Tensor, weight: Tensor | None) -> float:
-    return float(objective.threshold(log_odds, target, weight)) if objective.sets_threshold else 0.0
 
 
 def _moments(model: nn.Module, rows: Batch) -> tuple[float, float]:
