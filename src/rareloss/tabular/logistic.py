@@ -17,7 +17,16 @@ from torch import Tensor, nn
 from rareloss.tabular.tuning import between, cube
 from rareloss.training import Batch, select_rows
 
-__all__ = ["in_log_odds", "logistic_draws", "platt", "relative_weight", "sample", "search", "solve_logistic"]
+__all__ = [
+    "in_log_odds",
+    "logistic_draws",
+    "mean_weight",
+    "platt",
+    "relative_weight",
+    "sample",
+    "search",
+    "solve_logistic",
+]
 
 # The Hessian of so many weights is solved whole; beyond this, by conjugate gradients, which is faster and as exact.
 MOST_UNKNOWNS = 1000
@@ -44,10 +53,15 @@ def relative_weight(weight: Any) -> np.ndarray:
         [0.5, 1.5, 0.0]
     """
     weight = np.asarray(weight, dtype=np.float64)
-    scaled = weight / (weight.max(initial=0.0) or 1.0)  # first, since a sum of large weights overflows
-    scaled[scaled < np.finfo(np.float32).tiny] = 0.0
-    present = scaled[scaled > 0]
-    return np.asarray(scaled / present.mean() if len(present) else scaled)
+    relative = weight / mean_weight(weight)
+    return np.where(relative < np.finfo(np.float32).tiny, 0.0, relative)
+
+
+def mean_weight(weight: np.ndarray) -> float:
+    """Compute the mean of the weights above 0; 1 where there is none."""
+    largest = float(weight.max(initial=0.0)) or 1.0
+    present = weight[weight > 0] / largest  # first, since a sum of large weights overflows
+    return largest * float(present.mean()) if len(present) else 1.0
 
 
 def logistic_draws(trials: int, seed: int) -> list[dict[str, float]]:

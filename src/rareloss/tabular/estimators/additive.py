@@ -15,8 +15,8 @@ from rareloss.tabular.estimators.rows import (
     as_batch,
     as_numbers,
     check_labels,
-    check_weight,
     log_odds_of,
+    present_rows,
     two_classes,
 )
 
@@ -170,7 +170,7 @@ class AdditiveRareClassifier(BinaryRanker):
         if wrong := [self._name(place) for place in np.flatnonzero(named & (monotone != 0))]:
             raise ValueError(f"monotonic_cst asks for an order of names: {', '.join(map(str, wrong))}; make it 0")
         check_labels(y)
-        columns, y, weight = _present(columns, y, sample_weight)
+        columns, y, weight = present_rows(columns, y, sample_weight)
         self.classes_, codes = two_classes(y)
         self.positive_ = choose_positive(self.classes_, np.bincount(codes, weight), self.positive)
         target = (y == self.positive_).astype(np.int64)
@@ -282,7 +282,7 @@ class AdditiveRareClassifier(BinaryRanker):
         columns = self._columns(X)[0]
         y = column_or_1d(y)
         check_consistent_length(X, y)
-        columns, y, weight = _present(columns, y, sample_weight)
+        columns, y, weight = present_rows(columns, y, sample_weight)
         if len(y) != self._many:
             raise ValueError(
                 f"the scorecard was fitted on {self._many} rows of some weight, got {len(y)}; give the same"
@@ -495,12 +495,3 @@ class AdditiveRareClassifier(BinaryRanker):
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = True
         return tags
-
-
-def _present(
-    columns: Sequence[np.ndarray], y: np.ndarray, sample_weight: Any
-) -> tuple[list[np.ndarray], np.ndarray, Array]:
-    # A row of weight 0 is absent.
-    weight = check_weight(sample_weight, y)
-    some = weight > 0
-    return [column[some] for column in columns], y[some], weight[some]

@@ -15,6 +15,7 @@ from rareloss.tabular.estimators.rows import (
     as_inputs,
     as_numbers,
     check_labels,
+    check_numbers,
     check_weight,
     log_odds_of,
     scores_of,
@@ -28,14 +29,24 @@ from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import _check_partial_fit_first_call
-from sklearn.utils.validation import check_is_fitted, validate_data
-from torch import nn
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from torch import Tensor, nn
 
-from rareloss import FineTuned, LossWarmupWrapper, Objective, SigmoidFocalLoss, checks, finetune
+from rareloss import FineTuned, Objective, SigmoidFocalLoss, checks, finetune
 from rareloss.decisions import Calibrator
 from rareloss.tabular.estimators.binary import BinaryRanker, choose_positive, even_odds, probabilities_of
-from rareloss.tabular.logistic import logistic_draws, platt, relative_weight, sample, search, solve_logistic
+from rareloss.tabular.estimators.stream import QUEUE, Stream
+from rareloss.tabular.logistic import (
+    logistic_draws,
+    mean_weight,
+    platt,
+    relative_weight,
+    sample,
+    search,
+    solve_logistic,
+)
 from rareloss.tabular.network import NETWORK, batches, perceptron
+from rareloss.tabular.preprocess import single_precision
 from rareloss.tabular.tuning import network_draws
 from rareloss.training import Batch, ranking_losses, repeat_finetune, select_rows, train_with_early_stopping
 
@@ -45,8 +56,8 @@ __all__ = ["RareClassifier"]
 POOL, LAST_POOL = 8192, 16_384
 # Of logistic regression's gradient, and of the ranking loss: a change that moves no row in the ranking.
 TOLERANCE, FINETUNE_TOLERANCE = 1e-4, 3e-5
-# Of ``partial_fit``: remembered rows, steps of cross-entropy before a ranking, and the constant learning rates.
-QUEUE, WARM_UP, RATES = 16_384, 200, {"linear": 1e-2, "network": 1e-3}
+# Of ``partial_fit``: steps of cross-entropy before a ranking.
+WARM_UP = 200
 
 
 class RareClassifier(BinaryRanker):
@@ -68,7 +79,8 @@ class RareClassifier(BinaryRanker):
     they choose is then solved on all rows, its place on the path on 16,384.
 
     A row of weight 0 is absent; other weights count as in the losses, so a positive of weight 2 is not the same as two
-    rows of it, which rank one another. A factor on all weights changes nothing.
+    rows of it, which rank one another. A factor on all weights changes nothing. Numbers are taken as float32 holds
+    them, so that the same rows score alike however they are stored.
 
     Args:
         objective: an operating point such as ``"ap"`` or ``"recall@top=0.5%"``; validation judges by it.
@@ -84,8 +96,9 @@ class RareClassifier(BinaryRanker):
 
     Attributes:
         classes_: the two classes, sorted.
-        positive_: the one that is ranked to the top; all log-odds below are its own.
-        coef_: ``[1, d]``, log-odds per unit of each input; of a linear model.
+        positive_: the one that is ranked to the top; ``threshold_`` and ``calibrator_`` are about its own log-odds.
+        coef_: ``[1, d]``, of a linear model: what a unit of each input adds to :meth:`decision_function`, which is the
+            log-odds of ``classes_[1]``, as scikit-learn has it.
         intercept_: ``[1]``.
         threshold_: the log-odds strictly above which :meth:`predict` says the positive class: the objective's on
             validation; for average precision, which has none, where the probability is one half.
@@ -149,37 +162,46 @@ class RareClassifier(BinaryRanker):
         self.positive_ = choose_positive(self.classes_, np.bincount(codes, weight), self.positive)
         target = (y == self.positive_).astype(np.int64)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        rows, counts = np.arange(len(target)), np.bincount(target)
+        counts = np.bincount(target)
         if counts.min() < 2:
             raise ValueError(
                 f"class {y[target == counts.argmin()][0]} has {counts.min()} row(s) of some weight; at least 2 are "
                 "needed, one to learn from and one to choose by"
             )
-        by_class = (
-            train_test_split(rows[target == label], test_size=self.validation_fraction, random_state=seed)
-            for label in (0, 1)
-        )
-        parts = (np.concatenate(part) for part in zip(*by_class, strict=True))
-        self._stream: _Stream | None = None
+        self._stream: Stream | None = None
         # Mean and spread are no labels, so validation rows may have a part in them.
-        self._scaler = _standardiser(X, weight)
-        whole = as_batch(self._scaler.transform(X), target, weight, rows)
-        train, held = (select_rows(whole, torch.from_numpy(np.sort(part))) for part in parts)
+        X = check_numbers(X)
+        self._scaler = StandardScaler().fit(X, sample_weight=weight)
+        whole = as_batch(self._scaler.transform(X), target, weight, np.arange(len(target)))
+        train, held = (select_rows(whole, part) for part in self._split(target, seed))
         fit = self._fit_network if self.hidden_layer_sizes else self._fit_linear
         chosen, self._model = fit(objective, losses, whole, train, held, seed)
+        self._map_scores(objective, chosen, whole, held, seed)
+        self._describe()
+        return self
+
+    def _split(self, target: np.ndarray, seed: int) -> Iterator[Tensor]:
+        # Rows of train and validation, a share of each class.
+        by_class = (
+            train_test_split(np.flatnonzero(target == label), test_size=self.validation_fraction, random_state=seed)
+            for label in (0, 1)
+        )
+        return (torch.from_numpy(np.sort(np.concatenate(part))) for part in zip(*by_class, strict=True))
+
+    def _map_scores(self, objective: Objective, chosen: nn.Module, whole: Batch, held: Batch, seed: int) -> None:
+        # Log-odds, probabilities and threshold, on rows that ``chosen`` has not seen.
         some = sample(held, LAST_POOL, torch.Generator().manual_seed(seed), chosen)
-        self._slope, self._offset = platt(scores_of(chosen, some), some.targets.numpy(), as_numbers(some.weight))
-        log_odds = self._slope * scores_of(chosen, held) + self._offset
-        self.calibrator_ = probabilities_of(log_odds, held.targets.numpy(), as_numbers(held.weight), objective, seed)
+        scores, labels, weight = scores_of(chosen, some), some.targets.numpy(), as_numbers(some.weight)
+        self._slope, self._offset = platt(scores, labels, weight)
+        self.calibrator_ = probabilities_of(self._slope * scores + self._offset, labels, weight, objective, seed)
         self.threshold_ = even_odds(self.calibrator_)
         if objective.sets_threshold:
-            self.threshold_ = float(objective.threshold(torch.from_numpy(log_odds), held.targets, held.weight))
+            log_odds = torch.from_numpy(self._slope * scores_of(chosen, held) + self._offset)
+            self.threshold_ = float(objective.threshold(log_odds, held.targets, held.weight))
         if self._model is not chosen:
             (mean, spread), (own_mean, own_spread) = (_moments(model, whole) for model in (chosen, self._model))
             self._offset += self._slope * (mean - own_mean * spread / own_spread)
             self._slope *= spread / own_spread
-        self._describe()
-        return self
 
     def _fit_linear(
         self,
@@ -324,7 +346,7 @@ class RareClassifier(BinaryRanker):
             X: ``[n, d]``, numbers.
             y: ``[n]``.
             classes: the two classes; needed in the first call, unless :meth:`fit` came before.
-            sample_weight: ``[n]``, not negative; 1 by default.
+            sample_weight: ``[n]``, not negative; 1 by default. They count in units of the first batch's mean.
 
         Raises:
             ValueError: classes that are missing, change or are not two; a label that is none of them; or as in
@@ -338,27 +360,26 @@ class RareClassifier(BinaryRanker):
         first = not hasattr(self, "_model")
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], reset=first)
         check_labels(y)
-        weight = None if sample_weight is None else check_weight(sample_weight, y)
-        _check_partial_fit_first_call(self, classes)
-        if len(self.classes_) != 2:
-            count = len(self.classes_)
-            del self.classes_  # the next call is the first one again
-            raise ValueError(f"Only binary classification is supported: classes must name two, got {count} class(es)")
-        if unknown := sorted(set(np.unique(y).tolist()) - set(self.classes_.tolist())):
-            raise ValueError(f"y holds {unknown}, which classes={self.classes_.tolist()} does not name")
+        weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        self._check_classes(y, classes)
+        if first:
+            # One unit for all batches, so that they compare, and a factor on all weights changes nothing.
+            self._unit = mean_weight(weight)
+        weight = weight / getattr(self, "_unit", 1.0)
         if first:
             counts = np.bincount(np.searchsorted(self.classes_, y), weight, minlength=2)
             self.positive_ = choose_positive(self.classes_, counts, self.positive)
         target = (y == self.positive_).astype(np.int64)
+        X = check_numbers(X)
         if first:
-            self._scaler = _standardiser(X, weight)
+            self._scaler = StandardScaler().fit(X, sample_weight=weight)
         rows = as_batch(self._scaler.transform(X), target, weight, np.arange(len(target)))
         if first:
             self._model = self._new_model(rows, int(check_random_state(self.random_state).randint(2**31 - 1)))
             self._slope, self._offset, self.threshold_ = 1.0, 0.0, 0.0
         # The log-odds below are fitted to the last rows, so their logistic function is the probability.
         self.calibrator_ = Calibrator("sigmoid")
-        stream: _Stream = getattr(self, "_stream", None) or _Stream(self._model, losses, WARM_UP if first else 0)
+        stream: Stream = getattr(self, "_stream", None) or Stream(self._model, losses, WARM_UP if first else 0)
         self._stream = stream
         recent = stream.step(rows)
         if 0 < int(recent.targets.sum()) < len(recent.targets):
@@ -370,14 +391,23 @@ class RareClassifier(BinaryRanker):
         self._describe()
         return self
 
+    def _check_classes(self, y: np.ndarray, classes: Any) -> None:
+        _check_partial_fit_first_call(self, classes)
+        if len(self.classes_) != 2:
+            count = len(self.classes_)
+            del self.classes_  # the next call is the first one again
+            raise ValueError(f"Only binary classification is supported: classes must name two, got {count} class(es)")
+        if unknown := sorted(set(np.unique(y).tolist()) - set(self.classes_.tolist())):
+            raise ValueError(f"y holds {unknown}, which classes={self.classes_.tolist()} does not name")
+
     # ------------------------------------------------------------------------------------------------------- predict
 
     def log_odds(self, X: Any) -> Array:
         """Compute the log-odds of the positive class, ``[n]``."""
         check_is_fitted(self, "_model")
-        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        X = single_precision(validate_data(self, X, dtype=[np.float64, np.float32], reset=False))
         if isinstance(self._model, nn.Linear):
-            return np.asarray(X @ self.coef_[0] + self.intercept_[0])
+            return np.asarray(self._sign * (X @ self.coef_[0] + self.intercept_[0]))
         with torch.no_grad():
             scores = self._model(as_inputs(self._scaler.transform(X)))[:, 0]
         return np.asarray(self._slope * scores.double().numpy() + self._offset)
@@ -417,10 +447,10 @@ class RareClassifier(BinaryRanker):
         if unknown := sorted(set(np.unique(y).tolist()) - set(self.classes_.tolist())):
             raise ValueError(f"y holds {unknown}, but the model was fitted on {self.classes_.tolist()}")
         target = (y == self.positive_).astype(int)
-        own = check_weight(np.ones(len(y)) if sample_weight is None else sample_weight, y)
+        own = check_weight(sample_weight, y)
         random = check_random_state(random_state)
         generator = torch.Generator().manual_seed(int(random.randint(2**31 - 1)))
-        x = self._scaler.transform(X)
+        x = self._scaler.transform(check_numbers(X))
         found = []
         for _ in range(resamples):
             drawn = relative_weight(own * random.exponential(size=len(target)))
@@ -471,45 +501,7 @@ class RareClassifier(BinaryRanker):
     def _coefficients(self, layer: nn.Linear, slope: float, offset: float) -> tuple[np.ndarray, np.ndarray]:
         coefficients = slope * layer.weight.detach().double().numpy() / self._scaler.scale_
         intercept = slope * layer.bias.item() + offset - float(coefficients[0] @ self._scaler.mean_)
-        return coefficients, np.array([intercept])
-
-
-def _standardiser(X: np.ndarray, weight: np.ndarray | None) -> StandardScaler:
-    with np.errstate(over="ignore", invalid="ignore"):
-        scaler = StandardScaler().fit(X, sample_weight=weight)
-    if odd := np.flatnonzero(~np.isfinite(scaler.scale_)).tolist():
-        raise ValueError(
-            f"column(s) {odd} of X hold numbers up to {np.abs(X[:, odd]).max():.2g}, whose spread is beyond float64: "
-            "divide them, or take their logarithm"
-        )
-    return scaler
-
-
-class _Stream:
-    # Steps on batches as they come, and the last scores that no step had seen.
-
-    def __init__(self, model: nn.Module, losses: list[nn.Module] | None, warm_up: int) -> None:
-        cross_entropy = SigmoidFocalLoss(alpha=None, gamma=0.0)
-        self.model, self.loss = model, cross_entropy if not losses else losses[0]
-        if losses and warm_up:
-            self.loss = LossWarmupWrapper(cross_entropy, losses[0], warmup_steps=warm_up)
-        rate = RATES["linear" if isinstance(model, nn.Linear) else "network"]
-        self.optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
-        self.recent: Batch | None = None
-
-    def step(self, rows: Batch) -> Batch:
-        scores = self.model(rows.inputs)[:, 0]
-        weight = torch.ones(len(scores)) if rows.weight is None else rows.weight
-        value = self.loss(scores, rows.targets, sample_weight=weight)
-        if bool(torch.isfinite(value)):
-            self.optimiser.zero_grad()
-            value.backward()
-            self.optimiser.step()
-        seen = [Batch(scores.detach(), rows.targets, weight)]
-        if self.recent is not None:
-            seen.insert(0, self.recent)
-        self.recent = Batch(*(torch.cat(parts)[-QUEUE:] for parts in zip(*seen, strict=True)))
-        return self.recent
+        return self._sign * coefficients, self._sign * np.array([intercept])
 
 
 def _judge(objective: Objective, model: nn.Module, held: Batch) -> float:

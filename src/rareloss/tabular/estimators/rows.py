@@ -10,6 +10,7 @@ except ModuleNotFoundError as error:
         f'{error.name} is missing, which the estimators need: pip install "rareloss[study]"', name=error.name
     ) from error
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from sklearn.utils.validation import _check_sample_weight
 from torch import Tensor, nn
 
 from rareloss.tabular.logistic import in_log_odds, relative_weight
+from rareloss.tabular.preprocess import single_precision
 from rareloss.training import Batch
 
 __all__ = [
@@ -27,8 +29,10 @@ __all__ = [
     "as_inputs",
     "as_numbers",
     "check_labels",
+    "check_numbers",
     "check_weight",
     "log_odds_of",
+    "present_rows",
     "scores_of",
     "two_classes",
 ]
@@ -47,6 +51,20 @@ def check_labels(y: np.ndarray) -> None:
     check_classification_targets(y)
 
 
+def check_numbers(X: np.ndarray) -> Array:
+    """Return inputs as float32 holds them.
+
+    Raises:
+        ValueError: numbers beyond float32.
+    """
+    if odd := np.flatnonzero((np.abs(X) > np.finfo(np.float32).max).any(axis=0)).tolist():
+        raise ValueError(
+            f"column(s) {odd} of X hold numbers up to {np.abs(X[:, odd]).max():.2g}, which float32 cannot hold: "
+            "divide them, or take their logarithm"
+        )
+    return single_precision(X)
+
+
 def check_weight(sample_weight: Any, y: np.ndarray) -> Array:
     """Return the weights of rows, of mean 1 over those of some weight.
 
@@ -54,6 +72,15 @@ def check_weight(sample_weight: Any, y: np.ndarray) -> Array:
         ValueError: a negative or missing weight, or another number of them.
     """
     return relative_weight(_check_sample_weight(sample_weight, y[:, None], dtype=np.float64, ensure_non_negative=True))
+
+
+def present_rows(
+    columns: Sequence[np.ndarray], y: np.ndarray, sample_weight: Any
+) -> tuple[list[np.ndarray], np.ndarray, Array]:
+    """Return columns, labels and weights of the rows of some weight: a row of weight 0 is absent."""
+    weight = check_weight(sample_weight, y)
+    some = weight > 0
+    return [column[some] for column in columns], y[some], weight[some]
 
 
 def two_classes(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
