@@ -18,6 +18,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, get_scorer, log_loss
 from sklearn.model_selection import GridSearchCV, TunedThresholdClassifierCV, cross_val_score
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import QuantileTransformer, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -280,6 +281,68 @@ def test_a_positive_class_that_is_more_common_is_warned_of(kind: Any) -> None:
     assert model.positive_ == "fine"
     with pytest.raises(ValueError, match="none of the classes"):
         kind("ap", positive="Fraud").fit(x, y)
+
+
+@pytest.mark.parametrize("hidden", [(), (4,)])
+def test_scores_do_not_depend_on_how_a_number_is_stored(hidden: tuple[int, ...]) -> None:
+    x, y = bent(2_000, 4)
+    x = x.round(1) * [0.1, 1.0, 1.0]  # tied values, no float32 among them
+    single = x.astype(np.float32)
+    assert (single != x).any()
+    model = RareClassifier("recall@top=5%", hidden, trials=1, random_state=0).fit(x, y)
+    again = clone(model).fit(single, y)
+    np.testing.assert_array_equal(model.decision_function(single), model.decision_function(x))
+    np.testing.assert_array_equal(again.decision_function(x), model.decision_function(x))
+    np.testing.assert_array_equal(again.predict(single), model.predict(x))
+
+
+@BOTH
+def test_scikit_learn_agrees_where_the_first_class_is_positive(kind: Any) -> None:
+    x, y = bent(2_000, 5)
+    labels = np.where(y == "fraud", "a rare one", "fine")
+    model = kind("ap", trials=1, random_state=0).fit(x, labels)
+    assert model.positive_ == model.classes_[0] == "a rare one"
+    np.testing.assert_allclose(model.decision_function(x), -model.log_odds(x))
+    probability = model.predict_proba(x)[:, 0]
+    assert average_precision_score(labels == "a rare one", probability) > 0.3
+    np.testing.assert_array_equal(np.argsort(probability)[-1:], np.argsort(model.log_odds(x))[-1:])
+    wrapped = CalibratedClassifierCV(kind("ap", trials=1, random_state=0), cv=2).fit(x, labels)
+    assert wrapped.predict_proba(x)[labels == "a rare one", 0].mean() > 3 * (labels == "a rare one").mean()
+    if kind is RareClassifier:
+        np.testing.assert_allclose(model.decision_function(x), x @ model.coef_[0] + model.intercept_[0], atol=1e-5)
+
+
+@BOTH
+def test_several_classes_by_one_against_the_others(kind: Any) -> None:
+    x, y = bent(2_000, 6)
+    labels = np.where(y == "fraud", np.where(x[:, 0] > 0, "right", "left"), "fine")
+    with pytest.raises(ValueError, match=r"OneVsRestClassifier"):
+        kind().fit(x, labels)
+    every = OneVsRestClassifier(kind("ap", trials=1, random_state=0)).fit(x, labels)
+    assert (every.predict(x) == labels).mean() > 0.9
+    assert every.decision_function(x).shape == (2_000, 3)
+
+
+@BOTH
+def test_probabilities_of_noise_are_no_worse_than_the_base_rate(kind: Any) -> None:
+    rng = np.random.default_rng(7)
+    x, y = rng.normal(size=(3_000, 8)), rng.random(3_000) < 0.05
+    model = kind("ap", trials=2, random_state=0).fit(x[:1_500], y[:1_500])
+    rate = np.full(1_500, y[:1_500].mean())
+    assert log_loss(y[1_500:], model.predict_proba(x[1_500:])[:, 1]) <= log_loss(y[1_500:], rate) + 1e-3
+
+
+def test_a_factor_on_all_weights_of_a_stream_changes_nothing() -> None:
+    x, y = bent(600, 8)
+    weight = np.where(np.arange(600) < 300, 1.0, 10.0)  # later batches weigh more than earlier ones
+    models = []
+    for each in (weight, 1e155 * weight, np.ones(600)):
+        model = RareClassifier("ap", random_state=0)
+        for part in np.split(np.arange(600), 6):
+            model.partial_fit(x[part], y[part], classes=["fine", "fraud"], sample_weight=each[part])
+        models.append(model.decision_function(x))
+    np.testing.assert_allclose(models[1], models[0], rtol=1e-5)
+    assert not np.allclose(models[2], models[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("refit", [True, False])

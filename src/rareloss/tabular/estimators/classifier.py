@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from rareloss import FineTuned, Objective, SigmoidFocalLoss, checks, finetune
 from rareloss.decisions import Calibrator
 from rareloss.tabular.estimators.binary import BinaryRanker, choose_positive, even_odds, probabilities_of
+from rareloss.tabular.estimators.networks import descents, judge, new_model
 from rareloss.tabular.estimators.stream import QUEUE, Stream
 from rareloss.tabular.logistic import (
     logistic_draws,
@@ -45,10 +46,8 @@ from rareloss.tabular.logistic import (
     search,
     solve_logistic,
 )
-from rareloss.tabular.network import NETWORK, batches, perceptron
 from rareloss.tabular.preprocess import single_precision
-from rareloss.tabular.tuning import network_draws
-from rareloss.training import Batch, ranking_losses, repeat_finetune, select_rows, train_with_early_stopping
+from rareloss.training import Batch, ranking_losses, repeat_finetune, select_rows
 
 __all__ = ["RareClassifier"]
 
@@ -235,9 +234,8 @@ class RareClassifier(BinaryRanker):
         seed: int,
     ) -> tuple[nn.Module, nn.Module]:
         self.chosen_: dict[str, Any]
-        start, self.chosen_ = max(
-            self._networks(objective, train, held, seed), key=lambda one: _judge(objective, one[0], held)
-        )
+        found = descents(objective, self.hidden_layer_sizes, train, held, self.trials, seed)
+        start, self.chosen_ = max(found, key=lambda one: judge(objective, one[0], held))
         chosen = self._finetune(start, objective, losses, train, held, seed)
         return chosen, chosen
 
@@ -291,41 +289,9 @@ class RareClassifier(BinaryRanker):
             return start, converged
 
         draw, (model, converged) = search(
-            logistic_draws(self.trials, seed), solved, lambda found: _judge(objective, found[0], held)
+            logistic_draws(self.trials, seed), solved, lambda found: judge(objective, found[0], held)
         )
         self.chosen_ = {**draw, "converged": converged}
-        return model
-
-    def _networks(
-        self, objective: Objective, train: Batch, held: Batch, seed: int
-    ) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
-        for draw in network_draws(self.trials, seed):
-            model = self._new_model(train, seed)
-            train_with_early_stopping(
-                model,
-                SigmoidFocalLoss(alpha=None, gamma=0.0),
-                _shuffled(train, seed),
-                lambda model=model: _judge(objective, model, held),  # type: ignore[misc]
-                steps=NETWORK["steps"],
-                warmup_steps=NETWORK["warm_up"],
-                eval_every=NETWORK["every"],
-                **draw,  # type: ignore[arg-type]
-            )
-            yield model, draw
-
-    def _new_model(self, rows: Batch, seed: int) -> nn.Module:
-        # Every row starts at the base rate.
-        features = rows.inputs.shape[1]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model: nn.Module = (
-                perceptron(features, 1, self.hidden_layer_sizes) if self.hidden_layer_sizes else nn.Linear(features, 1)
-            )
-        last = model[-1] if isinstance(model, nn.Sequential) else model
-        if isinstance(model, nn.Linear):
-            nn.init.zeros_(model.weight)
-        positives = float(rows.targets.sum())
-        nn.init.constant_(last.bias, math.log((positives + 0.5) / (len(rows.targets) - positives + 0.5)))  # type: ignore[arg-type]
         return model
 
     # --------------------------------------------------------------------------------------------------- partial_fit
@@ -375,7 +341,9 @@ class RareClassifier(BinaryRanker):
             self._scaler = StandardScaler().fit(X, sample_weight=weight)
         rows = as_batch(self._scaler.transform(X), target, weight, np.arange(len(target)))
         if first:
-            self._model = self._new_model(rows, int(check_random_state(self.random_state).randint(2**31 - 1)))
+            self._model = new_model(
+                rows, self.hidden_layer_sizes, int(check_random_state(self.random_state).randint(2**31 - 1))
+            )
             self._slope, self._offset, self.threshold_ = 1.0, 0.0, 0.0
         # The log-odds below are fitted to the last rows, so their logistic function is the probability.
         self.calibrator_ = Calibrator("sigmoid")
@@ -504,17 +472,7 @@ class RareClassifier(BinaryRanker):
         return self._sign * coefficients, self._sign * np.array([intercept])
 
 
-def _judge(objective: Objective, model: nn.Module, held: Batch) -> float:
-    with torch.no_grad():
-        return float(objective.metric(model(held.inputs), held.targets, held.weight).value)
-
-
 def _moments(model: nn.Module, rows: Batch) -> tuple[float, float]:
     scores, weight = scores_of(model, rows), as_numbers(rows.weight)
     mean = np.average(scores, weights=weight)
     return float(mean), float(np.sqrt(np.average((scores - mean) ** 2, weights=weight))) or 1.0
-
-
-def _shuffled(whole: Batch, seed: int) -> Iterator[Batch]:
-    size = max(1, min(NETWORK["batch"], len(whole.targets) // 8))
-    return (select_rows(whole, rows) for rows, _ in batches(whole.targets, size, seed))

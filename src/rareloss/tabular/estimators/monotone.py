@@ -73,9 +73,7 @@ def solve_monotone(
         if converged:
             break
         curvature = design.T @ ((share * probability * (1 - probability))[:, None] * design) + ridge
-        root = np.linalg.cholesky(curvature + 1e-12 * np.trace(curvature) / len(low) * np.eye(len(low)))
-        aim = root.T @ at - np.linalg.solve(root, slope)
-        to = np.maximum(low, lsq_linear(root.T, aim, (low, np.inf), method="bvls").x)
+        to = _newton(at, slope, curvature, low)
         length = 1.0
         while (found := value(at + length * (to - at))) > now + 1e-4 * length * slope @ (to - at) and length > 1e-8:
             length /= 2
@@ -85,6 +83,13 @@ def solve_monotone(
             break
         at, now = at + length * (to - at), found
     return back @ at[:-1], float(at[-1]), converged
+
+
+def _newton(at: Array, slope: Array, curvature: Array, low: Array) -> Array:
+    # The minimum of the quadratic model inside the bounds.
+    root = np.linalg.cholesky(curvature + 1e-12 * np.trace(curvature) / len(low) * np.eye(len(low)))
+    aim = root.T @ at - np.linalg.solve(root, slope)
+    return np.maximum(low, lsq_linear(root.T, aim, (low, np.inf), method="bvls").x)
 
 
 class WhitenedLinear(nn.Module):
