@@ -89,7 +89,7 @@ def _newton(at: Array, slope: Array, curvature: Array, low: Array) -> Array:
     # The minimum of the quadratic model inside the bounds.
     root = np.linalg.cholesky(curvature + 1e-12 * np.trace(curvature) / len(low) * np.eye(len(low)))
     aim = root.T @ at - np.linalg.solve(root, slope)
-    return np.maximum(low, lsq_linear(root.T, aim, (low, np.inf), method="bvls").x)
+    return np.asarray(np.maximum(low, lsq_linear(root.T, aim, (low, np.inf), method="bvls").x))
 
 
 class WhitenedLinear(nn.Module):
