@@ -117,6 +117,7 @@ class AdditiveRareClassifier(BinaryRanker):
         Eilers and Marx, "Flexible Smoothing with B-splines and Penalties", Statistical Science 1996.
 
     Example:
+        >>> from scipy.special import expit
         >>> rng = np.random.default_rng(0)
         >>> x = rng.uniform(-2, 2, (4_000, 2))
         >>> y = rng.random(4_000) < expit(x[:, 0] ** 2 + x[:, 1] - 5)
