@@ -1,6 +1,5 @@
 """AdditiveRareClassifier: curves that are near the truth, as smooth and as monotone as asked, and never worse."""
 
-import importlib
 import sys
 import warnings
 from collections.abc import Callable
@@ -18,7 +17,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
-from rareloss.tabular.estimators.additive import AdditiveRareClassifier, solve_monotone
+from rareloss.tabular.estimators.additive import AdditiveRareClassifier
+from rareloss.tabular.estimators.monotone import solve_monotone
 
 Rows = tuple[np.ndarray, np.ndarray]
 
@@ -253,6 +253,22 @@ def test_numbers_asked_to_be_names_and_rows_of_weight_zero() -> None:
     np.testing.assert_allclose(other.decision_function(x), model.decision_function(x), atol=1e-6)
 
 
+@pytest.mark.parametrize("stored", ["float32", "object"])
+def test_scores_do_not_depend_on_how_a_number_is_stored(stored: str) -> None:
+    rng = np.random.default_rng(3)
+    x = pd.DataFrame({"rate": rng.choice([0.1, 0.2, 0.3, 0.7], 2_000), "x": rng.normal(size=2_000).round(3)})
+    y = (rng.random(2_000) < expit(4 * x["rate"] + x["x"] - 4)).astype(int)
+    x["code"] = rng.choice([0.1, 1.5, 2.0**53], 2_000)  # numbers as names: what is whole keeps its digits
+    other = x.astype("float32") if stored == "float32" else x.astype({"code": object})
+    model = short(objective="recall@top=5%", trials=1, categorical_features=["code"]).fit(x, y)
+    np.testing.assert_array_equal(model.decision_function(other), model.decision_function(x))
+    again = clone(model).fit(other, y)
+    np.testing.assert_array_equal(again.decision_function(x), model.decision_function(x))
+    assert again.threshold_ == model.threshold_
+    np.testing.assert_array_equal(again.predict(other), model.predict(x))
+    assert model.shape("rate", [np.float32(0.1)]) == model.shape("rate", [0.1])
+
+
 def test_same_seed_gives_the_same_scorecard() -> None:
     x, y = bent(1_000, 8)
     model = short(monotonic_cst=[0, 1, -1]).fit(x, y)
@@ -293,11 +309,13 @@ def test_refuses_numbers_without_end(far: float) -> None:
         short().fit(x, y)
 
 
-def test_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_library_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, known: tuple[AdditiveRareClassifier, Rows]
+) -> None:
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
-    monkeypatch.delitem(sys.modules, "rareloss.tabular.estimators.additive")
-    with pytest.raises(ModuleNotFoundError, match=r'pip install "rareloss\[study\]"'):
-        importlib.import_module("rareloss.tabular.estimators.additive")
+    monkeypatch.delitem(sys.modules, "rareloss.tabular.estimators.plots", raising=False)
+    with pytest.raises(ModuleNotFoundError, match=r'plot_shapes needs: pip install "rareloss\[study\]"'):
+        known[0].plot_shapes()
 
 
 def test_not_fitted() -> None:

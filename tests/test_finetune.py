@@ -511,3 +511,20 @@ def test_optimiser_of_ones_own_searches_for_each_penalty_of_the_path(parts: tupl
         finetune(model, "ap", train, validation, optimizer=NotNegative, pool_size=50)
     with pytest.raises((TypeError, ValueError), match="optimizer"):
         finetune(model, "ap", train, validation, optimizer=3)
+
+
+def test_few_positives_ask_for_a_gain_beyond_a_standard_error() -> None:
+    """The best of many looks at few positives is better on validation by chance, and costs on other rows."""
+    changed = 0
+    for seed in range(16):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(2_400, 3, generator=generator)
+        y = (torch.rand(2_400, generator=generator) < (x.sum(1) - 3.5).sigmoid()).long()  # a line is right
+        start, validation = solved(x[:1_800], y[:1_800]), Batch(x[1_800:], y[1_800:])
+        found = finetune(start, "ap", (x[:1_800], y[:1_800]), validation)
+        validator = Validator(validation, found.objective, lambda model, inputs: model(inputs))
+        after, before = validator(found.model), validator(start)
+        if found.changed:
+            assert after.value - before.value > (after.bootstrap_values - before.bootstrap_values).std()
+        changed += found.changed
+    assert 0 < changed < 10

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
-from sklearn.model_selection import cross_val_score
+from sklearn.model_selection import GridSearchCV, cross_val_score, cross_validate
 from sklearn.tree import DecisionTreeClassifier
 
 from processes import start_ranks
@@ -38,6 +39,41 @@ def test_scorer_in_cross_validation(text: str) -> None:
     x, y = _rows()
     found = cross_val_score(LogisticRegression(), x, y, scoring=ObjectiveScorer(text), cv=3)
     assert ((found > 0) & (found <= 1)).all()
+
+
+def test_weights_reach_the_scorer_through_metadata_routing() -> None:
+    x, y = _rows()
+    weight = np.where(x[:, 1] > 0, 5.0, 0.1)
+    model = LogisticRegression()
+    with sklearn.config_context(enable_metadata_routing=True):
+        search = GridSearchCV(
+            model.set_fit_request(sample_weight=False),
+            {"C": [1.0]},
+            cv=[(np.arange(150), np.arange(150, 300))],
+            scoring=ObjectiveScorer("ap").set_score_request(sample_weight=True),
+        ).fit(x, y, sample_weight=weight)
+        renamed = ObjectiveScorer("ap").set_score_request(sample_weight="importance")
+        value = cross_validate(
+            LogisticRegression(), x, y, cv=search.cv, scoring=renamed, params={"importance": weight}
+        )["test_score"]
+        with pytest.raises(ValueError, match="set_score_request"):
+            cross_validate(model, x, y, scoring=ObjectiveScorer("ap"), params={"sample_weight": weight})
+    plain = LogisticRegression().fit(x[:150], y[:150]).decision_function(x[150:])
+    expected = average_precision_score(y[150:], plain, sample_weight=weight[150:])
+    assert expected != pytest.approx(average_precision_score(y[150:], plain), abs=1e-3)
+    assert search.cv_results_["mean_test_score"] == pytest.approx([expected], abs=1e-9)
+    assert value == pytest.approx([expected], abs=1e-9)
+
+
+def test_scorer_ranks_the_positive_class() -> None:
+    x, y = _rows()
+    names = np.where(y == 1, "fraud", "legit")  # "fraud" comes first
+    model = LogisticRegression().fit(x, names)
+    expected = average_precision_score(y, -model.decision_function(x))
+    assert ObjectiveScorer("ap", positive="fraud")(model, x, names) == pytest.approx(expected, abs=1e-9)
+    assert ObjectiveScorer("ap")(model, x, names) > 0.9  # of "legit", as scikit-learn has it
+    with pytest.raises(ValueError, match=r"positive='frau' is none of .*\['fraud', 'legit'\]"):
+        ObjectiveScorer("ap", positive="frau")(model, x, names)
 
 
 def test_scorer_refuses_an_unknown_class() -> None:

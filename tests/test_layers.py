@@ -186,7 +186,7 @@ def test_there_is_one_training_loop() -> None:
         if "lr_scheduler" not in ast.unparse(node.func)
     ]
     assert sorted(made) == [
-        "tabular.estimators.classifier",
+        "tabular.estimators.stream",
         "training.early_stopping",
         "training.regularization_path",
     ]

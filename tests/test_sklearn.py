@@ -16,8 +16,9 @@ from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score, get_scorer
+from sklearn.metrics import average_precision_score, get_scorer, log_loss
 from sklearn.model_selection import GridSearchCV, TunedThresholdClassifierCV, cross_val_score
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import QuantileTransformer, StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -58,7 +59,7 @@ def test_coefficients_are_those_of_the_decision_function_in_log_odds() -> None:
     x, y = bent(40_000, 0)
     model = RareClassifier("ap", trials=1, random_state=0).fit(x, y == "fraud")
     scores = model.decision_function(x)
-    np.testing.assert_allclose(scores, x @ model.coef_[0] + model.intercept_[0])
+    np.testing.assert_allclose(scores, x @ model.coef_[0] + model.intercept_[0], atol=1e-6)  # x as float32 holds it
     assert model.coef_.shape == (1, 3)
     assert model.intercept_.shape == (1,)
     again = LogisticRegression(C=np.inf).fit(scores[:, None], y)
@@ -233,13 +234,115 @@ def test_not_fitted() -> None:
         RareClassifier().decision_function(bent(5, 0)[0])
 
 
-def test_probabilities_are_the_logistic_function_of_log_odds_and_honest(fitted: tuple[RareClassifier, Rows]) -> None:
+def test_probabilities_are_the_calibrators_and_honest(fitted: tuple[RareClassifier, Rows]) -> None:
     model, _ = fitted
     x, y = bent(8_000, 9)
-    found, log_odds = model.predict_proba(x), model.decision_function(x)
-    np.testing.assert_allclose(found[:, 1], 1 / (1 + np.exp(-log_odds)))
-    np.testing.assert_allclose(found.sum(1), 1)
-    assert found[:, 1].mean() == pytest.approx((y == "fraud").mean(), rel=0.25)
+    probability, fraud = model.predict_proba(x), y == "fraud"
+    np.testing.assert_allclose(probability[:, 1], model.calibrator_(model.decision_function(x)))
+    np.testing.assert_allclose(probability.sum(1), 1)
+    rate = fraud.mean()
+    assert probability[:, 1].mean() == pytest.approx(rate, rel=0.25)
+    assert log_loss(fraud, probability[:, 1]) < -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
+
+
+BOTH = pytest.mark.parametrize("kind", [RareClassifier, AdditiveRareClassifier])
+
+
+@BOTH
+@pytest.mark.parametrize("factor", [1e-170, 1 / 3_000, 1_000.0, 1e155])
+def test_a_factor_on_all_weights_changes_nothing(kind: Any, factor: float) -> None:
+    x, y = bent(3_000, 1)
+    weight = 0.5 + np.random.default_rng(1).random(3_000)
+    plain, scaled = (
+        kind("ap", trials=2, random_state=0).fit(x, y, sample_weight=each) for each in (weight, factor * weight)
+    )
+    np.testing.assert_allclose(scaled.decision_function(x), plain.decision_function(x), rtol=1e-5, atol=1e-5)
+
+
+@BOTH
+@pytest.mark.parametrize(("rare", "common"), [("suspicious", "legit"), ("fraud", "legit"), (-1, 1), (True, False)])
+def test_the_rarer_class_is_positive_whatever_the_alphabet_says(kind: Any, rare: Any, common: Any) -> None:
+    x, y = bent(4_000, 2)
+    labels = np.where(y == "fraud", rare, common)
+    model = kind("recall@top=2%", trials=2, random_state=0).fit(x, labels)
+    assert model.positive_ == rare
+    assert 40 <= (model.predict(x) == rare).sum() <= 160  # of a capacity of 80
+    np.testing.assert_array_equal(model.classes_, np.sort([rare, common]))
+    # Scorers of scikit-learn's take the second of the sorted classes for the positive one.
+    of_rare = model.decision_function(x) * (1 if model.classes_[1] == rare else -1)
+    assert average_precision_score(labels == rare, of_rare) > 3 * (labels == rare).mean()
+
+
+@BOTH
+def test_a_positive_class_that_is_more_common_is_warned_of(kind: Any) -> None:
+    x, y = bent(2_000, 3)
+    with pytest.warns(UserWarning, match="positive='fraud' ranks the rare one to the top"):
+        model = kind("ap", trials=1, positive="fine", random_state=0).fit(x, y)
+    assert model.positive_ == "fine"
+    with pytest.raises(ValueError, match="none of the classes"):
+        kind("ap", positive="Fraud").fit(x, y)
+
+
+@pytest.mark.parametrize("hidden", [(), (4,)])
+def test_scores_do_not_depend_on_how_a_number_is_stored(hidden: tuple[int, ...]) -> None:
+    x, y = bent(2_000, 4)
+    x = x.round(1) * [0.1, 1.0, 1.0]  # tied values, no float32 among them
+    single = x.astype(np.float32)
+    assert (single != x).any()
+    model = RareClassifier("recall@top=5%", hidden, trials=1, random_state=0).fit(x, y)
+    again = clone(model).fit(single, y)
+    np.testing.assert_array_equal(model.decision_function(single), model.decision_function(x))
+    np.testing.assert_array_equal(again.decision_function(x), model.decision_function(x))
+    np.testing.assert_array_equal(again.predict(single), model.predict(x))
+
+
+@BOTH
+def test_scikit_learn_agrees_where_the_first_class_is_positive(kind: Any) -> None:
+    x, y = bent(2_000, 5)
+    labels = np.where(y == "fraud", "a rare one", "fine")
+    model = kind("ap", trials=1, random_state=0).fit(x, labels)
+    assert model.positive_ == model.classes_[0] == "a rare one"
+    np.testing.assert_allclose(model.decision_function(x), -model.log_odds(x))
+    probability = model.predict_proba(x)[:, 0]
+    assert average_precision_score(labels == "a rare one", probability) > 0.3
+    np.testing.assert_array_equal(np.argsort(probability)[-1:], np.argsort(model.log_odds(x))[-1:])
+    wrapped = CalibratedClassifierCV(kind("ap", trials=1, random_state=0), cv=2).fit(x, labels)
+    assert wrapped.predict_proba(x)[labels == "a rare one", 0].mean() > 3 * (labels == "a rare one").mean()
+    if kind is RareClassifier:
+        np.testing.assert_allclose(model.decision_function(x), x @ model.coef_[0] + model.intercept_[0], atol=1e-5)
+
+
+@BOTH
+def test_several_classes_by_one_against_the_others(kind: Any) -> None:
+    x, y = bent(2_000, 6)
+    labels = np.where(y == "fraud", np.where(x[:, 0] > 0, "right", "left"), "fine")
+    with pytest.raises(ValueError, match=r"OneVsRestClassifier"):
+        kind().fit(x, labels)
+    every = OneVsRestClassifier(kind("ap", trials=1, random_state=0)).fit(x, labels)
+    assert (every.predict(x) == labels).mean() > 0.9
+    assert every.decision_function(x).shape == (2_000, 3)
+
+
+@BOTH
+def test_probabilities_of_noise_are_no_worse_than_the_base_rate(kind: Any) -> None:
+    rng = np.random.default_rng(7)
+    x, y = rng.normal(size=(3_000, 8)), rng.random(3_000) < 0.05
+    model = kind("ap", trials=2, random_state=0).fit(x[:1_500], y[:1_500])
+    rate = np.full(1_500, y[:1_500].mean())
+    assert log_loss(y[1_500:], model.predict_proba(x[1_500:])[:, 1]) <= log_loss(y[1_500:], rate) + 1e-3
+
+
+def test_a_factor_on_all_weights_of_a_stream_changes_nothing() -> None:
+    x, y = bent(600, 8)
+    weight = np.where(np.arange(600) < 300, 1.0, 10.0)  # later batches weigh more than earlier ones
+    models = []
+    for each in (weight, 1e155 * weight, np.ones(600)):
+        model = RareClassifier("ap", random_state=0)
+        for part in np.split(np.arange(600), 6):
+            model.partial_fit(x[part], y[part], classes=["fine", "fraud"], sample_weight=each[part])
+        models.append(model.decision_function(x))
+    np.testing.assert_allclose(models[1], models[0], rtol=1e-5)
+    assert not np.allclose(models[2], models[0], rtol=1e-5)
 
 
 @pytest.mark.parametrize("refit", [True, False])

@@ -1,4 +1,5 @@
 import pickle
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from rareloss.tabular.preprocess import Kind, pipeline, tree_categories
+from rareloss.tabular.preprocess import Kind, pipeline, single_precision, tree_categories
 
 KINDS: tuple[Kind, ...] = ("standard", "normal", "spline", "trees")
 
@@ -162,3 +163,34 @@ def test_any_finite_numbers_become_finite(values: list[float], kind: Kind) -> No
     data = pd.DataFrame({"x": values, "y": np.arange(len(values), dtype=float)})
     steps = pipeline(data, kind, seed=0).fit(data.iloc[: len(data) // 2])
     assert np.isfinite(steps.transform(data)).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("stored", ["float32", "decimal", "text"])
+def test_inputs_do_not_depend_on_how_a_number_is_stored(kind: Kind, stored: str) -> None:
+    random = np.random.default_rng(0)
+    rate = random.choice([0.1, 0.2, 0.3, 0.7], 2_000, p=[0.5, 0.3, 0.15, 0.05])  # none of them is a float32
+    data = pd.DataFrame({"rate": rate, "x": random.normal(size=2_000).round(3), "flag": (rate > 0.25) * 0.1 + 0.6})
+    # A third value that float64 alone tells from another makes no curve of a flag.
+    data.loc[0, "flag"] = data["flag"].iloc[0] + 1e-12
+    other = data.round(9)
+    if stored == "float32":
+        other = other.astype("float32").astype("float64")
+    elif stored == "decimal":
+        other = other.map(lambda value: float(Decimal(f"{value:.9f}")))
+    else:
+        other = other.map(lambda value: float(f"{value:.9g}"))
+    assert not other.equals(data)
+    fitted = pipeline(data, kind, seed=0).fit(data)
+    np.testing.assert_array_equal(fitted.transform(other), fitted.transform(data))
+    np.testing.assert_array_equal(pipeline(other, kind, seed=0).fit(other).transform(data), fitted.transform(data))
+    # The value of half of the rows lies in the middle of its quantiles.
+    if kind == "normal":
+        assert np.unique(fitted.transform(other)[:, 0]).shape == (4,)
+
+
+def test_numbers_beyond_single_precision_are_its_largest() -> None:
+    largest = np.finfo(np.float32).max
+    found = single_precision([1e300, -1e300, np.nan, 16_777_217.0])
+    np.testing.assert_array_equal(found, [largest, -largest, np.nan, 16_777_216.0])
+    assert found.dtype == np.float64

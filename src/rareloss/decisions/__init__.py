@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from rareloss.extras import late
 
 if TYPE_CHECKING:
-    from rareloss.decisions.calibration import METHODS, Calibration, Calibrator, calibrate, quality
+    from rareloss.decisions.calibration import FEW_POSITIVES, METHODS, Calibration, Calibrator, calibrate, quality
     from rareloss.decisions.drift import Drift, check_drift
     from rareloss.decisions.intervals import clopper_pearson
     from rareloss.decisions.reporting.page import report
     from rareloss.decisions.thresholds import Band, Cut, Interval, band, find_threshold
 
 __all__ = [
+    "FEW_POSITIVES",
     "METHODS",
     "Band",
     "Calibration",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "FEW_POSITIVES": "rareloss.decisions.calibration",
     "Band": "rareloss.decisions.thresholds",
     "Calibration": "rareloss.decisions.calibration",
     "Calibrator": "rareloss.decisions.calibration",

@@ -17,7 +17,16 @@ from torch import Tensor, nn
 from rareloss.tabular.tuning import between, cube
 from rareloss.training import Batch, select_rows
 
-__all__ = ["in_log_odds", "logistic_draws", "platt", "sample", "search", "solve_logistic"]
+__all__ = [
+    "in_log_odds",
+    "logistic_draws",
+    "mean_weight",
+    "platt",
+    "relative_weight",
+    "sample",
+    "search",
+    "solve_logistic",
+]
 
 # The Hessian of so many weights is solved whole; beyond this, by conjugate gradients, which is faster and as exact.
 MOST_UNKNOWNS = 1000
@@ -26,6 +35,33 @@ STEP, LEAST_C = 0.3, 1e-5
 
 Draw = TypeVar("Draw", bound=Mapping[str, Any])
 Found = TypeVar("Found")
+
+
+def relative_weight(weight: Any) -> np.ndarray:
+    """Divide the weights of rows by their mean, so that a factor on all of them changes nothing.
+
+    Every way from rows to a model calls this once, before rows are split or sampled.
+
+    Args:
+        weight: ``[n]``, not negative. Rows of weight 0 are absent, and have no part in the mean.
+
+    Returns:
+        float64 ``[n]``; what float32, in which models are trained, takes for 0 is 0.
+
+    Example:
+        >>> relative_weight([1e155, 3e155, 0.0]).tolist()
+        [0.5, 1.5, 0.0]
+    """
+    weight = np.asarray(weight, dtype=np.float64)
+    relative = weight / mean_weight(weight)
+    return np.where(relative < np.finfo(np.float32).tiny, 0.0, relative)
+
+
+def mean_weight(weight: np.ndarray) -> float:
+    """Compute the mean of the weights above 0; 1 where there is none."""
+    largest = float(weight.max(initial=0.0)) or 1.0
+    present = weight[weight > 0] / largest  # first, since a sum of large weights overflows
+    return largest * float(present.mean()) if len(present) else 1.0
 
 
 def logistic_draws(trials: int, seed: int) -> list[dict[str, float]]:

@@ -1,6 +1,6 @@
 """Turn a frame of numbers and categories into what a scorer takes, fitted on the train fold alone."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from sklearn.preprocessing import (
     StandardScaler,
 )
 
-__all__ = ["Kind", "pipeline", "tree_categories"]
+__all__ = ["Kind", "pipeline", "single_precision", "tree_categories"]
 
 Kind = Literal["standard", "normal", "spline", "trees"]
 
@@ -42,11 +42,11 @@ def pipeline(frame: pd.DataFrame, kind: Kind, *, seed: int) -> Pipeline:
       which many rows share does not stand far from the rest.
     * ``"spline"``: the normal quantiles through cubic B-splines with knots at the 0, 20, ..., 100 % quantiles; numbers
       of two values stay one column, as in ``"standard"``.
-    * ``"trees"``: numbers as they are, then categories as codes; missing and unseen are NaN. This one is float64: trees
-      bin values as they are, and float32 cannot tell large ones apart.
+    * ``"trees"``: numbers, then categories as codes; missing and unseen are NaN. This one is float64.
 
-    Except for trees, a 0/1 column follows for each number that is missing somewhere, and a one-hot column for each
-    category. A category never seen in training falls to the rare ones, or to none.
+    Numbers are taken as float32 holds them, see :func:`single_precision`, so that the same rows give the same inputs
+    whatever they are stored as. Except for trees, a 0/1 column follows for each number that is missing somewhere, and a
+    one-hot column for each category. A category never seen in training falls to the rare ones, or to none.
 
     Args:
         frame: Features of all rows; only types, gaps and the number of values are looked at.
@@ -66,11 +66,9 @@ def pipeline(frame: pd.DataFrame, kind: Kind, *, seed: int) -> Pipeline:
     """
     numbers, categories = _columns(frame)
     if kind == "trees":
-        return make_pipeline(
-            ColumnTransformer([("numbers", "passthrough", numbers), ("categories", _codes(), categories)])
-        )
+        return make_pipeline(ColumnTransformer([("numbers", _single(), numbers), ("categories", _codes(), categories)]))
     gaps = [name for name in numbers if frame[name].isna().any()]
-    flags = [name for name in numbers if kind == "spline" and frame[name].nunique() <= 2]
+    flags = [name for name in numbers if kind == "spline" and _two_valued(frame[name])]
     curves = [name for name in numbers if name not in flags]
     return make_pipeline(
         ColumnTransformer(
@@ -93,6 +91,32 @@ def tree_categories(frame: pd.DataFrame) -> np.ndarray:
     return np.repeat([False, True], [len(numbers), len(categories)])
 
 
+def single_precision(values: Any) -> np.ndarray:
+    """Round numbers to float32; the result is float64.
+
+    A file may hold the same number as float32, float64, decimal or text. They differ from the eighth digit on, which is
+    enough to take a value that many rows share out of the middle of its quantiles.
+
+    Args:
+        values: of any shape; what is beyond float32 becomes its largest number, NaN stays.
+
+    Example:
+        >>> float(single_precision(0.1)), bool(single_precision(np.float32(0.1)) == single_precision(0.1))
+        (0.10000000149011612, True)
+    """
+    largest = float(np.finfo(np.float32).max)
+    rounded = np.clip(np.asarray(values, dtype=np.float64), -largest, largest).astype(np.float32)
+    return np.asarray(rounded, dtype=np.float64)
+
+
+def _single() -> FunctionTransformer:
+    return FunctionTransformer(single_precision)
+
+
+def _two_valued(column: pd.Series) -> bool:
+    return len(np.unique(single_precision(column.dropna()))) <= 2
+
+
 def _columns(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
     categories = [name for name in frame.columns if isinstance(frame[name].dtype, pd.CategoricalDtype)]
     return [name for name in frame.columns if name not in categories], categories
@@ -101,16 +125,16 @@ def _columns(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
 def _numbers(kind: Kind, frame: pd.DataFrame, seed: int) -> Pipeline:
     fill = SimpleImputer(strategy="median", keep_empty_features=True)
     if kind == "standard":
-        return make_pipeline(fill, StandardScaler())
+        return make_pipeline(_single(), fill, StandardScaler())
     # A quarter of the rows: the train fold always has more, and scikit-learn warns where it has fewer.
     quantiles = max(2, min(MOST_QUANTILES, len(frame) // 4))
     normal = QuantileTransformer(
         n_quantiles=quantiles, output_distribution="normal", subsample=MOST_ROWS_FOR_QUANTILES, random_state=seed
     )
     if kind == "normal":
-        return make_pipeline(fill, normal, StandardScaler())
+        return make_pipeline(_single(), fill, normal, StandardScaler())
     knots = np.repeat(KNOTS[:, None], frame.shape[1], axis=1)
-    return make_pipeline(fill, normal, SplineTransformer(degree=3, knots=knots, include_bias=False))
+    return make_pipeline(_single(), fill, normal, SplineTransformer(degree=3, knots=knots, include_bias=False))
 
 
 def _one_hot() -> OneHotEncoder:

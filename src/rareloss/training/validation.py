@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 # Bootstrap samples of the validation rows, and how many weights are computed with at once.
-_BOOTSTRAP_SAMPLES = 25
+_BOOTSTRAP_SAMPLES = 100
 _WEIGHTS_AT_ONCE = 2**18
 
 

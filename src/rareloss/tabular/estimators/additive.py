@@ -3,58 +3,50 @@
 Needs the extra ``study``: ``pip install "rareloss[study]"``.
 """
 
-import html
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 # First, since it says which extra is missing.
-from rareloss.tabular.estimators.rows import as_batch, check_labels, log_odds_of, two_classes
+from rareloss.tabular.estimators.rows import (
+    Array,
+    as_batch,
+    as_numbers,
+    check_labels,
+    log_odds_of,
+    present_rows,
+    two_classes,
+)
 
 # isort: split
-try:
-    import pandas as pd
-    import plotly.graph_objects as go
-    from plotly.subplots import make_subplots
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        f'{error.name} is missing, which AdditiveRareClassifier needs: pip install "rareloss[study]"', name=error.name
-    ) from error
-
 import numpy as np
+import pandas as pd
 import torch
 from scipy.linalg import block_diag
-from scipy.optimize import lsq_linear, minimize
-from scipy.special import expit
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import train_test_split
-from sklearn.preprocessing import OneHotEncoder, SplineTransformer
 from sklearn.utils import assert_all_finite, check_consistent_length, check_random_state, column_or_1d
-from sklearn.utils.validation import _check_monotonic_cst, _check_sample_weight, check_is_fitted, validate_data
-from torch import Tensor, nn
+from sklearn.utils.validation import _check_monotonic_cst, check_is_fitted, validate_data
+from torch import nn
 
 from rareloss import Objective, checks, finetune
-from rareloss.tabular.logistic import logistic_draws, search, solve_logistic
-from rareloss.training import Batch, Whitening, unwhiten
+from rareloss.tabular.estimators.basis import Basis, CategoryBasis, NumberBasis, as_names, weighted_mean
+from rareloss.tabular.estimators.binary import BinaryRanker, choose_positive, even_odds, probabilities_of
+from rareloss.tabular.estimators.monotone import BoundedSearch, WhitenedLinear, solve_monotone
+from rareloss.tabular.logistic import logistic_draws, relative_weight, search, solve_logistic
+from rareloss.tabular.preprocess import single_precision
+from rareloss.training import Batch, Whitening
 
-__all__ = ["SMOOTHNESS", "AdditiveRareClassifier", "Points", "solve_monotone"]
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
+__all__ = ["SMOOTHNESS", "AdditiveRareClassifier", "Points"]
 
 # What validation chooses from: multiples of the squared second differences of a curve's coefficients.
 SMOOTHNESS = (0.1, 1.0, 10.0, 100.0)
-# Rarer categories share one level: fewer rows than this teach a weight nothing.
-LEAST_ROWS_OF_A_CATEGORY = 10
-MOST_CATEGORIES = 100
-# Share of the rows beyond the outer knots but one. A rare class lies at the ends, so the knots do.
-TAIL = 0.005
-# Numbers beyond it cannot be squared safely.
-LARGEST = 1e100
-# In units of the mean cross-entropy: the largest slope along which the bounds would still let it fall.
-TOLERANCE = 1e-8
-FINAL, START, ROWS = "#0072b2", "#8a8f98", "rgba(138, 143, 152, 0.35)"
+# Inputs are taken as float32 holds them.
+LARGEST = float(np.finfo(np.float32).max)
 
 
 class Points(NamedTuple):
@@ -69,7 +61,7 @@ class Points(NamedTuple):
     intercept: float
 
 
-class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
+class AdditiveRareClassifier(BinaryRanker):
     r"""Rank a rare class by a sum of one smooth curve an input, trained for its operating point.
 
     .. math:: \text{log-odds} = b + f_1(x_1) + \dots + f_d(x_d)
@@ -89,7 +81,8 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
     same coordinates, so what is rough is dear there too. As the smoothness s grows, what is left is that line: equal
     steps from knot to knot, straight in x where the knots are evenly spaced.
 
-    Beyond the rows it was fitted on, a curve stays at its last value.
+    Beyond the rows it was fitted on, a curve stays at its last value. Numbers are taken as float32 holds them, so that
+    the same rows score alike however they are stored. A factor on all weights changes nothing.
 
     Args:
         objective: an operating point such as ``"ap"`` or ``"recall@top=0.5%"``.
@@ -102,15 +95,19 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
         trials: draws of hyper-parameters for cross-entropy; larger penalties than were drawn are tried while they are
             better.
         validation_fraction: share of the rows that choose.
+        positive: the class that is ranked to the top; None: the rarer one, the second of two that are as rare.
         random_state: of the split and the draws; an integer, a generator, or None.
 
     Attributes:
-        classes_: the two classes; the second one is ranked to the top.
+        classes_: the two classes, sorted.
+        positive_: the one that is ranked to the top; all log-odds below are its own.
         points_: the :class:`Points` of the scorecard.
         cross_entropy_: those of the start, which cross-entropy led to; both in log-odds on the train rows.
         importance_: standard deviation over the rows of what each input adds, ``[d]``.
-        threshold_: the log-odds above which :meth:`predict` says the second class: the objective's on validation, 0 for
-            average precision.
+        threshold_: the log-odds strictly above which :meth:`predict` says the positive class: the objective's on
+            validation; for average precision 0, where the intercept has been moved to a probability of one half.
+        calibrator_: from log-odds to the probabilities of :meth:`predict_proba`, see
+            :func:`rareloss.decisions.calibration.calibrate`.
         finetuned_: the result of fine-tuning, see :class:`rareloss.FineTuned`; its model takes coordinates, not inputs.
         chosen_: the hyper-parameters of cross-entropy that validation chose.
         n_features_in_: d.
@@ -120,6 +117,7 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
         Eilers and Marx, "Flexible Smoothing with B-splines and Penalties", Statistical Science 1996.
 
     Example:
+        >>> from scipy.special import expit
         >>> rng = np.random.default_rng(0)
         >>> x = rng.uniform(-2, 2, (4_000, 2))
         >>> y = rng.random(4_000) < expit(x[:, 0] ** 2 + x[:, 1] - 5)
@@ -141,6 +139,7 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
         categorical_features: Sequence[int | str] = (),
         trials: int = 12,
         validation_fraction: float = 0.25,
+        positive: Any = None,
         random_state: Any = None,
     ) -> None:
         self.objective = objective
@@ -150,6 +149,7 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
         self.categorical_features = categorical_features
         self.trials = trials
         self.validation_fraction = validation_fraction
+        self.positive = positive
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "AdditiveRareClassifier":
@@ -164,29 +164,26 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
             TypeError: an argument of a wrong type.
             ValueError: an argument out of range, more or fewer than two classes, or too few rows of one.
         """
-        objective = Objective.of(self.objective)
-        checks.integer("trials", self.trials, least=1)
-        checks.integer("n_knots", self.n_knots, least=4)
-        if self.smoothness is not None:
-            checks.positive_number("smoothness", self.smoothness)
-        checks.probability("validation_fraction", self.validation_fraction, open_low=True, open_high=True)
+        objective = self._checked()
         columns, y = self._columns(X, y, fit=True)
         named = self._named(columns)
         monotone = _check_monotonic_cst(self, self.monotonic_cst)
         if wrong := [self._name(place) for place in np.flatnonzero(named & (monotone != 0))]:
             raise ValueError(f"monotonic_cst asks for an order of names: {', '.join(map(str, wrong))}; make it 0")
         check_labels(y)
-        columns, y, weight = _present(columns, y, sample_weight)
-        self.classes_, target = two_classes(y)
+        columns, y, weight = present_rows(columns, y, sample_weight)
+        self.classes_, codes = two_classes(y)
+        self.positive_ = choose_positive(self.classes_, np.bincount(codes, weight), self.positive)
+        target = (y == self.positive_).astype(np.int64)
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        train, _ = self._split(target)
-        self._inputs: list[_Input] = [
-            _Category(column[train])
+        train, held = self._split(target)
+        self.bases_: list[Basis] = [
+            CategoryBasis(column[train])
             if is_name
-            else _Number(column[train], weight[train], self.n_knots, int(order), self._name(place))
-            for place, (column, is_name, order) in enumerate(zip(columns, named, monotone, strict=True))
+            else NumberBasis(column[train], weight[train], self.n_knots, int(order))
+            for column, is_name, order in zip(columns, named, monotone, strict=True)
         ]
-        self._means = [_mean(one.basis(column), weight) for one, column in zip(self._inputs, columns, strict=True)]
+        self._means = [weighted_mean(one.basis(column), weight) for one, column in self._with(columns)]
         self._monotone, self._many = bool(monotone.any()), len(target)
 
         start, self.chosen_, parts = self._cross_entropy(columns, target, weight, objective)
@@ -195,24 +192,41 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
         self.cross_entropy_ = self._points(start, parts[0])
         added = self._added(columns)
         self.importance_ = np.sqrt(np.average(added**2, axis=0, weights=weight))
-        self._rows = [one.rows(column) for one, column in zip(self._inputs, columns, strict=True)]
-        scores = torch.from_numpy(added[self._split(target)[1]].sum(1) + self.points_.intercept)
-        self.threshold_ = float(objective.threshold(scores, *parts[1][1:])) if objective.sets_threshold else 0.0
+        self.histograms_ = [one.histogram(column) for one, column in self._with(columns)]
+        scores = added[held].sum(1) + self.points_.intercept
+        self._judge_by(scores, parts[1], objective)
         return self
+
+    def _judge_by(self, scores: Array, held: Batch, objective: Objective) -> None:
+        # Threshold and probabilities, on the validation rows.
+        target, weight = held.targets.numpy(), as_numbers(held.weight)
+        self.calibrator_ = probabilities_of(scores, target, weight, objective, self._seed)
+        if objective.sets_threshold:
+            self.threshold_ = float(objective.threshold(torch.from_numpy(scores), held.targets, held.weight))
+            return
+        even = even_odds(self.calibrator_)
+        self.threshold_ = 0.0 if np.isfinite(even) else even
+        if np.isfinite(even):  # log-odds of 0 are to be a probability of one half
+            self.points_ = self.points_._replace(intercept=self.points_.intercept - even)
+            self.calibrator_ = probabilities_of(scores - even, target, weight, objective, self._seed)
+
+    def _checked(self) -> Objective:
+        objective = Objective.of(self.objective)
+        checks.integer("trials", self.trials, least=1)
+        checks.integer("n_knots", self.n_knots, least=4)
+        if self.smoothness is not None:
+            checks.positive_number("smoothness", self.smoothness)
+        checks.probability("validation_fraction", self.validation_fraction, open_low=True, open_high=True)
+        return objective
 
     def contributions(self, X: Any) -> Array:
         """Compute what each input adds to the log-odds, ``[n, d]``: on average over the rows of the fit, 0."""
         check_is_fitted(self, "points_")
         return self._added(self._columns(X)[0])
 
-    def decision_function(self, X: Any) -> Array:
-        """Compute the log-odds of the second class, ``[n]``."""
+    def log_odds(self, X: Any) -> Array:
+        """Compute the log-odds of the positive class, ``[n]``."""
         return np.asarray(self.contributions(X).sum(axis=1) + self.points_.intercept)
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Say the second class above ``threshold_``."""
-        scores = self.decision_function(X)
-        return np.asarray(self.classes_[(scores > self.threshold_).astype(int)])
 
     def shape(self, feature: int | str, grid: Any, *, of: Points | None = None) -> Array:
         """Compute the curve of one input.
@@ -230,14 +244,14 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self, "points_")
         place = self._place(feature)
-        return self._curve(place, self._inputs[place].values(grid), of)
+        return self._curve(place, self.bases_[place].values(grid), of)
 
     def _added(self, columns: Sequence[np.ndarray]) -> Array:
         return np.stack([self._curve(place, column) for place, column in enumerate(columns)], axis=1)
 
     def _curve(self, place: int, values: np.ndarray, of: Points | None = None) -> Array:
         coefficients = (of or self.points_).coefficients[place]
-        return np.asarray(self._inputs[place].basis(values) @ coefficients - self._means[place] @ coefficients)
+        return np.asarray(self.bases_[place].basis(values) @ coefficients - self._means[place] @ coefficients)
 
     def resample(
         self, X: Any, y: Any, sample_weight: Any = None, *, resamples: int = 20, random_state: Any = None
@@ -269,15 +283,15 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
         columns = self._columns(X)[0]
         y = column_or_1d(y)
         check_consistent_length(X, y)
-        columns, y, weight = _present(columns, y, sample_weight)
+        columns, y, weight = present_rows(columns, y, sample_weight)
         if len(y) != self._many:
             raise ValueError(
                 f"the scorecard was fitted on {self._many} rows of some weight, got {len(y)}; give the same"
             )
-        random, target = check_random_state(random_state), (y == self.classes_[1]).astype(int)
+        random, target = check_random_state(random_state), (y == self.positive_).astype(int)
         plain, found = self._coordinates(columns), []
         for _ in range(resamples):
-            drawn = weight * random.exponential(size=len(y))
+            drawn = relative_weight(weight * random.exponential(size=len(y)))
             parts = self._parts(plain, target, drawn, self.chosen_["smoothness"])
             model: Any = self._solve(parts[0], self.chosen_)[0]
             if self.finetuned_.loss is not None:
@@ -303,7 +317,7 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
         low, high = np.quantile(curves, [(1 - level) / 2, (1 + level) / 2], axis=0)
         return low, high
 
-    def plot_shapes(self, features: Sequence[int | str] | None = None, *, columns: int = 3) -> go.Figure:
+    def plot_shapes(self, features: Sequence[int | str] | None = None, *, columns: int = 3) -> "go.Figure":
         """Draw one panel an input: what its values add to the log-odds, cross-entropy's in grey behind.
 
         The bars below are the rows of the fit. Numbers are drawn from their 0.1 % to their 99.9 % quantile. Bands are
@@ -315,11 +329,16 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
 
         Returns:
             a plotly figure; ``figure.write_html(path)`` makes a file that needs no network.
+
+        Raises:
+            ModuleNotFoundError: plotly is not installed.
         """
+        from rareloss.tabular.estimators.plots import draw_shapes  # needs plotly, which nothing else does
+
         check_is_fitted(self, "points_")
         checks.integer("columns", columns, least=1)
         shown = np.argsort(-self.importance_)[:12] if features is None else [self._place(one) for one in features]
-        return _figure(self, [int(place) for place in shown], min(columns, max(1, len(shown))))
+        return draw_shapes(self, [int(place) for place in shown], min(columns, max(1, len(shown))))
 
     # ------------------------------------------------------------------------------------------------------- the rows
 
@@ -330,7 +349,8 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
             checked = validate_data(self, **given, dtype=np.float64, ensure_all_finite="allow-nan", reset=fit)
             x, y = checked if fit else (checked, None)
             named = self._named(list(x.T))
-            return [_names(column) if name else column for column, name in zip(x.T, named, strict=True)], y
+            pairs = enumerate(zip(x.T, named, strict=True))
+            return [as_names(column) if name else self._numbers(column, place) for place, (column, name) in pairs], y
         validate_data(self, **given, skip_check_array=True, reset=fit)
         if not len(X):
             raise ValueError(f"Found array with 0 sample(s) (shape={X.shape}) while a minimum of 1 is required.")
@@ -340,7 +360,7 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
             assert_all_finite(y, input_name="y")
         types = [X.iloc[:, place].dtype for place in range(X.shape[1])]
         numbers = [pd.api.types.is_numeric_dtype(each) or pd.api.types.is_bool_dtype(each) for each in types]
-        named = ~np.array(numbers) if fit else np.array([one.named for one in self._inputs])
+        named = ~np.array(numbers) if fit else np.array([one.named for one in self.bases_])
         named[[self._place(feature) for feature in self.categorical_features]] = True
         columns = []
         for place, name in enumerate(X.columns):
@@ -349,10 +369,22 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
                 raise ValueError(f"input {name!r} holds dates; give it as a number, for example of days")
             if not (named[place] or numbers[place]):
                 raise ValueError(f"input {name!r} was a number in the fit, got {column.dtype}")
-            columns.append(_names(column) if named[place] else column.to_numpy(dtype=np.float64, na_value=np.nan))
-            if not named[place]:
-                assert_all_finite(columns[-1], allow_nan=True, input_name=str(name))
+            if named[place]:
+                columns.append(as_names(column))
+            else:
+                columns.append(self._numbers(column.to_numpy(dtype=np.float64, na_value=np.nan), place))
         return columns, y
+
+    def _numbers(self, values: Array, place: int) -> Array:
+        assert_all_finite(values, allow_nan=True, input_name=str(self._name(place)))
+        if (np.abs(values) > LARGEST).any():
+            raise ValueError(
+                f"input {self._name(place)!r} reaches from {np.nanmin(values):g} to {np.nanmax(values):g}; scale it"
+            )
+        return single_precision(values)
+
+    def _with(self, columns: Sequence[np.ndarray]) -> Iterator[tuple[Basis, np.ndarray]]:
+        return zip(self.bases_, columns, strict=True)
 
     def _named(self, columns: Sequence[np.ndarray]) -> np.ndarray:
         named = np.array([column.dtype == object for column in columns])
@@ -426,9 +458,9 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
         # The same path, over the same whitened inputs; the search is one that knows bounds.
         bounded, steps = self._steps(self.chosen_["smoothness"])
         factor = Whitening(parts[0].inputs, parts[0].weight).factor
-        whitened = _Whitened(start, factor)
+        whitened = WhitenedLinear(start, factor)
         inverse = torch.linalg.inv(factor).numpy()
-        solver = partial(_Bounded, steps=steps @ inverse.T, bounded=bounded)
+        solver = partial(BoundedSearch, steps=steps @ inverse.T, bounded=bounded)
         return finetune(whitened, objective, *parts, losses=losses, optimizer=solver, seed=self._seed)
 
     def _coordinates(self, columns: Sequence[np.ndarray]) -> Array:
@@ -436,393 +468,31 @@ class AdditiveRareClassifier(ClassifierMixin, BaseEstimator):
         return np.hstack(
             [
                 (one.basis(column) - mean) @ one.directions
-                for one, column, mean in zip(self._inputs, columns, self._means, strict=True)
+                for (one, column), mean in zip(self._with(columns), self._means, strict=True)
             ]
         )
 
     def _scale(self, smoothness: float) -> Array:
-        rough = np.concatenate([one.rough for one in self._inputs])
+        rough = np.concatenate([one.rough for one in self.bases_])
         return np.where(rough, 1 / math.sqrt(smoothness), 1.0)
 
     def _steps(self, smoothness: float) -> tuple[np.ndarray, Array]:
         # The matrix from coordinates to steps, and which steps may not be negative.
-        steps = block_diag(*(one.steps for one in self._inputs)) * self._scale(smoothness)
-        return np.concatenate([one.bounded for one in self._inputs]), steps
+        steps = block_diag(*(one.steps for one in self.bases_)) * self._scale(smoothness)
+        return np.concatenate([one.bounded for one in self.bases_]), steps
 
     def _points(self, model: Any, train: Batch) -> Points:
-        layer = model.plain() if isinstance(model, _Whitened) else model
+        layer = model.plain() if isinstance(model, WhitenedLinear) else model
         slope, offset = log_odds_of(layer, train)
         weights = layer.weight.detach().double().numpy()[0] * self._scale(self.chosen_["smoothness"])
-        ends = np.cumsum([one.directions.shape[1] for one in self._inputs])[:-1]
+        ends = np.cumsum([one.directions.shape[1] for one in self.bases_])[:-1]
         coefficients = [
             slope * one.in_order(one.directions @ part)
-            for one, part in zip(self._inputs, np.split(weights, ends), strict=True)
+            for one, part in zip(self.bases_, np.split(weights, ends), strict=True)
         ]
         return Points(coefficients, float(slope * layer.bias.item() + offset))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_class = False
         tags.input_tags.allow_nan = True
         return tags
-
-
-def solve_monotone(
-    x: Array,
-    target: np.ndarray,
-    weight: Array,
-    C: float,
-    steps: Array,
-    bounded: np.ndarray,
-    *,
-    iterations: int = 100,
-) -> tuple[Array, float, bool]:
-    r"""Solve logistic regression with a ridge under bounds, by Newton steps each of which is a bounded least-squares.
-
-    .. math:: \min_\beta \; C \sum_i w_i \, \mathrm{CE}_i(x_i \beta + b) + \tfrac12 \lVert \beta \rVert^2
-        \quad \text{with} \quad (S \beta)_k \ge 0 \text{ for bounded } k
-
-    It is convex. The steps end where no direction inside the bounds lowers the mean loss by a slope above 1e-8, or
-    nothing is lower in float64; a slope above 1e-6 is then no convergence.
-
-    Args:
-        x: inputs ``[n, k]``.
-        target: 0 or 1, ``[n]``.
-        weight: of the rows.
-        C: inverse penalty.
-        steps: S, invertible ``[k, k]``.
-        bounded: which of S beta may not be negative, ``[k]``.
-        iterations: at most.
-
-    Returns:
-        coefficients ``[k]``, intercept, and whether it converged.
-    """
-    back = np.linalg.inv(steps)
-    design = np.column_stack([x @ back, np.ones(len(x))])
-    total = weight.sum()
-    ridge = np.zeros((design.shape[1],) * 2)
-    ridge[:-1, :-1] = back.T @ back / (C * total)
-    low = np.append(np.where(bounded, 0.0, -np.inf), -np.inf)
-    share = weight / total
-
-    def value(at: Array) -> float:
-        scores = design @ at
-        return float(share @ (np.logaddexp(0, scores) - target * scores) + at @ ridge @ at / 2)
-
-    at = np.zeros(len(low))
-    at[-1] = np.log((share @ target) / (share @ (1 - target)))
-    now, converged = value(at), False
-    for _ in range(iterations):
-        probability = expit(design @ at)
-        slope = design.T @ (share * (probability - target)) + ridge @ at
-        converged = bool(np.abs(at - np.maximum(low, at - slope)).max() <= TOLERANCE)
-        if converged:
-            break
-        curvature = design.T @ ((share * probability * (1 - probability))[:, None] * design) + ridge
-        root = np.linalg.cholesky(curvature + 1e-12 * np.trace(curvature) / len(low) * np.eye(len(low)))
-        aim = root.T @ at - np.linalg.solve(root, slope)
-        to = np.maximum(low, lsq_linear(root.T, aim, (low, np.inf), method="bvls").x)
-        length = 1.0
-        while (found := value(at + length * (to - at))) > now + 1e-4 * length * slope @ (to - at) and length > 1e-8:
-            length /= 2
-        if found >= now:
-            # Nothing is lower in the arithmetic of float64.
-            converged = bool(np.abs(at - np.maximum(low, at - slope)).max() <= 100 * TOLERANCE)
-            break
-        at, now = at + length * (to - at), found
-    return back @ at[:-1], float(at[-1]), converged
-
-
-class _Input:
-    # One input of the scorecard: its basis, and the coordinates in which the penalty is a ridge.
-    named = False
-    directions: Array  # [m, k], from coordinates to the coefficients of the basis
-    rough: np.ndarray  # [k], which coordinates the smoothness is on
-    steps: Array  # [k, k], from coordinates to steps
-    bounded: np.ndarray  # [k], which steps may not be negative
-
-    def basis(self, values: np.ndarray) -> Array:
-        raise NotImplementedError
-
-    def values(self, grid: Any) -> np.ndarray:
-        raise NotImplementedError
-
-    def rows(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        raise NotImplementedError
-
-    def in_order(self, coefficients: Array) -> Array:
-        return coefficients
-
-
-class _Number(_Input):
-    def __init__(self, values: Array, weight: Array, n_knots: int, order: int, name: Any) -> None:
-        there = ~np.isnan(values)
-        seen, of = (values[there], weight[there]) if there.any() else (np.zeros(1), np.ones(1))
-        if np.abs(seen).max() > LARGEST:
-            raise ValueError(f"input {name!r} reaches from {seen.min():g} to {seen.max():g}; scale it")
-        self.gaps, self.order = not there.all(), order
-        self.median = float(np.quantile(seen, 0.5, weights=of, method="inverted_cdf"))
-        levels = [0.0, *expit(math.log(1 / TAIL - 1) * np.linspace(-1, 1, n_knots - 2)), 1.0]
-        knots = np.unique(np.quantile(seen, levels, weights=of, method="inverted_cdf"))
-        self.spline = None
-        if len(np.unique(seen)) > 2:
-            knots = knots if len(knots) > 1 else np.unique(seen)[[0, -1]]
-            self.spline = SplineTransformer(knots=knots[:, None], degree=3, extrapolation="constant").fit(
-                knots[:, None]
-            )
-        curve = self._curve(seen)
-        if self.spline is None:
-            directions = np.array([[1 / (_spread(curve[:, 0], of) or 1.0)]])
-            self.rough = np.array([False])
-            differences = np.ones((1, 1))
-        else:
-            splines = curve.shape[1]
-            line = np.arange(splines) - (splines - 1) / 2
-            second = np.diff(np.eye(splines), n=2, axis=0)
-            strength, turned = np.linalg.eigh(second.T @ second)
-            # The two without strength are the constant, which the intercept holds, and the line.
-            bends = turned[:, 2:] / np.sqrt(strength[2:])
-            directions = np.column_stack([line / (_spread(curve @ line, of) or 1.0), bends])
-            self.rough = np.arange(splines - 1) > 0
-            differences = np.diff(np.eye(splines), axis=0)
-        steps = (order or 1) * differences @ directions
-        bounded = np.full(len(steps), bool(order))
-        if self.gaps:
-            directions, steps = block_diag(directions, 1.0), block_diag(steps, 1.0)
-            self.rough, bounded = np.append(self.rough, False), np.append(bounded, False)
-        self.directions, self.steps, self.bounded = directions, steps, bounded
-
-    def _curve(self, values: Array) -> Array:
-        column = values[:, None]
-        return column if self.spline is None else np.asarray(self.spline.transform(column))
-
-    def basis(self, values: Array) -> Array:
-        gone = np.isnan(values)
-        curve = self._curve(np.where(gone, self.median, values))
-        return np.column_stack([curve, gone]) if self.gaps else curve
-
-    def values(self, grid: Any) -> Array:
-        values: Array = np.asarray(grid, dtype=np.float64).reshape(-1)
-        return values
-
-    def in_order(self, coefficients: Array) -> Array:
-        # A step that rounding has left below 0 is 0.
-        if self.order and self.spline is not None:
-            many = len(coefficients) - self.gaps
-            rises = np.maximum(self.order * np.diff(coefficients[:many]), 0.0)
-            coefficients[1:many] = coefficients[0] + self.order * np.cumsum(rises)
-        elif self.order:
-            coefficients[0] = self.order * max(self.order * coefficients[0], 0.0)
-        return coefficients
-
-    def rows(self, values: Array) -> tuple[np.ndarray, np.ndarray]:
-        there = values[~np.isnan(values)]
-        if not len(there):
-            return np.array([0, 1]), np.zeros(1)
-        counts, edges = np.histogram(there, bins=40, range=tuple(np.quantile(there, [0.001, 0.999])))
-        return edges, counts
-
-
-class _Category(_Input):
-    named = True
-
-    def __init__(self, values: np.ndarray) -> None:
-        self.encoder = OneHotEncoder(
-            handle_unknown="infrequent_if_exist",
-            min_frequency=LEAST_ROWS_OF_A_CATEGORY,
-            max_categories=MOST_CATEGORIES,
-            sparse_output=False,
-        ).fit(values[:, None])
-        levels = self.encoder.transform(values[:1, None]).shape[1]
-        self.directions = self.steps = np.eye(levels)
-        self.rough = self.bounded = np.zeros(levels, dtype=bool)
-
-    def basis(self, values: np.ndarray) -> Array:
-        return np.asarray(self.encoder.transform(values[:, None]))
-
-    def values(self, grid: Any) -> np.ndarray:
-        return _names(grid)
-
-    def rows(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        names = self.encoder.categories_[0]
-        rare = self.encoder.infrequent_categories_[0]
-        shown = (
-            names if rare is None else np.array([*(name for name in names if name not in set(rare)), rare[0]], object)
-        )
-        counts = self.basis(values).sum(axis=0)
-        return shown, counts
-
-
-class _Whitened(nn.Module):
-    # A linear layer that is searched over whitened inputs: ``weight`` is the whitened one.
-
-    factor: Tensor
-    bias: Tensor
-
-    def __init__(self, layer: nn.Linear, factor: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("factor", factor)
-        self.register_buffer("bias", layer.bias.detach().clone())
-        self.weight = nn.Parameter((layer.weight.detach().double() @ factor).float())
-
-    def plain(self) -> nn.Linear:
-        layer = nn.Linear(self.weight.shape[1], 1)
-        with torch.no_grad():
-            layer.weight.copy_(self._weights())
-            layer.bias.copy_(self.bias)
-        return layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self._weights().to(x.dtype), self.bias)
-
-    def _weights(self) -> Tensor:
-        return unwhiten(self.factor, self.weight)
-
-
-class _Bounded(torch.optim.Optimizer):
-    # L-BFGS-B over what ``steps`` makes of the one weight matrix.
-
-    def __init__(self, parameters: Any, *, steps: Array, bounded: np.ndarray) -> None:
-        super().__init__(parameters, {})
-        self.steps, self.back, self.bounded = steps, np.linalg.inv(steps), bounded
-
-    def step(self, closure: Callable[[], Tensor]) -> None:  # type: ignore[override]
-        (weight,) = self.param_groups[0]["params"]
-        size = np.linalg.norm(self.back, axis=0)  # steps of about the same effect
-
-        @torch.no_grad()
-        def put(at: Array) -> None:
-            weight.copy_(torch.from_numpy(self.back @ (at / size))[None])
-
-        def value(at: Array) -> tuple[float, Array]:
-            put(at)
-            with torch.enable_grad():
-                found = closure()
-            return float(found.detach()), self.back.T @ weight.grad[0].double().numpy() / size
-
-        start = size * (self.steps @ weight.detach()[0].double().numpy())
-        start = np.where(self.bounded, np.maximum(start, 0.0), start)
-        bounds = [(0.0 if one else None, None) for one in self.bounded]
-        found = minimize(
-            value, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 40, "ftol": 1e-7}
-        )
-        value(found.x)
-
-
-def _present(
-    columns: Sequence[np.ndarray], y: np.ndarray, sample_weight: Any
-) -> tuple[list[np.ndarray], np.ndarray, Array]:
-    # A row of weight 0 is absent.
-    weight = _check_sample_weight(sample_weight, y[:, None], dtype=np.float64, ensure_non_negative=True)
-    some = weight > 0
-    return [column[some] for column in columns], y[some], weight[some]
-
-
-def _names(values: Any) -> np.ndarray:
-    column = pd.Series(values).astype(object)
-    return column.where(column.notna(), None).to_numpy(dtype=object)
-
-
-def _mean(basis: Array, weight: Array) -> Array:
-    return np.asarray(np.average(basis, axis=0, weights=weight))
-
-
-def _spread(values: Array, weight: Array) -> float:
-    return math.sqrt(float(np.average((values - np.average(values, weights=weight)) ** 2, weights=weight)))
-
-
-def _figure(model: AdditiveRareClassifier, places: Sequence[int], columns: int) -> go.Figure:
-    panels = [_panel(model, place) for place in places]
-    many = math.ceil(len(places) / columns)
-    figure = make_subplots(
-        many,
-        columns,
-        subplot_titles=[panel["title"] for panel in panels],
-        specs=[[{"secondary_y": True}] * columns] * many,
-        horizontal_spacing=0.06,
-        vertical_spacing=min(0.3, 90 / (90 + 250 * many)) if many > 1 else 0,
-    )
-    # One scale for all panels, so that what matters more is drawn larger; the bars have its lowest part.
-    ends = np.concatenate([panel[name] for panel in panels for name in ("final", "start", "low", "high")])
-    low, high = float(ends.min()), float(ends.max())
-    height = (high - low) or 1.0
-    for place, panel in enumerate(panels):
-        row, column = place // columns + 1, place % columns + 1
-        here = {"row": row, "col": column}
-        x, curve = panel["x"], panel["mode"] == "lines"
-        figure.add_bar(
-            x=panel["at"], y=panel["counts"], width=panel["width"], marker={"color": ROWS, "line": {"width": 0}},
-            name="rows", legendgroup="rows", secondary_y=True, **here,
-        )  # fmt: skip
-        if len(panel["low"]) and curve:
-            figure.add_scatter(
-                x=np.concatenate([x, x[::-1]]), y=np.concatenate([panel["low"], panel["high"][::-1]]),
-                fill="toself", fillcolor="rgba(0, 114, 178, 0.18)", line={"width": 0}, mode="lines", hoverinfo="skip",
-                name="90 % of resamples", legendgroup="band", **here,
-            )  # fmt: skip
-        error = {"type": "data", "symmetric": False, "thickness": 1.5}
-        if not curve and len(panel["low"]):
-            error |= {"array": panel["high"] - panel["final"], "arrayminus": panel["final"] - panel["low"]}
-        figure.add_scatter(
-            x=x, y=panel["start"], mode=panel["mode"], line={"color": START, "width": 4},
-            marker={"color": START, "size": 10, "symbol": "circle-open", "line": {"width": 2}},
-            name="cross-entropy", legendgroup="start", **here,
-        )  # fmt: skip
-        figure.add_scatter(
-            x=x, y=panel["final"], mode=panel["mode"], line={"color": FINAL, "width": 2},
-            marker={"color": FINAL, "size": 7}, error_y=None if curve else error,
-            name="trained for " + model.finetuned_.objective.name, legendgroup="final", **here,
-        )  # fmt: skip
-        top = float(np.max(panel["counts"], initial=1.0))
-        figure.update_yaxes(range=[0, 7 * top], visible=False, secondary_y=True, **here)
-        figure.update_yaxes(range=[low - 0.22 * height, high + 0.06 * height], secondary_y=False, **here)
-        figure.update_yaxes(showticklabels=column == 1, title="adds to the log-odds" if column == 1 else None,
-                            secondary_y=False, **here)  # fmt: skip
-        figure.update_xaxes(range=panel["range"], type="linear" if curve else "category", showgrid=False, **here)
-    seen: set[str] = set()  # one entry in the legend for each kind of drawing
-    for trace in figure.data:
-        trace.showlegend = trace.legendgroup not in seen
-        seen.add(trace.legendgroup)
-    figure.update_yaxes(gridcolor="#e3e6ea", zerolinecolor="#8a8f98", zerolinewidth=1)
-    figure.update_layout(
-        template="plotly_white", height=90 + 250 * many, width=60 + 340 * columns, bargap=0.05,
-        title={"text": html.escape(str(model.finetuned_)), "x": 0, "xref": "paper", "font": {"size": 14}},
-        legend={"orientation": "h", "y": 1 + 30 / (250 * many), "yanchor": "bottom", "x": 0},
-        margin={"l": 60, "r": 20, "t": 120, "b": 40},
-    )  # fmt: skip
-    return figure
-
-
-def _panel(model: AdditiveRareClassifier, place: int) -> dict[str, Any]:
-    one, (at, counts) = model._inputs[place], model._rows[place]
-    name = html.escape(str(model._name(place))) if hasattr(model, "feature_names_in_") else f"input {place}"
-    mode = "lines"
-    if isinstance(one, _Number):
-        low, high = float(at[0]), float(at[-1])
-        x = np.linspace(low, high, 200)
-        panel = {"at": (at[1:] + at[:-1]) / 2, "width": np.diff(at), "range": [low, high]}
-        if one.gaps:
-            name += f" (missing: {model.shape(place, [np.nan])[0]:+.2f})"
-    else:
-        x, mode = at, "markers"
-        panel = {"at": _labels(at), "width": None, "range": None}
-    panel |= {
-        "title": name,
-        "mode": mode,
-        "counts": counts,
-        "x": x if mode == "lines" else _labels(at),
-        "final": model.shape(place, x),
-        "start": model.shape(place, x, of=model.cross_entropy_),
-        "low": np.zeros(0),
-        "high": np.zeros(0),
-    }
-    if hasattr(model, "resampled_"):
-        panel["low"], panel["high"] = model.band(place, x)
-    return panel
-
-
-def _labels(names: Any) -> list[str]:
-    # Long names are cut where they can still be told apart.
-    whole = ["missing" if name is None else str(name) for name in names]
-    short = [name if len(name) <= 14 else name[:13] + "…" for name in whole]
-    return [html.escape(name) for name in (short if len(set(short)) == len(short) else whole)]

@@ -10,10 +10,13 @@ from typing import Any
 
 # First, since it says which extra is missing.
 from rareloss.tabular.estimators.rows import (
+    Array,
     as_batch,
     as_inputs,
     as_numbers,
     check_labels,
+    check_numbers,
+    check_weight,
     log_odds_of,
     scores_of,
     two_classes,
@@ -22,8 +25,6 @@ from rareloss.tabular.estimators.rows import (
 # isort: split
 import numpy as np
 import torch
-from scipy.special import expit
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state
@@ -31,11 +32,22 @@ from sklearn.utils.multiclass import _check_partial_fit_first_call
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from rareloss import FineTuned, LossWarmupWrapper, Objective, SigmoidFocalLoss, checks, finetune
-from rareloss.tabular.logistic import logistic_draws, platt, sample, search, solve_logistic
-from rareloss.tabular.network import NETWORK, batches, perceptron
-from rareloss.tabular.tuning import network_draws
-from rareloss.training import Batch, ranking_losses, repeat_finetune, select_rows, train_with_early_stopping
+from rareloss import FineTuned, Objective, SigmoidFocalLoss, checks, finetune
+from rareloss.decisions import Calibrator
+from rareloss.tabular.estimators.binary import BinaryRanker, choose_positive, even_odds, probabilities_of
+from rareloss.tabular.estimators.networks import descents, judge, new_model
+from rareloss.tabular.estimators.stream import QUEUE, Stream
+from rareloss.tabular.logistic import (
+    logistic_draws,
+    mean_weight,
+    platt,
+    relative_weight,
+    sample,
+    search,
+    solve_logistic,
+)
+from rareloss.tabular.preprocess import single_precision
+from rareloss.training import Batch, ranking_losses, repeat_finetune, select_rows
 
 __all__ = ["RareClassifier"]
 
@@ -43,11 +55,11 @@ __all__ = ["RareClassifier"]
 POOL, LAST_POOL = 8192, 16_384
 # Of logistic regression's gradient, and of the ranking loss: a change that moves no row in the ranking.
 TOLERANCE, FINETUNE_TOLERANCE = 1e-4, 3e-5
-# Of ``partial_fit``: remembered rows, steps of cross-entropy before a ranking, and the constant learning rates.
-QUEUE, WARM_UP, RATES = 16_384, 200, {"linear": 1e-2, "network": 1e-3}
+# Of ``partial_fit``: steps of cross-entropy before a ranking.
+WARM_UP = 200
 
 
-class RareClassifier(ClassifierMixin, BaseEstimator):
+class RareClassifier(BinaryRanker):
     r"""Rank a rare class by a linear model, or a small network, trained for its operating point.
 
     Where a model cannot fit everything, the loss decides where it is right. Five steps:
@@ -59,14 +71,15 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
     4. A linear model is solved again on all rows, train and validation, with what was chosen: penalty, class weight and
        place on the path. A network is not: nothing would tell it where to stop.
     5. A ranking has no scale, so scores are mapped to log-odds by Platt's method on the validation rows, with the model
-       that had not seen them, and the threshold is cut there too. The refitted model's scores are given the mean and
-       the spread of that one's.
+       that had not seen them; threshold and probabilities are fitted there too. The refitted model's scores are given
+       the mean and the standard deviation of that one's.
 
     Of many rows, steps 2 and 3 see 8,192: positives, the highest negatives, and a weighted sample of the others. What
     they choose is then solved on all rows, its place on the path on 16,384.
 
-    The second of the two classes is ranked to the top. A row of weight 0 is absent; other weights count as in the
-    losses, so a positive of weight 2 is not the same as two rows of it, which rank one another.
+    A row of weight 0 is absent; other weights count as in the losses, so a positive of weight 2 is not the same as two
+    rows of it, which rank one another. A factor on all weights changes nothing. Numbers are taken as float32 holds
+    them, so that the same rows score alike however they are stored.
 
     Args:
         objective: an operating point such as ``"ap"`` or ``"recall@top=0.5%"``; validation judges by it.
@@ -77,14 +90,18 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         trials: draws of hyper-parameters for cross-entropy.
         validation_fraction: share of the rows that choose.
         refit: whether a linear model is solved again on all rows.
+        positive: the class that is ranked to the top; None: the rarer one, the second of two that are as rare.
         random_state: of the split, the draws and the network; an integer, a generator, or None.
 
     Attributes:
-        classes_: the two classes; the second one is ranked to the top.
-        coef_: ``[1, d]``, log-odds per unit of each input; of a linear model.
+        classes_: the two classes, sorted.
+        positive_: the one that is ranked to the top; ``threshold_`` and ``calibrator_`` are about its own log-odds.
+        coef_: ``[1, d]``, of a linear model: what a unit of each input adds to :meth:`decision_function`, which is the
+            log-odds of ``classes_[1]``, as scikit-learn has it.
         intercept_: ``[1]``.
-        threshold_: the log-odds above which :meth:`predict` says the second class: the objective's on validation, 0 for
-            average precision, which has none.
+        threshold_: the log-odds strictly above which :meth:`predict` says the positive class: the objective's on
+            validation; for average precision, which has none, where the probability is one half.
+        calibrator_: from log-odds to the probabilities of :meth:`predict_proba`.
         finetuned_: the result of fine-tuning, see :class:`rareloss.FineTuned`; None where there was none.
         chosen_: the hyper-parameters of cross-entropy that validation chose.
         n_features_in_: d.
@@ -107,6 +124,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         trials: int = 8,
         validation_fraction: float = 0.25,
         refit: bool = True,
+        positive: Any = None,
         random_state: Any = None,
     ) -> None:
         self.objective = objective
@@ -115,6 +133,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         self.trials = trials
         self.validation_fraction = validation_fraction
         self.refit = refit
+        self.positive = positive
         self.random_state = random_state
 
     # ------------------------------------------------------------------------------------------------------------ fit
@@ -135,39 +154,53 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         losses = self._losses(0)
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32])
         check_labels(y)
-        weight = None if sample_weight is None else _check_sample_weight(sample_weight, X, ensure_non_negative=True)
+        weight = None if sample_weight is None else check_weight(sample_weight, y)
         if weight is not None:  # a row of weight 0 is absent
             X, y, weight = X[weight > 0], y[weight > 0], weight[weight > 0]
-        self.classes_, target = two_classes(y)
+        self.classes_, codes = two_classes(y)
+        self.positive_ = choose_positive(self.classes_, np.bincount(codes, weight), self.positive)
+        target = (y == self.positive_).astype(np.int64)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        rows, counts = np.arange(len(target)), np.bincount(target)
+        counts = np.bincount(target)
         if counts.min() < 2:
             raise ValueError(
-                f"class {self.classes_[counts.argmin()]} has {counts.min()} row(s) of some weight; at least 2 are "
+                f"class {y[target == counts.argmin()][0]} has {counts.min()} row(s) of some weight; at least 2 are "
                 "needed, one to learn from and one to choose by"
             )
-        by_class = (
-            train_test_split(rows[target == label], test_size=self.validation_fraction, random_state=seed)
-            for label in (0, 1)
-        )
-        parts = (np.concatenate(part) for part in zip(*by_class, strict=True))
-        self._stream: _Stream | None = None
+        self._stream: Stream | None = None
         # Mean and spread are no labels, so validation rows may have a part in them.
-        self._scaler = _standardiser(X, weight)
-        whole = as_batch(self._scaler.transform(X), target, weight, rows)
-        train, held = (select_rows(whole, torch.from_numpy(np.sort(part))) for part in parts)
+        X = check_numbers(X)
+        self._scaler = StandardScaler().fit(X, sample_weight=weight)
+        whole = as_batch(self._scaler.transform(X), target, weight, np.arange(len(target)))
+        train, held = (select_rows(whole, part) for part in self._split(target, seed))
         fit = self._fit_network if self.hidden_layer_sizes else self._fit_linear
         chosen, self._model = fit(objective, losses, whole, train, held, seed)
+        self._map_scores(objective, chosen, whole, held, seed)
+        self._describe()
+        return self
+
+    def _split(self, target: np.ndarray, seed: int) -> Iterator[Tensor]:
+        # Rows of train and validation, a share of each class.
+        by_class = (
+            train_test_split(np.flatnonzero(target == label), test_size=self.validation_fraction, random_state=seed)
+            for label in (0, 1)
+        )
+        return (torch.from_numpy(np.sort(np.concatenate(part))) for part in zip(*by_class, strict=True))
+
+    def _map_scores(self, objective: Objective, chosen: nn.Module, whole: Batch, held: Batch, seed: int) -> None:
+        # Log-odds, probabilities and threshold, on rows that ``chosen`` has not seen.
         some = sample(held, LAST_POOL, torch.Generator().manual_seed(seed), chosen)
-        self._slope, self._offset = platt(scores_of(chosen, some), some.targets.numpy(), as_numbers(some.weight))
-        log_odds = torch.from_numpy(self._slope * scores_of(chosen, held) + self._offset)
-        self.threshold_ = _threshold(objective, log_odds, held.targets, held.weight)
+        scores, labels, weight = scores_of(chosen, some), some.targets.numpy(), as_numbers(some.weight)
+        self._slope, self._offset = platt(scores, labels, weight)
+        self.calibrator_ = probabilities_of(self._slope * scores + self._offset, labels, weight, objective, seed)
+        self.threshold_ = even_odds(self.calibrator_)
+        if objective.sets_threshold:
+            log_odds = torch.from_numpy(self._slope * scores_of(chosen, held) + self._offset)
+            self.threshold_ = float(objective.threshold(log_odds, held.targets, held.weight))
         if self._model is not chosen:
             (mean, spread), (own_mean, own_spread) = (_moments(model, whole) for model in (chosen, self._model))
             self._offset += self._slope * (mean - own_mean * spread / own_spread)
             self._slope *= spread / own_spread
-        self._describe()
-        return self
 
     def _fit_linear(
         self,
@@ -201,9 +234,8 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         seed: int,
     ) -> tuple[nn.Module, nn.Module]:
         self.chosen_: dict[str, Any]
-        start, self.chosen_ = max(
-            self._networks(objective, train, held, seed), key=lambda one: _judge(objective, one[0], held)
-        )
+        found = descents(objective, self.hidden_layer_sizes, train, held, self.trials, seed)
+        start, self.chosen_ = max(found, key=lambda one: judge(objective, one[0], held))
         chosen = self._finetune(start, objective, losses, train, held, seed)
         return chosen, chosen
 
@@ -257,41 +289,9 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
             return start, converged
 
         draw, (model, converged) = search(
-            logistic_draws(self.trials, seed), solved, lambda found: _judge(objective, found[0], held)
+            logistic_draws(self.trials, seed), solved, lambda found: judge(objective, found[0], held)
         )
         self.chosen_ = {**draw, "converged": converged}
-        return model
-
-    def _networks(
-        self, objective: Objective, train: Batch, held: Batch, seed: int
-    ) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
-        for draw in network_draws(self.trials, seed):
-            model = self._new_model(train, seed)
-            train_with_early_stopping(
-                model,
-                SigmoidFocalLoss(alpha=None, gamma=0.0),
-                _shuffled(train, seed),
-                lambda model=model: _judge(objective, model, held),  # type: ignore[misc]
-                steps=NETWORK["steps"],
-                warmup_steps=NETWORK["warm_up"],
-                eval_every=NETWORK["every"],
-                **draw,  # type: ignore[arg-type]
-            )
-            yield model, draw
-
-    def _new_model(self, rows: Batch, seed: int) -> nn.Module:
-        # Every row starts at the base rate.
-        features = rows.inputs.shape[1]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model: nn.Module = (
-                perceptron(features, 1, self.hidden_layer_sizes) if self.hidden_layer_sizes else nn.Linear(features, 1)
-            )
-        last = model[-1] if isinstance(model, nn.Sequential) else model
-        if isinstance(model, nn.Linear):
-            nn.init.zeros_(model.weight)
-        positives = float(rows.targets.sum())
-        nn.init.constant_(last.bias, math.log((positives + 0.5) / (len(rows.targets) - positives + 0.5)))  # type: ignore[arg-type]
         return model
 
     # --------------------------------------------------------------------------------------------------- partial_fit
@@ -312,7 +312,7 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
             X: ``[n, d]``, numbers.
             y: ``[n]``.
             classes: the two classes; needed in the first call, unless :meth:`fit` came before.
-            sample_weight: ``[n]``, not negative; 1 by default.
+            sample_weight: ``[n]``, not negative; 1 by default. They count in units of the first batch's mean.
 
         Raises:
             ValueError: classes that are missing, change or are not two; a label that is none of them; or as in
@@ -326,7 +326,40 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         first = not hasattr(self, "_model")
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], reset=first)
         check_labels(y)
-        weight = None if sample_weight is None else _check_sample_weight(sample_weight, X, ensure_non_negative=True)
+        weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        self._check_classes(y, classes)
+        if first:
+            # One unit for all batches, so that they compare, and a factor on all weights changes nothing.
+            self._unit = mean_weight(weight)
+        weight = weight / getattr(self, "_unit", 1.0)
+        if first:
+            counts = np.bincount(np.searchsorted(self.classes_, y), weight, minlength=2)
+            self.positive_ = choose_positive(self.classes_, counts, self.positive)
+        target = (y == self.positive_).astype(np.int64)
+        X = check_numbers(X)
+        if first:
+            self._scaler = StandardScaler().fit(X, sample_weight=weight)
+        rows = as_batch(self._scaler.transform(X), target, weight, np.arange(len(target)))
+        if first:
+            self._model = new_model(
+                rows, self.hidden_layer_sizes, int(check_random_state(self.random_state).randint(2**31 - 1))
+            )
+            self._slope, self._offset, self.threshold_ = 1.0, 0.0, 0.0
+        # The log-odds below are fitted to the last rows, so their logistic function is the probability.
+        self.calibrator_ = Calibrator("sigmoid")
+        stream: Stream = getattr(self, "_stream", None) or Stream(self._model, losses, WARM_UP if first else 0)
+        self._stream = stream
+        recent = stream.step(rows)
+        if 0 < int(recent.targets.sum()) < len(recent.targets):
+            scores = recent.inputs.double().numpy()
+            self._slope, self._offset = platt(scores, recent.targets.numpy(), as_numbers(recent.weight))
+            log_odds = torch.from_numpy(self._slope * scores + self._offset)
+            if objective.sets_threshold:
+                self.threshold_ = float(objective.threshold(log_odds, recent.targets, recent.weight))
+        self._describe()
+        return self
+
+    def _check_classes(self, y: np.ndarray, classes: Any) -> None:
         _check_partial_fit_first_call(self, classes)
         if len(self.classes_) != 2:
             count = len(self.classes_)
@@ -334,45 +367,18 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
             raise ValueError(f"Only binary classification is supported: classes must name two, got {count} class(es)")
         if unknown := sorted(set(np.unique(y).tolist()) - set(self.classes_.tolist())):
             raise ValueError(f"y holds {unknown}, which classes={self.classes_.tolist()} does not name")
-        target = (y == self.classes_[1]).astype(np.int64)
-        if first:
-            self._scaler = _standardiser(X, weight)
-        rows = as_batch(self._scaler.transform(X), target, weight, np.arange(len(target)))
-        if first:
-            self._model = self._new_model(rows, int(check_random_state(self.random_state).randint(2**31 - 1)))
-            self._slope, self._offset, self.threshold_ = 1.0, 0.0, 0.0
-        stream: _Stream = getattr(self, "_stream", None) or _Stream(self._model, losses, WARM_UP if first else 0)
-        self._stream = stream
-        recent = stream.step(rows)
-        if 0 < int(recent.targets.sum()) < len(recent.targets):
-            scores = recent.inputs.double().numpy()
-            self._slope, self._offset = platt(scores, recent.targets.numpy(), as_numbers(recent.weight))
-            log_odds = torch.from_numpy(self._slope * scores + self._offset)
-            self.threshold_ = _threshold(objective, log_odds, recent.targets, recent.weight)
-        self._describe()
-        return self
 
     # ------------------------------------------------------------------------------------------------------- predict
 
-    def decision_function(self, X: Any) -> np.ndarray:
-        """Compute the log-odds of the second class, ``[n]``."""
+    def log_odds(self, X: Any) -> Array:
+        """Compute the log-odds of the positive class, ``[n]``."""
         check_is_fitted(self, "_model")
-        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        X = single_precision(validate_data(self, X, dtype=[np.float64, np.float32], reset=False))
         if isinstance(self._model, nn.Linear):
-            return np.asarray(X @ self.coef_[0] + self.intercept_[0])
+            return np.asarray(self._sign * (X @ self.coef_[0] + self.intercept_[0]))
         with torch.no_grad():
             scores = self._model(as_inputs(self._scaler.transform(X)))[:, 0]
         return np.asarray(self._slope * scores.double().numpy() + self._offset)
-
-    def predict_proba(self, X: Any) -> np.ndarray:
-        """Compute the probabilities of both classes, ``[n, 2]``: the logistic function of the log-odds."""
-        log_odds = self.decision_function(X)
-        return np.stack([expit(-log_odds), expit(log_odds)], 1)
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Say the second class above ``threshold_``."""
-        above = self.decision_function(X) > self.threshold_
-        return np.asarray(self.classes_[above.astype(int)])
 
     def standard_errors(
         self, X: Any, y: Any, sample_weight: Any = None, *, resamples: int = 50, random_state: Any = None
@@ -408,14 +414,15 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
         check_labels(y)
         if unknown := sorted(set(np.unique(y).tolist()) - set(self.classes_.tolist())):
             raise ValueError(f"y holds {unknown}, but the model was fitted on {self.classes_.tolist()}")
-        target = (y == self.classes_[1]).astype(int)
-        own = _check_sample_weight(sample_weight, X, ensure_non_negative=True)
+        target = (y == self.positive_).astype(int)
+        own = check_weight(sample_weight, y)
         random = check_random_state(random_state)
         generator = torch.Generator().manual_seed(int(random.randint(2**31 - 1)))
-        x = self._scaler.transform(X)
+        x = self._scaler.transform(check_numbers(X))
         found = []
         for _ in range(resamples):
-            rows = as_batch(x, target, own * random.exponential(size=len(target)), np.arange(len(target)))
+            drawn = relative_weight(own * random.exponential(size=len(target)))
+            rows = as_batch(x, target, drawn, np.arange(len(target)))
             solved, _ = self._solve(rows, self.chosen_)
             model = self._again(solved, sample(rows, LAST_POOL, generator, solved))
             assert isinstance(model, nn.Linear)
@@ -462,67 +469,10 @@ class RareClassifier(ClassifierMixin, BaseEstimator):
     def _coefficients(self, layer: nn.Linear, slope: float, offset: float) -> tuple[np.ndarray, np.ndarray]:
         coefficients = slope * layer.weight.detach().double().numpy() / self._scaler.scale_
         intercept = slope * layer.bias.item() + offset - float(coefficients[0] @ self._scaler.mean_)
-        return coefficients, np.array([intercept])
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_class = False
-        return tags
-
-
-def _standardiser(X: np.ndarray, weight: np.ndarray | None) -> StandardScaler:
-    with np.errstate(over="ignore", invalid="ignore"):
-        scaler = StandardScaler().fit(X, sample_weight=weight)
-    if odd := np.flatnonzero(~np.isfinite(scaler.scale_)).tolist():
-        raise ValueError(
-            f"column(s) {odd} of X hold numbers up to {np.abs(X[:, odd]).max():.2g}, whose spread is beyond float64: "
-            "divide them, or take their logarithm"
-        )
-    return scaler
-
-
-class _Stream:
-    # Steps on batches as they come, and the last scores that no step had seen.
-
-    def __init__(self, model: nn.Module, losses: list[nn.Module] | None, warm_up: int) -> None:
-        cross_entropy = SigmoidFocalLoss(alpha=None, gamma=0.0)
-        self.model, self.loss = model, cross_entropy if not losses else losses[0]
-        if losses and warm_up:
-            self.loss = LossWarmupWrapper(cross_entropy, losses[0], warmup_steps=warm_up)
-        rate = RATES["linear" if isinstance(model, nn.Linear) else "network"]
-        self.optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
-        self.recent: Batch | None = None
-
-    def step(self, rows: Batch) -> Batch:
-        scores = self.model(rows.inputs)[:, 0]
-        weight = torch.ones(len(scores)) if rows.weight is None else rows.weight
-        value = self.loss(scores, rows.targets, sample_weight=weight)
-        if bool(torch.isfinite(value)):
-            self.optimiser.zero_grad()
-            value.backward()
-            self.optimiser.step()
-        seen = [Batch(scores.detach(), rows.targets, weight)]
-        if self.recent is not None:
-            seen.insert(0, self.recent)
-        self.recent = Batch(*(torch.cat(parts)[-QUEUE:] for parts in zip(*seen, strict=True)))
-        return self.recent
-
-
-def _judge(objective: Objective, model: nn.Module, held: Batch) -> float:
-    with torch.no_grad():
-        return float(objective.metric(model(held.inputs), held.targets, held.weight).value)
-
-
-def _threshold(objective: Objective, log_odds: Tensor, target: Tensor, weight: Tensor | None) -> float:
-    return float(objective.threshold(log_odds, target, weight)) if objective.sets_threshold else 0.0
+        return self._sign * coefficients, self._sign * np.array([intercept])
 
 
 def _moments(model: nn.Module, rows: Batch) -> tuple[float, float]:
     scores, weight = scores_of(model, rows), as_numbers(rows.weight)
     mean = np.average(scores, weights=weight)
     return float(mean), float(np.sqrt(np.average((scores - mean) ** 2, weights=weight))) or 1.0
-
-
-def _shuffled(whole: Batch, seed: int) -> Iterator[Batch]:
-    size = max(1, min(NETWORK["batch"], len(whole.targets) // 8))
-    return (select_rows(whole, rows) for rows, _ in batches(whole.targets, size, seed))

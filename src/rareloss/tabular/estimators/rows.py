@@ -10,15 +10,34 @@ except ModuleNotFoundError as error:
         f'{error.name} is missing, which the estimators need: pip install "rareloss[study]"', name=error.name
     ) from error
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import torch
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
+from sklearn.utils.validation import _check_sample_weight
 from torch import Tensor, nn
 
-from rareloss.tabular.logistic import in_log_odds
+from rareloss.tabular.logistic import in_log_odds, relative_weight
+from rareloss.tabular.preprocess import single_precision
 from rareloss.training import Batch
 
-__all__ = ["as_batch", "as_inputs", "as_numbers", "check_labels", "log_odds_of", "scores_of", "two_classes"]
+__all__ = [
+    "Array",
+    "as_batch",
+    "as_inputs",
+    "as_numbers",
+    "check_labels",
+    "check_numbers",
+    "check_weight",
+    "log_odds_of",
+    "present_rows",
+    "scores_of",
+    "two_classes",
+]
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def check_labels(y: np.ndarray) -> None:
@@ -32,6 +51,38 @@ def check_labels(y: np.ndarray) -> None:
     check_classification_targets(y)
 
 
+def check_numbers(X: np.ndarray) -> Array:
+    """Return inputs as float32 holds them.
+
+    Raises:
+        ValueError: numbers beyond float32.
+    """
+    if odd := np.flatnonzero((np.abs(X) > np.finfo(np.float32).max).any(axis=0)).tolist():
+        raise ValueError(
+            f"column(s) {odd} of X hold numbers up to {np.abs(X[:, odd]).max():.2g}, which float32 cannot hold: "
+            "divide them, or take their logarithm"
+        )
+    return single_precision(X)
+
+
+def check_weight(sample_weight: Any, y: np.ndarray) -> Array:
+    """Return the weights of rows, of mean 1 over those of some weight.
+
+    Raises:
+        ValueError: a negative or missing weight, or another number of them.
+    """
+    return relative_weight(_check_sample_weight(sample_weight, y[:, None], dtype=np.float64, ensure_non_negative=True))
+
+
+def present_rows(
+    columns: Sequence[np.ndarray], y: np.ndarray, sample_weight: Any
+) -> tuple[list[np.ndarray], np.ndarray, Array]:
+    """Return columns, labels and weights of the rows of some weight: a row of weight 0 is absent."""
+    weight = check_weight(sample_weight, y)
+    some = weight > 0
+    return [column[some] for column in columns], y[some], weight[some]
+
+
 def two_classes(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the two classes of rows of some weight, and the place of each row's among them.
 
@@ -42,7 +93,8 @@ def two_classes(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if len(classes) != 2:
         raise ValueError(
             f"Only binary classification is supported. The type of the target is {type_of_target(y)}; "
-            f"got {len(classes)} class(es) among rows of some weight"
+            f"got {len(classes)} class(es) among rows of some weight; of several classes, fit one against all others "
+            "(y == label), or all in turn by scikit-learn's OneVsRestClassifier"
         )
     return classes, target
 

@@ -11,7 +11,7 @@ from sklearn.preprocessing import QuantileTransformer, SplineTransformer
 
 from rareloss.table import DataError
 from rareloss.tabular.model.reading import listed, read
-from rareloss.tabular.preprocess import KNOTS, LARGEST, Kind
+from rareloss.tabular.preprocess import KNOTS, LARGEST, Kind, single_precision
 
 __all__ = ["Category", "Inputs"]
 
@@ -109,7 +109,7 @@ class Inputs:
         parts = [np.zeros((len(features), 0))]
         for part, names in (("numbers", self.numbers), ("flags", self.flags)):
             if names:
-                parts.append(self._numbers(part, features[list(names)].to_numpy(dtype=np.float64)))
+                parts.append(self._numbers(part, single_precision(features[list(names)])))
         if self.gaps:
             parts.append(features[list(self.gaps)].isna().to_numpy())
         parts += [category.transform(features[category.name]) for category in self.categories]
