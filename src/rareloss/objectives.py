@@ -166,7 +166,9 @@ class Objective:
         if self.budget is not None:
             counted = pool.negative_weight if self.quantile is None else pool.weight
             # The first tied group that overflows, and by more than rounding.
-            thresholds = top(pool.scores, counted, self.budget * (1 + 1e-12)).score[:, 0]
+            thresholds = top(pool.scores, counted, min(1.0, self.budget * (1 + 1e-12))).score[:, 0]
+            if self.budget >= 1:  # all may be alerted
+                thresholds = torch.full_like(thresholds, -torch.inf)
         else:
             cuts = metrics.cuts(pool)
             utility = torch.where(cuts.ends, self.utility(cuts.hits, cuts.taken - cuts.hits), 0.0)

@@ -175,6 +175,28 @@ def test_the_simplest_network_within_a_standard_error_is_taken(
     assert said[0].startswith(f"{chosen} by tuned_ce: the simplest within one standard error")
 
 
+@pytest.mark.parametrize(
+    ("objective", "threshold", "words"),
+    [
+        ("recall@precision=99.99%", np.inf, "nobody is alerted; the highest precision is"),
+        ("cost@fn=1,fp=1000000", np.inf, "nobody is alerted"),
+        ("cost@fn=1000000,fp=1", -np.inf, "everybody is alerted"),
+        ("pauc@fpr=0-100%", -np.inf, "everybody is alerted"),
+    ],
+)
+def test_an_infinite_threshold_is_an_answer(
+    frame: pd.DataFrame, tmp_path: Path, objective: str, threshold: float, words: str
+) -> None:
+    noise = frame.assign(outcome=frame["outcome"].sample(frac=1, random_state=0).to_numpy())
+    fit(noise, target="outcome", objective=objective, trials=1, out=tmp_path / "model")
+    model = Model.load(tmp_path / "model")
+    assert model.threshold == threshold
+    assert words in model.card["threshold"]["about"]
+    assert words in (tmp_path / "model" / "README.md").read_text("utf-8")
+    scored = score_file(model, noise, tmp_path / "scores.parquet")
+    assert scored.alerts == (scored.rows if threshold < 0 else 0)
+
+
 def test_a_file_of_results_runs_no_code(csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "payload.py").write_text("raise SystemExit('the code ran')")

@@ -102,7 +102,7 @@ def page(card: Mapping[str, Any]) -> str:
         f"# {data['name']}: {card['classes'][1]}",
         "",
         f"Scores how likely a row is {card['classes'][1]!r}, by `{chosen['scorer']}` under `{chosen['arm']}`, chosen "
-        f"for {card['objective']['name']}. A score above {card['threshold']['value']:.6g} is an alert "
+        f"for {card['objective']['name']}. A score above {float(card['threshold']['value']):.6g} is an alert "
         f"({card['threshold']['about']}); probabilities are by {card['calibration']['method']}.",
         "",
         f"## On {held['rows']:,} held-out rows with {held['positives']:,} positives",

@@ -11,6 +11,7 @@ from torch import nn
 
 from rareloss.table import DataError
 from rareloss.tabular.model.model import Model
+from rareloss.tabular.model.reading import written_threshold
 
 __all__ = ["to_onnx"]
 
@@ -53,7 +54,7 @@ def to_onnx(model: Model, path: str | Path) -> None:
     )
     made.producer_version = version("rareloss")
     about: dict[str, Any] = {
-        "threshold": model.threshold,
+        "threshold": written_threshold(model.threshold),
         "calibrator": model.calibrator.to_dict(),
         "inputs": model.inputs.to_dict(),
         "arrays": {name: values.tolist() for name, values in model.inputs.arrays.items()},

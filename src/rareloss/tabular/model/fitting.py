@@ -26,6 +26,7 @@ from rareloss.tabular.comparison.runs import Store, one_thread
 from rareloss.tabular.model.card import measure
 from rareloss.tabular.model.inputs import Inputs
 from rareloss.tabular.model.model import Model, layers_of, network_of, replace_folder
+from rareloss.tabular.model.reading import written_threshold
 from rareloss.tabular.models import SCORERS, find_scorer
 from rareloss.tabular.training import Fitted, Task, score_with
 from rareloss.tabular.ways import fit_arms
@@ -264,7 +265,7 @@ def _model(
         "classes": list(table.classes),
         "objective": {"text": str(task.objective), "name": task.objective.name},
         "chosen": {**chosen, **found.chosen, "kind": found.kind, "kept": found.kept, "validation": found.validation},
-        "threshold": {"value": threshold, "about": about},
+        "threshold": {"value": written_threshold(threshold), "about": about},
         "calibration": _said(calibration),
         "held_out": measure(scores["test"], probability, labels[fold.test], threshold, task.objective, groups),
         "data": {
@@ -303,8 +304,29 @@ def _threshold(scores: np.ndarray, labels: np.ndarray, objective: Objective) -> 
     if not objective.sets_threshold:
         point, about = RecallAtTop(float(labels.mean())), "as many as there are positives, on validation"
     threshold = float(point.threshold(torch.from_numpy(scores), torch.from_numpy(labels)))
+    if threshold == np.inf:
+        return (
+            threshold,
+            f"{about}: none of these rows are worth an alert, so nobody is alerted{_nearest(scores, labels, point)}",
+        )
+    if threshold == -np.inf:
+        return threshold, f"{about}: everybody is alerted"
     above = scores[scores > threshold]
     return (threshold if not len(above) else threshold + (float(above.min()) - threshold) / 2), about
+
+
+def _nearest(scores: np.ndarray, labels: np.ndarray, point: Objective) -> str:
+    """Name the highest precision that there is, where one was asked for that there is not."""
+    if point.precision is None:
+        return ""
+    order = np.argsort(-scores, kind="stable")
+    ends = np.flatnonzero(np.diff(scores[order], append=-np.inf))
+    caught = np.cumsum(labels[order])[ends]
+    best = int(np.argmax(caught / (ends + 1)))
+    return (
+        f"; the highest precision is {caught[best] / (ends[best] + 1):.1%}, of the {ends[best] + 1:,} rows scored "
+        f"{scores[order][ends[best]]:.6g} or more"
+    )
 
 
 def _calibration(
@@ -313,7 +335,8 @@ def _calibration(
     groups = None if table.group is None else table.group[rows]
     if groups is not None and min(len(np.unique(groups[labels == label])) for label in (False, True)) < LEAST_GROUPS:
         groups = None
-    return calibrate(scores, labels, threshold=threshold, groups=groups, seed=seed)
+    at = threshold if np.isfinite(threshold) else None  # near an infinite one there are no rows
+    return calibrate(scores, labels, threshold=at, groups=groups, seed=seed)
 
 
 def _said(calibration: Calibration) -> dict[str, Any]:

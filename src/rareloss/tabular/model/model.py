@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from rareloss.decisions import Calibrator
 from rareloss.table import Column, DataError, read_column, text_for_objects
 from rareloss.tabular.model.card import page
 from rareloss.tabular.model.inputs import Inputs
-from rareloss.tabular.model.reading import listed, read, read_bytes, read_json
+from rareloss.tabular.model.reading import listed, read, read_bytes, read_json, threshold_of, written_threshold
 from rareloss.tabular.training import score_with
 
 __all__ = ["Model", "layers_of", "network_of", "replace_folder"]
@@ -46,7 +45,7 @@ class Model:
         target: the column that was learned from.
         classes: the negative one and the positive one.
         objective: what it was chosen by.
-        threshold: a row scored above it is an alert.
+        threshold: a row scored above it is an alert; inf alerts nobody, -inf everybody.
         calibrator: from scores to probabilities.
         card: what is known of it: data, versions, held-out metrics.
     """
@@ -160,7 +159,7 @@ class Model:
             "target": self.target,
             "classes": list(self.classes),
             "objective": str(self.objective),
-            "threshold": self.threshold,
+            "threshold": written_threshold(self.threshold),
             "calibrator": self.calibrator.to_dict(),
             "columns": [
                 {"name": each.name, "reads": each.reads, "features": list(each.features), "format": each.format}
@@ -212,8 +211,8 @@ class Model:
         if sorted(listed("columns, features", made)) != sorted(inputs.features):
             raise DataError(f"{path}: the features of its columns are not those of its inputs")
         listed("columns", [column.name for column in columns])
-        if len(given["classes"]) != 2 or not abs(given["threshold"]) <= sys.float_info.max:
-            raise DataError(f"{path}: two classes and a finite threshold were expected")
+        if len(given["classes"]) != 2:
+            raise DataError(f"{path}: two classes were expected")
         return cls(
             network.eval(),
             inputs,
@@ -222,7 +221,7 @@ class Model:
             given["target"],
             listed("classes", given["classes"]),
             objective,
-            float(given["threshold"]),
+            threshold_of(str(path), given["threshold"]),
             calibrator,
             read_json(folder / CARD),
         )
@@ -233,7 +232,7 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "target": str,
     "classes": list,
     "objective": str,
-    "threshold": (float, int),
+    "threshold": (float, int, str),
     "calibrator": dict,
     "columns": list,
     "unused": list,

@@ -1,13 +1,15 @@
 """Refusals of a folder that is no model, in words."""
 
 import json
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rareloss.table import DataError
 
-__all__ = ["listed", "read", "read_bytes", "read_json"]
+__all__ = ["listed", "read", "read_bytes", "read_json", "threshold_of", "written_threshold"]
 
 # Far beyond any model of a table.
 MOST_BYTES = {".json": 64 * 2**20, ".safetensors": 2**30}
@@ -81,3 +83,21 @@ def listed(where: str, given: Sequence[Any], *, missing: bool = False) -> tuple[
     if len(set(given)) < len(given):
         raise DataError(f"{where}: a name comes twice")
     return tuple(given)
+
+
+def written_threshold(threshold: float) -> float | str:
+    """Write a threshold for JSON, which has no infinity: ``"inf"`` alerts nobody, ``"-inf"`` everybody."""
+    return threshold if math.isfinite(threshold) else str(threshold)
+
+
+def threshold_of(where: str, given: float | str) -> float:
+    """Read what :func:`written_threshold` wrote.
+
+    Raises:
+        DataError: it is neither a finite number nor one of the two texts.
+    """
+    if isinstance(given, str) and given in ("inf", "-inf"):
+        return float(given)
+    if isinstance(given, str) or not abs(given) <= sys.float_info.max:
+        raise DataError(f"{where}: threshold must be a finite number, 'inf' or '-inf', got {given!r:.60}")
+    return float(given)
