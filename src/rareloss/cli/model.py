@@ -93,7 +93,7 @@ def score(
 ) -> None:
     """Write score, probability and decision of each row, in the memory of one batch."""
     with needing("deploy"):
-        from rareloss.tabular import Model, score_file
+        from rareloss.tabular import Model, kept_name, score_file
     with refusing():
         loaded = Model.load(model)
         scored = score_file(loaded, data, out, keep=keep or ())
@@ -101,11 +101,12 @@ def score(
     typer.echo(f"{scored.rows:,} rows, {scored.alerts:,} alerts ({share:.3%}). Written: {out}")
     for name, rows in scored.unseen.items():
         typer.echo(f"check {name!r}: {rows:,} rows have a value that the fit did not see; it counts for nothing")
-    if loaded.target in scored.kept:
+    label = kept_name(loaded.target)
+    if label in scored.kept:
         typer.echo(
             "A report is too good if the model was fitted on some of these rows: fit --held-out writes the others."
         )
-        words = ["rareloss", "report", str(out), "--label", loaded.target, "--positive", loaded.classes[1]]
+        words = ["rareloss", "report", str(out), "--label", label, "--positive", loaded.classes[1]]
         words += ["--score", "probability", "--probability", "probability", "--objective", str(loaded.objective)]
         typer.echo(f"Next: {shlex.join(words)}")
 

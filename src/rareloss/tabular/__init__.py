@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rareloss.tabular.model.export import to_onnx
     from rareloss.tabular.model.fitting import fit
     from rareloss.tabular.model.model import Model
-    from rareloss.tabular.model.scoring import score_file
+    from rareloss.tabular.model.scoring import kept_name, score_file
 
 __all__ = [
     "AdditiveRareClassifier",
@@ -32,6 +32,7 @@ __all__ = [
     "advise",
     "compare",
     "fit",
+    "kept_name",
     "load",
     "metric_names",
     "score_file",
@@ -51,6 +52,7 @@ _HOME = {
     "advise": "rareloss.tabular.advice",
     "compare": "rareloss.tabular.comparison.comparison",
     "fit": "rareloss.tabular.model.fitting",
+    "kept_name": "rareloss.tabular.model.scoring",
     "load": "rareloss.table",
     "metric_names": "rareloss.tabular.model.card",
     "score_file": "rareloss.tabular.model.scoring",

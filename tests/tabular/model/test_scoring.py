@@ -258,7 +258,7 @@ def test_broken_files_are_refused(model: Model, tmp_path: Path, content: bytes, 
     [
         ({"out": "scores.xlsx"}, "unknown ending"),
         ({"out": "nowhere/scores.csv"}, "no folder"),
-        ({"keep": ["score"]}, "differ from each other"),
+        ({"keep": ["country", "country"]}, "differ from each other"),
         ({"keep": ["nothing"]}, "no column 'nothing' to keep"),
         ({"rows_at_once": 0}, "at least 1"),
         ({"data": "missing.csv"}, "no file"),
@@ -294,3 +294,13 @@ def test_commands_fit_score_and_export(csv: Path, frame: pd.DataFrame, tmp_path:
         assert refused.exit_code == 2
         assert refused.stderr.startswith("rareloss: ")
         assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["score", "probability", "decision"])
+def test_a_target_may_be_called_as_what_is_written(name: str, frame: pd.DataFrame, tmp_path: Path) -> None:
+    data = frame[frame["outcome"].notna()].rename(columns={"outcome": name})
+    fit(data, target=name, trials=1, out=tmp_path / "model")
+    scored = score_file(tmp_path / "model", data, tmp_path / "scores.parquet", keep=[name])
+    assert scored.kept == (f"{name}_kept",)
+    written = pd.read_parquet(tmp_path / "scores.parquet")
+    assert written[f"{name}_kept"].tolist() == data[name].tolist()

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from rareloss.table import NOT_A_NUMBER, DataError, columns_named, separator, source_frame, whole_file, writable
 from rareloss.tabular.model.model import Model
 
-__all__ = ["Scored", "score_file"]
+__all__ = ["Scored", "kept_name", "score_file"]
 
 ROWS_AT_ONCE = 65_536
 # Bytes of a column that are read at once, where a parquet file has one large row group.
@@ -54,7 +54,7 @@ def score_file(
         model: a model, or its folder.
         data: csv or parquet, which are read in batches; also what else a model is fitted on, which is read whole.
         out: another parquet or csv file, which is replaced where it exists.
-        keep: columns of the data to copy before the scores, such as an id; see
+        keep: columns of the data to copy before the scores, such as an id, called as :func:`kept_name` says; see
             :func:`rareloss.table.source.columns_named`.
         rows_at_once: of a batch.
 
@@ -63,7 +63,8 @@ def score_file(
             was.
     """
     model = model if isinstance(model, Model) else Model.load(model)
-    out, names, copied = writable(out, data), [name for name, _ in WRITTEN], ()
+    out, names = writable(out, data), [name for name, _ in WRITTEN]
+    copied: tuple[str, ...] = ()
     if rows_at_once < 1:
         raise DataError(f"rows_at_once must be at least 1, got {rows_at_once}")
     rows = alerts = 0
@@ -80,7 +81,7 @@ def score_file(
             found = model.score_inputs(inputs)
             unseen.update(model.inputs.unseen(inputs))
             columns = [pa.array(found[name], kind) for name, kind in WRITTEN]
-            copied = tuple(kept.column_names)
+            copied = tuple(map(kept_name, kept.column_names))
             nested = [field.name for field in kept.schema if pa.types.is_nested(field.type)]
             if nested and out.suffix.lower() == ".csv":
                 raise DataError(f"{', '.join(map(repr, nested))} cannot be kept in a csv; write a parquet file")
@@ -118,17 +119,20 @@ def _batches(
         yield frame[_needed(model)].iloc[start : start + size], kept.slice(start, size)
 
 
+def kept_name(name: str) -> str:
+    """Return what a kept column is called beside the scores: ``score_kept`` where it is called as one of them."""
+    return f"{name}_kept" if name in [written for written, _ in WRITTEN] else name
+
+
 def _needed(model: Model) -> list[str]:
     return [column.name for column in model.columns]
 
 
 def _kept(names: Sequence[str], model: Model, keep: Sequence[str]) -> list[str]:
     """Return the columns to copy, where they and those of the model are there."""
-    kept, written = columns_named(keep, names), [name for name, _ in WRITTEN]
-    if set(kept) & set(written) or len(set(kept)) < len(kept):
-        raise DataError(
-            f"columns to keep must differ from each other and from {', '.join(written)}, got {', '.join(kept)}"
-        )
+    kept = columns_named(keep, names)
+    if len(set(map(kept_name, kept))) < len(kept):
+        raise DataError(f"columns to keep must differ from each other, got {', '.join(kept)}")
     model.check_names(names, kept)
     lacking = [name for name in kept if name not in names]
     if lacking:
