@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("sklearn")
 from rareloss.tabular import Comparison, DataError, Interrupted, compare
+from rareloss.tabular.comparison.runs import unit_name
 
 OPTIONS: dict[str, Any] = {
     "target": "y",
@@ -163,3 +164,16 @@ def test_folder_that_cannot_be_made_is_refused(frame: pd.DataFrame, tmp_path: Pa
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(DataError, match="cannot be used as output folder"):
         compare(frame, **OPTIONS, out=tmp_path / "file" / "new")
+
+
+def test_units_of_own_code_are_told_apart_by_name_and_by_what_the_file_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "nets_a").mkdir()
+    for module in ("nets_a_b", "nets_a/b"):
+        (tmp_path / f"{module}.py").write_text("c = 1")
+    names = {unit_name(name, 0) for name in ("nets_a_b:c", "nets_a.b:c", "nets_a.b:d", "linear")}
+    assert len(names) == 4
+    (tmp_path / "nets_a_b.py").write_text("c = 2")
+    assert unit_name("nets_a_b:c", 0) not in names

@@ -41,6 +41,7 @@ def verify(
     out: Annotated[Path | None, typer.Option(help="Where to write the report as JSON.")] = None,
 ) -> None:
     """Check any loss for what its users rely on: the same gradient however the work is cut. Exit code 1: it failed."""
+    from rareloss.table import refuse_overwriting
     from rareloss.testing import verify as verified
 
     say = Console(soft_wrap=True, highlight=False)
@@ -57,6 +58,8 @@ def verify(
             scorer = scorer()
         if out is not None and not out.parent.is_dir():
             raise ValueError(f"there is no folder {out.parent} to write {out.name} into")
+        if out is not None and batch is not None:
+            refuse_overwriting(out, batch)
         with say.status("") as status:
             report = verified(
                 made,

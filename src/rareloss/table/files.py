@@ -1,8 +1,9 @@
 """Files that appear whole or not at all."""
 
 import contextlib
+import glob
 import os
-import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -40,15 +41,34 @@ def writable(path: str | Path, source: object) -> Path:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that gets its name when all is written, and is gone where something is raised."""
-    handle, part = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.", suffix=".part")
+    """Open a file that gets its name when all is written, and is gone where something is raised.
+
+    It has the permissions of the file that it replaces, or those that the umask leaves. Parts that a killed process
+    left beside it are removed.
+    """
+    folder = path.absolute().parent
+    for left in folder.glob(f".{glob.escape(path.name)}.*.part"):
+        if not _runs(left.name.split(".")[-2]):
+            left.unlink(missing_ok=True)
+    part = folder / f".{path.name}.{threading.get_ident()}.{os.getpid()}.part"
     try:
-        with open(handle, "wb") as file:
+        with open(part, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(part, 0o644)  # mkstemp makes files that only their owner may read
+        if path.exists():
+            part.chmod(path.stat().st_mode & 0o777)
         os.replace(part, path)
     except BaseException:
-        Path(part).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
+
+
+def _runs(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True

@@ -1,6 +1,9 @@
 """One unit of work, a scorer on one split under every arm, and where finished ones are kept."""
 
 import contextlib
+import hashlib
+import importlib
+import inspect
 import json
 import math
 import signal
@@ -129,8 +132,14 @@ def _tick(folder: str | None, scorer: str, seed: int, name: str) -> None:
 
 
 def unit_name(scorer: str, seed: int) -> str:
-    """Name a unit's file."""
-    return "".join(letter if letter.isalnum() else "-" for letter in scorer) + f"-seed{seed}"
+    """Name a unit's file; of the user's own code (``module:function``) by what its file holds too."""
+    plain = "".join(letter if letter.isalnum() else "-" for letter in scorer)
+    if ":" in scorer:
+        module = importlib.import_module(scorer.partition(":")[0])
+        source = Path(inspect.getsourcefile(module) or "")
+        held = source.read_bytes() if source.is_file() else b""
+        plain += "-" + hashlib.sha256(scorer.encode() + b"\0" + held).hexdigest()[:12]
+    return f"{plain}-seed{seed}"
 
 
 class Store:

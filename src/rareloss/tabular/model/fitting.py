@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from importlib.metadata import version
@@ -133,6 +131,8 @@ def fit(
     identity["group_and_time"] = table.split_sha256
 
     work = out.with_name(out.name + ".unfinished")
+    if work.exists() and not (work / "runs" / "settings.json").is_file():
+        raise DataError(f"{work} is no unfinished work of rareloss fit, which would keep its own there; move it away")
     Store(work, identity)
     task = Task(table, fold, judged, settings["seed"], remember=_Trials(work / "runs", say))
     with one_thread():  # as a comparison does, so that the numbers are the same
@@ -388,7 +388,5 @@ def _keep_trial(path: Path, found: Fitted) -> None:
     said = {name: getattr(found, name) for name in ("kind", "validation", "chosen", "kept", "history")}
     said["layers"] = layers_of(found.model)
     tensors = {name: values.contiguous() for name, values in found.model.state_dict().items()}
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    with open(handle, "wb") as file:
+    with whole_file(path) as file:
         file.write(save_tensors(tensors, {"trial": json.dumps(said)}))
-    os.replace(part, path)
