@@ -298,13 +298,15 @@ template <class T> class Walk {
             for (int64_t step = 0; step < n; step++) {
                 const int64_t i = up ? step : n - 1 - step, j = sorted.item[i].row;
                 if (up) asked[i] = uint8_t(sets(j));
-                for (int step_of_set = 0; step_of_set < 2 && asked[i]; step_of_set++) {
-                    const int s = up ? step_of_set : 1 - step_of_set;
-                    if (!(asked[i] >> s & 1)) continue;
-                    const double count = hsum(passing[s] * table.value), slope = hsum(passing[s] * table.slope);
+                auto keep = [&](const Terms<T> &sum, double above) {
+                    const double count = hsum(sum * table.value), slope = hsum(sum * table.slope);
                     if (up) *at++ = {count, slope};
-                    else --at, at->count += passed[s] - count, at->slope += slope;
-                }
+                    else --at, at->count += above - count, at->slope += slope;
+                };
+                // Each set by name, not by a number: then the sums stay in registers.
+                if (up && asked[i] & 1) keep(passing[0], passed[0]);
+                if (asked[i] & 2) keep(passing[1], passed[1]);
+                if (!up && asked[i] & 1) keep(passing[0], passed[0]);
                 double w[2] = {};
                 if (const int64_t k = listed ? listed[i] : from.number(j); k >= 0)
                     source(k, [&](int set, double weight) { w[set] = weight; });
