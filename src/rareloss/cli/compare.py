@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from rareloss.cli.app import INTERRUPTED, REFUSED, app
+from rareloss.cli.app import INTERRUPTED, REFUSED, app, needing
 from rareloss.cli.options import Group, Positive, Target, Time, Without, split_names
 
 
@@ -66,12 +66,9 @@ def compare(
 
 
 def _compare(say: Console, *, out: Path, **options: Any) -> None:
-    try:
+    with needing("study"):
         from rareloss.tabular import DataError, Interrupted
         from rareloss.tabular import compare as compared
-    except ModuleNotFoundError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(REFUSED) from None
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     stopped = False
     try:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rareloss.cli.app import FAILED, REFUSED, app, refusing
+from rareloss.cli.app import FAILED, app, needing, refusing
 
 
 @app.command()
@@ -29,11 +29,8 @@ def report(
     out: Annotated[Path, typer.Option(help="Folder for report.html and report.json.")] = Path("rareloss-report"),
 ) -> None:
     """Show what any model's alerts catch, miss and cost, on a page where the threshold is dragged."""
-    try:
+    with needing("report"):
         from rareloss.decisions import report as reported
-    except ModuleNotFoundError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(REFUSED) from None
     with refusing():
         made = reported(
             scores,

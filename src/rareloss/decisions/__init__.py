@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rareloss.decisions.drift import Drift, check_drift
     from rareloss.decisions.intervals import clopper_pearson
     from rareloss.decisions.reporting.page import report
-    from rareloss.decisions.thresholds import Band, Cut, Interval, band, find_threshold
+    from rareloss.decisions.thresholds import Band, Cut, Interval, band, find_threshold, highest_precision
 
 __all__ = [
     "FEW_POSITIVES",
@@ -28,6 +28,7 @@ __all__ = [
     "check_drift",
     "clopper_pearson",
     "find_threshold",
+    "highest_precision",
     "quality",
     "report",
 ]
@@ -46,6 +47,7 @@ _HOME = {
     "check_drift": "rareloss.decisions.drift",
     "clopper_pearson": "rareloss.decisions.intervals",
     "find_threshold": "rareloss.decisions.thresholds",
+    "highest_precision": "rareloss.decisions.thresholds",
     "quality": "rareloss.decisions.calibration",
     "report": "rareloss.decisions.reporting.page",
 }

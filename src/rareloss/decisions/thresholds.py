@@ -13,7 +13,7 @@ from rareloss import checks
 from rareloss.decisions.intervals import Sums, at_all_cuts, clopper_pearson, share_of_weight
 from rareloss.objectives import Objective
 
-__all__ = ["Band", "Cut", "Interval", "band", "find_threshold", "quantile_interval"]
+__all__ = ["Band", "Cut", "Interval", "band", "find_threshold", "highest_precision", "quantile_interval"]
 
 Array = NDArray[np.float64]
 
@@ -583,14 +583,24 @@ def _too_few(level: float, confidence: float, rows: int, nearest: float) -> str:
 def _nearest(scores: np.ndarray, positive: np.ndarray, weight: np.ndarray, objective: Objective) -> str:
     if objective.precision is None:
         return "no alert is worth its cost on these rows: there are none"
+    precision, recall, _ = highest_precision(scores, positive, weight)
+    return (
+        f"no cut has a precision of {objective.precision:.4g}; the nearest is {precision:.4g}, with a recall of "
+        f"{recall:.4g}"
+    )
+
+
+def highest_precision(scores: np.ndarray, positive: np.ndarray, weight: np.ndarray) -> tuple[float, float, float]:
+    """Find the highest precision of any cut.
+
+    Returns:
+        it, its recall, and the lowest score above the cut.
+    """
     order = np.argsort(-scores, kind="stable")
     ends = np.append(np.diff(scores[order]) < 0, True)
     hits, taken = np.cumsum((weight * positive)[order])[ends], np.cumsum(weight[order])[ends]
     best = int(np.argmax(hits / taken))
-    return (
-        f"no cut has a precision of {objective.precision:.4g}; the nearest is {hits[best] / taken[best]:.4g}, with a "
-        f"recall of {hits[best] / hits[-1]:.4g}"
-    )
+    return float(hits[best] / taken[best]), float(hits[best] / hits[-1]), float(scores[order][ends][best])
 
 
 def _tied(scores: np.ndarray, weight: np.ndarray) -> float:

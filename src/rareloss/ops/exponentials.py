@@ -97,22 +97,24 @@ def _number_below(knots: Tensor, others: Tensor) -> Tensor:
     # Bisection of all at once: it has no branch to mispredict, which makes it twice as fast as torch.searchsorted.
     pools, number = knots.shape
     first, most = _cells(knots) if knots.device.type == "cpu" and number else (None, number)
-    size = number + (1 << most.bit_length())
+    span = 1 << most.bit_length()
+    size = number + span
     dtype = torch.int32 if pools * size < 2**31 else torch.int64
     table = pad(knots, (0, size - number), value=torch.inf).flatten()
     below = torch.empty(others.shape, dtype=dtype, device=others.device)
     for pool, some in chunks(len(others), others.shape[1], _CHUNK):
         other = others[pool, some]
+        shape = other.shape
         start = size * torch.arange(pool.start, pool.stop, dtype=dtype, device=others.device)[:, None]
-        here = start.expand(other.shape)
+        here = start.expand(shape)
         if first is not None:
             here = here + first[pool].gather(1, _cell(knots[pool], other, first.shape[1] - 2).long()).to(dtype)
-        here, other, half = here.flatten(), other.flatten(), 1 << most.bit_length() >> 1
+        here, other, half = here.flatten(), other.flatten(), span // 2
         while half:
             lower = table.index_select(0, here + (half - 1)) < other
             here = here.add(lower, alpha=half)
             half //= 2
-        below[pool, some] = here.view(others[pool, some].shape) - start
+        below[pool, some] = here.view(shape) - start
     return below
 
 

@@ -265,14 +265,16 @@ def focal_loss(
     transformed = torch._C._are_functorch_transforms_active()
     learned = isinstance(alpha, Tensor) and alpha.requires_grad and torch.is_grad_enabled()
     recorded = transformed or learned or (not compiling and unpack_dual(logits).tangent is not None)
-    if recorded or not _runs_natively(equation, logits, targets):
+    natively = not recorded and _runs_natively(equation, logits, targets)
+    if not natively:
         equation = equation.checked(targets)
     if recorded:
         # Transforms, forward mode and an alpha that learns differentiate the value as it stands.
         return _compute(equation, logits, targets, weight, summed, with_slope=False, in_chunks=False)[:3]
     # Kept where a second pass over the inputs costs more than a tensor of their size.
     keep = logits.requires_grad and torch.is_grad_enabled() and (compiling or (summed and logits.device.type == "cpu"))
-    sums: tuple[Tensor, Tensor, Tensor] = _Focal.apply(logits, targets, weight, equation, summed, keep)  # type: ignore[no-untyped-call]
+    arguments = logits, targets, weight, equation, summed, keep, natively
+    sums: tuple[Tensor, Tensor, Tensor] = _Focal.apply(*arguments)  # type: ignore[no-untyped-call]
     return sums
 
 
@@ -286,9 +288,11 @@ class _Focal(torch.autograd.Function):
         equation: SigmoidFocal | SoftmaxFocal,
         summed: bool,
         keep: bool,
+        natively: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        loss, weights, positives, ctx.slope = _compute(equation, logits, targets, weight, summed, with_slope=keep)
-        ctx.equation = equation
+        inputs = equation, logits, targets, weight
+        loss, weights, positives, ctx.slope = _compute(*inputs, summed, with_slope=keep, natively=natively)
+        ctx.equation, ctx.natively = equation, natively
         # Without a None, which torch 2.6 gives to hooks as a tensor that is none.
         ctx.save_for_backward(logits, targets, *([] if weight is None else [weight]))
         ctx.mark_non_differentiable(weights, positives)
@@ -301,7 +305,9 @@ class _Focal(torch.autograd.Function):
 
         def slope_again(in_chunks: bool) -> Tensor:
             inputs = ctx.equation, logits, targets, weight
-            slope: Tensor = _compute(*inputs, summed=True, with_slope=True, in_chunks=in_chunks)[3]
+            slope: Tensor = _compute(
+                *inputs, summed=True, with_slope=True, in_chunks=in_chunks, natively=in_chunks and ctx.natively
+            )[3]
             return slope
 
         if 0 < factor.ndim < logits.ndim:  # one a row, whose classes are on dimension 1
@@ -314,7 +320,7 @@ class _Focal(torch.autograd.Function):
             # Scaled in place and given away; a second backward pass through a retained graph works it out again.
             slope, ctx.slope = ctx.slope, None
             gradient = (slope_again(in_chunks=True) if slope is None else slope).mul_(factor)
-        return gradient.to(logits.dtype), None, None, None, None, None
+        return gradient.to(logits.dtype), *((None,) * 6)
 
 
 def _compute(
@@ -326,10 +332,11 @@ def _compute(
     *,
     with_slope: bool,
     in_chunks: bool = True,
+    natively: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Any]:
     # The losses or their sum; the sum of the weights; that of the positives' weights; and the slope or None. Whatever
     # the logits, the slope has float32 at least: in half a small one would be 0 before a scaler can lift it.
-    if in_chunks and _runs_natively(equation, logits, targets):
+    if natively:
         given = None if weight is None else weight.to(logits.dtype).expand(targets.shape)
         kernel = equation.run_native(logits, targets, given, not summed, with_slope)
         if kernel.bad:

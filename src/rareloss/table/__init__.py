@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rareloss.table.folds import Fold, split
     from rareloss.table.missing import MISSING, NOT_A_NUMBER
     from rareloss.table.source import (
+        TEXT_AS_IT_IS,
         Column,
         DataError,
         Table,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MISSING",
     "NOT_A_NUMBER",
+    "TEXT_AS_IT_IS",
     "Column",
     "DataError",
     "Fold",
@@ -48,6 +50,7 @@ __all__ = [
 
 _HOME = {
     "NOT_A_NUMBER": "rareloss.table.missing",
+    "TEXT_AS_IT_IS": "rareloss.table.source",
     "MISSING": "rareloss.table.missing",
     "Column": "rareloss.table.source",
     "DataError": "rareloss.table.source",

@@ -17,6 +17,7 @@ from pandas.api import types
 from rareloss.table.missing import MISSING, NOT_A_NUMBER
 
 __all__ = [
+    "TEXT_AS_IT_IS",
     "Column",
     "DataError",
     "Table",
@@ -52,11 +53,13 @@ GIVEN_AWAY = 0.95
 MOST_ROWS_TO_LOOK_AT = 200_000
 
 # 1,234.50 and 1 234.50, with or without a sign of money or percent; (12.50) is negative.
-AMOUNT = r"[-+\u2212]?\(?[-+\u2212]?{sign}?\s?([1-9]\d{{0,2}}([, \u00a0]\d{{3}})+|\d+)(\.\d+)?\s?{sign}?\)?".format(
-    sign=r"[$\u20ac\u00a3\u00a5%]"
+_MINUS, _SIGN, _BETWEEN_THOUSANDS = "-\u2212", "[$\u20ac\u00a3\u00a5%]", "[, \u00a0]"
+AMOUNT = (
+    rf"[{_MINUS}+]?\(?[{_MINUS}+]?{_SIGN}?\s?"
+    rf"([1-9]\d{{0,2}}({_BETWEEN_THOUSANDS}\d{{3}})+|\d+)(\.\d+)?\s?{_SIGN}?\)?"
 )
 # How a csv is read: an empty cell is missing, and other text is judged by the column.
-_TEXT_AS_IT_IS: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
+TEXT_AS_IT_IS: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
 
 # How people write dates where they do not write 2013-07-31.
 DATES = [
@@ -392,7 +395,7 @@ def _csv(path: Path) -> pd.DataFrame:
         decimals = (".", ",") if mark == ";" else (".",)
         try:
             tables = [
-                pd.read_csv(path, sep=mark, decimal=point, index_col=False, low_memory=False, **_TEXT_AS_IT_IS)
+                pd.read_csv(path, sep=mark, decimal=point, index_col=False, low_memory=False, **TEXT_AS_IT_IS)
                 for point in decimals
             ]
             tables = [_marks_read(table) for table in tables]
@@ -421,13 +424,12 @@ def _marks_read(table: pd.DataFrame) -> pd.DataFrame:
         if not _text(values):
             continue
         rest = values.mask(values.isin(MISSING))
-        flags = rest.str.lower().map({"true": True, "false": False})
-        if rest.notna().any() and rest.count() < values.count() and _to_numbers(rest).count() == rest.count():
-            read[name] = _to_numbers(rest)
-        elif rest.notna().any() and flags.count() == rest.count():
+        present = rest.count()
+        read[name] = values.mask(values.isin(NOT_A_NUMBER))
+        if present and present < values.count() and (numbers := _to_numbers(rest)).count() == present:
+            read[name] = numbers
+        elif present and (flags := rest.str.lower().map({"true": True, "false": False})).count() == present:
             read[name] = flags.astype("boolean")
-        else:
-            read[name] = values.mask(values.isin(NOT_A_NUMBER))
     return table.assign(**read)
 
 
@@ -819,7 +821,7 @@ def _to_numbers(text: pd.Series) -> pd.Series:
         return numbers
     odd = odd[amounts]
     size = pd.to_numeric(odd.str.replace(r"[^\d.]", "", regex=True))
-    negative = odd.str.contains(r"[-(\u2212]")
+    negative = odd.str.contains(f"[{_MINUS}(]")
     return numbers.fillna(size.where(~negative, -size).astype("float64"))
 
 

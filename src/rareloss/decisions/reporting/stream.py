@@ -7,7 +7,7 @@ rows between the two thresholds on its sides.
 
 import glob
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +37,6 @@ MOST_LABELS = 20  # so many are looked at before a label is called unknown
 TRUE, FALSE = ("1", "1.0", "true"), ("0", "0.0", "false")
 NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT",
            "UHUGEINT", "FLOAT", "DOUBLE", "DECIMAL")  # fmt: skip
-_CSV = ", header = true, sample_size = 200000"
 UNLABELLED, OTHER = 2, 3  # codes of rows without a label, and with one that is neither; 0 is negative, 1 positive
 
 
@@ -159,7 +158,7 @@ def _connected(data: Any, texts: list[str]) -> Iterator[tuple[duckdb.DuckDBPyCon
             raise ValueError(f"{path} has an unknown ending; csv and parquet files are read")
         # The named file alone: no pattern, no home, no protocol, and no column from the name of a folder.
         name = _text(glob.escape(str(path.absolute())))
-        source = f"{reader or 'read_csv'}({name}, hive_partitioning = false" + (")" if reader else _CSV)
+        source = f"{reader}({name}, hive_partitioning = false)" if reader else _csv(name)
     elif hasattr(data, "columns"):
         source = reader = "given"
     else:
@@ -176,14 +175,23 @@ def _connected(data: Any, texts: list[str]) -> Iterator[tuple[duckdb.DuckDBPyCon
                 connection.register("given", data)
             try:
                 if reader is None:
-                    known = [row[0] for row in connection.execute(f"DESCRIBE SELECT * FROM {source})").fetchall()]
                     # Labels and groups stay text: 1e2 is no 100, and yes no true.
-                    types = ", ".join(f"{_text(column)}: 'VARCHAR'" for column in texts if column in known)
-                    source += f", types = {{{types}}})" if types else ")"
+                    known = _columns(connection, source)
+                    source = _csv(name, [column for column in texts if column in known])
                 yield connection, source
             except duckdb.Error as error:
                 reason = str(error).strip().splitlines()[0]
                 raise ValueError(f"the scores cannot be read: {reason}") from error
+
+
+def _csv(name: str, texts: Sequence[str] = ()) -> str:
+    types = ", ".join(f"{_text(column)}: 'VARCHAR'" for column in texts)
+    options = ["hive_partitioning = false", "header = true", "sample_size = 200000"]
+    return f"read_csv({', '.join([name, *options, *([f'types = {{{types}}}'] if types else [])])})"
+
+
+def _columns(connection: duckdb.DuckDBPyConnection, source: str) -> dict[str, str]:
+    return {row[0]: row[1] for row in connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()}
 
 
 @dataclass(frozen=True)
@@ -235,7 +243,7 @@ def _count(
     budget: Budget | None,
     threshold: float | None,
 ) -> Counts:
-    kinds = {row[0]: row[1] for row in connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()}
+    kinds = _columns(connection, source)
     for role, name in (("label", label), ("score", score), ("group", group), ("weight", weight)):
         if name is not None and name not in kinds:
             raise ValueError(f"there is no column {name!r} ({role}); the columns are {', '.join(kinds)}")

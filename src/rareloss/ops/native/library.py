@@ -314,13 +314,8 @@ def soft_count(
     count = _empty(pools, sets, points, dtype=scores.dtype) if with_count else None
     slope = _empty(pools, sets, points, dtype=scores.dtype) if with_slope else None
     _function("soft_count", scores.dtype)(
-        *(
-            scores.data_ptr(),
-            weights.data_ptr(),
-            weights.stride(0),
-            weights.stride(1),
-            None if at is None else at.data_ptr(),
-        ),
+        *(scores.data_ptr(), weights.data_ptr(), weights.stride(0), weights.stride(1)),
+        None if at is None else at.data_ptr(),
         *(pools, sets, rows, points, temperature),
         None if count is None else count.data_ptr(),
         None if slope is None else slope.data_ptr(),

@@ -9,7 +9,7 @@ template <class T> struct SoftCount {
     const T *at;  // [pools, points]; null for the scores themselves, whose slopes leave out a row's pair with itself
     int64_t pools, sets, rows, points;
     double temperature;
-    T *count, *slope;  // [pools, sets, points] or null; slope: sum_j w_j sigmoid'((s_j - at) / t) / t
+    T *count, *slope;  // [pools, sets, points] or null; slope: sum_j w_j sigmoid'((s_j - at) / t)
 };
 
 // One set of weights over one pool.

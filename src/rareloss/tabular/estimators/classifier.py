@@ -353,8 +353,8 @@ class RareClassifier(BinaryRanker):
         if 0 < int(recent.targets.sum()) < len(recent.targets):
             scores = recent.inputs.double().numpy()
             self._slope, self._offset = platt(scores, recent.targets.numpy(), as_numbers(recent.weight))
-            log_odds = torch.from_numpy(self._slope * scores + self._offset)
             if objective.sets_threshold:
+                log_odds = torch.from_numpy(self._slope * scores + self._offset)
                 self.threshold_ = float(objective.threshold(log_odds, recent.targets, recent.weight))
         self._describe()
         return self

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 
-from rareloss.decisions import Calibration, calibrate
+from rareloss.decisions import Calibration, calibrate, highest_precision
 from rareloss.objectives import Objective, RecallAtTop
 from rareloss.table import DataError, Table, load, source_frame, source_text, split, whole_file, writable
 from rareloss.tabular.arms import BASELINE, RECIPE, Arm, arms_for
@@ -319,14 +319,9 @@ def _nearest(scores: np.ndarray, labels: np.ndarray, point: Objective) -> str:
     """Name the highest precision that there is, where one was asked for that there is not."""
     if point.precision is None:
         return ""
-    order = np.argsort(-scores, kind="stable")
-    ends = np.flatnonzero(np.diff(scores[order], append=-np.inf))
-    caught = np.cumsum(labels[order])[ends]
-    best = int(np.argmax(caught / (ends + 1)))
-    return (
-        f"; the highest precision is {caught[best] / (ends[best] + 1):.1%}, of the {ends[best] + 1:,} rows scored "
-        f"{scores[order][ends[best]]:.6g} or more"
-    )
+    precision, _, score = highest_precision(scores, labels, np.ones(len(scores)))
+    rows = int((scores >= score).sum())
+    return f"; the highest precision is {precision:.1%}, of the {rows:,} rows scored {score:.6g} or more"
 
 
 def _calibration(

@@ -6,14 +6,23 @@ import warnings
 from collections import Counter
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from rareloss.table import NOT_A_NUMBER, DataError, columns_named, separator, source_frame, whole_file, writable
+from rareloss.table import (
+    NOT_A_NUMBER,
+    TEXT_AS_IT_IS,
+    DataError,
+    columns_named,
+    separator,
+    source_frame,
+    whole_file,
+    writable,
+)
 from rareloss.tabular.model.model import Model
 
 __all__ = ["Scored", "kept_name", "score_file"]
@@ -165,8 +174,7 @@ def _csv(path: Path, model: Model, keep: Sequence[str], size: int) -> Generator[
     with warnings.catch_warnings():
         # A row with more fields than the header would shift its values into other columns.
         warnings.simplefilter("error", pd.errors.ParserWarning)
-        options: dict[str, Any] = {"dtype": str, "index_col": False, "keep_default_na": False, "na_values": [""]}
-        with pd.read_csv(path, sep=mark, chunksize=size, **options) as reader:
+        with pd.read_csv(path, sep=mark, dtype=str, index_col=False, chunksize=size, **TEXT_AS_IT_IS) as reader:
             for frame in reader:
                 kept = [pa.array(frame[name], pa.string(), from_pandas=True) for name in keep]
                 frame = frame[needed].mask(frame[needed].isin(NOT_A_NUMBER))
