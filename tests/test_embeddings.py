@@ -15,7 +15,7 @@ from benchmarks.embeddings import plan, sources
 from benchmarks.embeddings.page import page
 from benchmarks.quality import grid
 
-from rareloss.table.source import load
+from rareloss.table import load
 from rareloss.tabular import DataError
 from rareloss.tabular.arms import RECIPE
 

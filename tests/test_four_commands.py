@@ -31,8 +31,8 @@ from sklearn.metrics import (
 from typer.testing import CliRunner
 
 from rareloss.cli import app
+from rareloss.table import Table, TableSpec, load, source_of
 from rareloss.table.folds import split
-from rareloss.table.source import Table, load, source_frame
 
 DATA = Path(os.environ.get("RARELOSS_DATA", Path(__file__).parents[2] / "shared" / "data"))
 QUICK = ["--seeds", "1", "--trials", "1", "--network", "linear", "--arms", "recall_stage", "--workers", "1"]
@@ -79,7 +79,7 @@ class Journey:
 
 def messy_flights() -> pd.DataFrame:
     """Flights with dates, a leak, an id, free text, and gaps in the target."""
-    frame = source_frame("flights").iloc[::12].reset_index(drop=True)
+    frame = source_of("flights", TableSpec()).table().to_pandas().iloc[::12].reset_index(drop=True)
     rng = np.random.default_rng(0)
     cancelled = frame["cancelled"] == "cancelled"
     frame["date"] = frame["date"].dt.strftime("%d.%m.%Y")

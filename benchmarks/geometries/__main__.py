@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from rareloss import Objective, SmoothAPLoss, finetune
 from rareloss.table.folds import Fold
-from rareloss.table.source import load
+from rareloss.table import load
 from rareloss.tabular.arms import arms_for
 from rareloss.tabular.comparison.runs import write_atomically
 from rareloss.tabular.models import find_scorer

@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.quality import arms
 
 from rareloss import Objective
-from rareloss.table.source import DataError, Table, load
+from rareloss.table import DataError, Table, load
 from rareloss.tabular.arms import Arm
 from rareloss.tabular.comparison.runs import TREES
 

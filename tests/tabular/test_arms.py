@@ -9,8 +9,8 @@ import torch
 
 pytest.importorskip("sklearn")
 from rareloss import Objective, SmoothAPLoss
+from rareloss.table import DataError, load
 from rareloss.table.folds import split
-from rareloss.table.source import DataError, load
 from rareloss.tabular.arms import RECIPE, Arm, arms_for, choose_arms
 from rareloss.tabular.comparison.runs import run_unit
 from rareloss.tabular.models import Scorer, find_scorer

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rareloss.table import DataError, Table, load
 from rareloss.table.folds import split
-from rareloss.table.source import DataError, Table, load
 
 
 def table(target: np.ndarray, **roles: np.ndarray) -> Table:

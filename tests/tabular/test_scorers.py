@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 pytest.importorskip("sklearn")
-from rareloss.table.source import DataError
+from rareloss.table import DataError
 from rareloss.tabular.models import ON_REQUEST, SCORERS, find_scorer, logits_of, start_at_base_rate
 
 

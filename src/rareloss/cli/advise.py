@@ -1,23 +1,21 @@
 """``rareloss advise``: what an operating point needs and what the data can show, before any training."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from rareloss.cli.app import app, refusing
-from rareloss.cli.options import Group, Positive, Target, Time, Without
+from rareloss.cli.options import reads_table
 
 
 @app.command()
+@reads_table
 def advise(
+    *,
+    table: dict[str, Any],
     data: Annotated[str | None, typer.Argument(help="A csv, parquet or npz file, flights or digits.")] = None,
-    target: Target = None,
-    positive: Positive = None,
-    group: Group = None,
-    time: Time = None,
-    without: Without = None,
     objective: Annotated[str, typer.Option(help="The operating point, as in compare.")] = "ap",
     rows: Annotated[float | None, typer.Option(help="Without data: how many rows, such as 1e6.")] = None,
     rate: Annotated[str | None, typer.Option(help="Without data: share of positives, such as 0.1%.")] = None,
@@ -41,11 +39,7 @@ def advise(
             refuse_overwriting(out, data)
         advice = advised(
             data,
-            target=target,
-            positive=positive,
-            group=group,
-            time=time,
-            without=without or (),
+            **table,
             objective=objective,
             rows=rows,
             rate=None if rate is None else _rate(rate),

@@ -10,19 +10,17 @@ import typer
 from rich.console import Console
 
 from rareloss.cli.app import INTERRUPTED, REFUSED, app, needing
-from rareloss.cli.options import Group, Positive, Target, Time, Without, split_names
+from rareloss.cli.options import reads_table, split_names
 
 
 @app.command()
+@reads_table
 def compare(
+    *,
+    table: dict[str, Any],
     data: Annotated[
         str, typer.Argument(help="A csv, parquet or npz file (X, y); or built-in: flights, digits.", show_default=True)
     ] = "flights",
-    target: Target = None,
-    positive: Positive = None,
-    group: Group = None,
-    time: Time = None,
-    without: Without = None,
     objective: Annotated[
         str, typer.Option(help="What scorers are judged by, such as ap, recall@top=200/40000 or recall@precision=50%.")
     ] = "ap",
@@ -47,11 +45,7 @@ def compare(
         _compare(
             say,
             data=data,
-            target=target,
-            positive=positive,
-            group=group,
-            time=time,
-            without=without or (),
+            **table,
             objective=objective,
             seeds=seeds,
             trials=trials,

@@ -2,17 +2,20 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from rareloss.cli.app import INTERRUPTED, app, needing, refusing
-from rareloss.cli.options import Group, Positive, Target, Time, Without
+from rareloss.cli.options import reads_table
 
 
 @app.command()
+@reads_table
 def fit(
+    *,
+    table: dict[str, Any],
     data: Annotated[
         str, typer.Argument(help="A csv, parquet or npz file (X, y); or built-in: flights.", show_default=True)
     ] = "flights",
@@ -20,11 +23,6 @@ def fit(
     held_out: Annotated[
         Path | None, typer.Option(help="A parquet or csv file for the rows that the model has not seen.")
     ] = None,
-    target: Target = None,
-    positive: Positive = None,
-    group: Group = None,
-    time: Time = None,
-    without: Without = None,
     objective: Annotated[str | None, typer.Option(help="As in compare; ap by default.")] = None,
     arm: Annotated[
         str | None, typer.Option(help="How to train, as compare names it: tuned_ce (the default), smooth_ap_stage.")
@@ -49,11 +47,7 @@ def fit(
                 data,
                 out=out,
                 held_out=held_out,
-                target=target,
-                positive=positive,
-                group=group,
-                time=time,
-                without=without or (),
+                **table,
                 objective=objective,
                 arm=arm,
                 network=network,
@@ -78,6 +72,8 @@ def fit(
             say.print(f"  {words[name]}: {found['value']:.4f}, {found['low']:.4f} to {found['high']:.4f}", markup=False)
     say.print(f"Written: {out}, described in {out / 'README.md'}", markup=False)
     labelled = ["FILE"] if held_out is None else [str(held_out), "--keep", model.target]
+    weight = model.card["settings"]["weight"]
+    labelled += [] if held_out is None or weight is None else ["--keep", weight]
     following = ["rareloss", "score", str(out), *labelled, "--out", "scores.parquet"]
     say.print(f"Next: {shlex.join(following)}", markup=False)
 
@@ -108,6 +104,9 @@ def score(
         )
         words = ["rareloss", "report", str(out), "--label", label, "--positive", loaded.classes[1]]
         words += ["--score", "probability", "--probability", "probability", "--objective", str(loaded.objective)]
+        weight = (loaded.card.get("settings") or {}).get("weight")
+        if weight is not None and kept_name(weight) in scored.kept:
+            words += ["--weight", kept_name(weight)]
         typer.echo(f"Next: {shlex.join(words)}")
 
 

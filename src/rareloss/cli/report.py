@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from rareloss.cli.app import FAILED, app, needing, refusing
+from rareloss.cli.options import NoHeader
 
 
 @app.command()
@@ -25,6 +26,7 @@ def report(
     probability: Annotated[
         str | None, typer.Option(help="What the score is, for calibration: probability or logit.")
     ] = None,
+    no_header: NoHeader = False,
     drop_missing_scores: Annotated[bool, typer.Option(help="Leave out rows without a score, and count them.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for report.html and report.json.")] = Path("rareloss-report"),
 ) -> None:
@@ -45,6 +47,7 @@ def report(
             fn_cost=fn_cost,
             fp_cost=fp_cost,
             probability=probability,
+            header=not no_header,
             drop_missing_scores=drop_missing_scores,
         )
     for what, number in made["left_out"].items():
@@ -66,12 +69,14 @@ def check(
     after: Annotated[Path, typer.Argument(help="The new scores: csv or parquet.")],
     threshold: Annotated[float, typer.Option(help="Rows above it are alerts.")],
     score: Annotated[str, typer.Option(help="Column of the scores.")] = "score",
+    no_header: NoHeader = False,
 ) -> None:
     """Compare new scores with those that a threshold was cut on. Exit code 1: the alerts are not what they were."""
     from rareloss.decisions import check_drift
 
     with refusing():
-        drift = check_drift(_read_scores(before, score), _read_scores(after, score), threshold)
+        old, new = (_read_scores(path, score, not no_header) for path in (before, after))
+        drift = check_drift(old, new, threshold)
     typer.echo(f"{drift.sentence}.")
     typer.echo(f"Alerts: {drift.got}, expected {drift.expected:.4g}, p = {drift.p_value:.3g}.")
     typer.echo(f"Scores: Kolmogorov-Smirnov {drift.distance:.3g}, p = {drift.distance_p_value:.3g}.")
@@ -79,12 +84,13 @@ def check(
         raise typer.Exit(FAILED)
 
 
-def _read_scores(path: Path, column: str) -> Any:
-    from rareloss.table import source_frame
+def _read_scores(path: Path, column: str, header: bool) -> Any:
+    from rareloss.table import as_numbers, decimal_marks, open_source, plain
 
-    frame = source_frame(path)
-    if column not in frame:
-        raise ValueError(f"{path} has no column {column!r}; it has {', '.join(map(str, frame.columns))}")
-    if frame[column].dtype.kind not in "iuf":
-        raise ValueError(f"column {column!r} of {path} holds {frame[column].dtype}, where numbers were expected")
-    return frame[column].to_numpy()
+    source = open_source(path, header=header)
+    if column not in source.names:
+        raise ValueError(f"{path} has no column {column!r}; it has {', '.join(source.names)}")
+    table = plain(source.table([column]))
+    own, usual = decimal_marks(table)
+    numbers = as_numbers(table.column(0), f"{column!r} of {path}", own.get(column, usual))
+    return numbers.to_numpy(zero_copy_only=False)

@@ -11,64 +11,77 @@ if TYPE_CHECKING:
     from rareloss.table.files import refuse_overwriting, whole_file, writable
     from rareloss.table.folds import Fold, split
     from rareloss.table.missing import MISSING, NOT_A_NUMBER
-    from rareloss.table.source import (
-        TEXT_AS_IT_IS,
-        Column,
-        DataError,
-        Table,
-        columns_named,
-        is_date,
-        load,
-        read_column,
-        separator,
-        source_frame,
-        source_text,
-        text_for_objects,
-    )
+    from rareloss.table.numbers import as_numbers, trimmed, without_marks
+    from rareloss.table.schema import Column, Schema
+    from rareloss.table.source import Data, Source, decimal_marks, open_source, plain
+    from rareloss.table.spec import TableOptions, TableSpec
+    from rareloss.table.table import Table, as_found, is_date, load, source_of
+    from rareloss.table.words import DataError, columns_named, counted, listed, nearest
 
+_HOME = {
+    "MISSING": "missing",
+    "NOT_A_NUMBER": "missing",
+    "Column": "schema",
+    "Data": "source",
+    "DataError": "words",
+    "Fold": "folds",
+    "Schema": "schema",
+    "Source": "source",
+    "Table": "table",
+    "TableOptions": "spec",
+    "TableSpec": "spec",
+    "as_found": "table",
+    "as_numbers": "numbers",
+    "columns_named": "words",
+    "counted": "words",
+    "decimal_marks": "source",
+    "is_date": "table",
+    "listed": "words",
+    "load": "table",
+    "nearest": "words",
+    "open_source": "source",
+    "plain": "source",
+    "refuse_overwriting": "files",
+    "source_of": "table",
+    "split": "folds",
+    "trimmed": "numbers",
+    "whole_file": "files",
+    "without_marks": "numbers",
+    "writable": "files",
+}
 __all__ = [
     "MISSING",
     "NOT_A_NUMBER",
-    "TEXT_AS_IT_IS",
     "Column",
+    "Data",
     "DataError",
     "Fold",
+    "Schema",
+    "Source",
     "Table",
+    "TableOptions",
+    "TableSpec",
+    "as_found",
+    "as_numbers",
     "columns_named",
+    "counted",
+    "decimal_marks",
     "is_date",
+    "listed",
     "load",
-    "read_column",
+    "nearest",
+    "open_source",
+    "plain",
     "refuse_overwriting",
-    "separator",
-    "source_frame",
-    "source_text",
+    "source_of",
     "split",
-    "text_for_objects",
+    "trimmed",
     "whole_file",
+    "without_marks",
     "writable",
 ]
 
-_HOME = {
-    "NOT_A_NUMBER": "rareloss.table.missing",
-    "TEXT_AS_IT_IS": "rareloss.table.source",
-    "MISSING": "rareloss.table.missing",
-    "Column": "rareloss.table.source",
-    "DataError": "rareloss.table.source",
-    "Fold": "rareloss.table.folds",
-    "Table": "rareloss.table.source",
-    "columns_named": "rareloss.table.source",
-    "is_date": "rareloss.table.source",
-    "load": "rareloss.table.source",
-    "read_column": "rareloss.table.source",
-    "refuse_overwriting": "rareloss.table.files",
-    "separator": "rareloss.table.source",
-    "source_frame": "rareloss.table.source",
-    "source_text": "rareloss.table.source",
-    "split": "rareloss.table.folds",
-    "text_for_objects": "rareloss.table.source",
-    "whole_file": "rareloss.table.files",
-    "writable": "rareloss.table.files",
-}
-
 if not TYPE_CHECKING:  # which would take any name for one that is there
-    __getattr__ = late(__name__, _HOME, "rareloss.table needs", "study")
+    __getattr__ = late(
+        __name__, {name: f"rareloss.table.{home}" for name, home in _HOME.items()}, "rareloss.table needs", "study"
+    )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from rareloss.table.source import DataError
+from rareloss.table.words import DataError
 
 __all__ = ["refuse_overwriting", "whole_file", "writable"]
 

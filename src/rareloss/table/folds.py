@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rareloss.table.source import DataError, Table
+from rareloss.table.table import Table
+from rareloss.table.words import DataError
 
 __all__ = ["Fold", "split"]
 
@@ -46,7 +47,7 @@ def split(table: Table, seed: int) -> Fold:
         DataError: A part would hold fewer than two rows of a class.
 
     Example:
-        >>> from rareloss.table.source import load
+        >>> from rareloss.table import load
         >>> [len(rows) for rows in split(load("digits"), seed=0)]
         [1078, 358, 361]
     """

@@ -4,10 +4,9 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -16,7 +15,17 @@ from scipy.stats import norm
 
 from rareloss import Objective
 from rareloss.decisions import clopper_pearson
-from rareloss.table import DataError, Table, is_date, load, source_frame, text_for_objects
+from rareloss.table import (
+    Data,
+    DataError,
+    Table,
+    TableOptions,
+    TableSpec,
+    as_found,
+    is_date,
+    load,
+    source_of,
+)
 
 __all__ = ["Advice", "Finding", "advise", "logit_interval", "noise_that_shrinks"]
 
@@ -64,14 +73,9 @@ class Advice:
 
 
 def advise(
-    data: str | Path | pd.DataFrame | None = None,
+    data: Data | None = None,
     *,
     objective: Objective | str = "ap",
-    target: str | None = None,
-    positive: str | None = None,
-    group: str | None = None,
-    time: str | None = None,
-    without: Iterable[str] = (),
     rows: float | None = None,
     rate: float | None = None,
     batch: int = 1024,
@@ -79,17 +83,13 @@ def advise(
     plausible: float = PLAUSIBLE,
     width: float = 0.1,
     fits: bool = True,
+    **table_options: Unpack[TableOptions],
 ) -> Advice:
     """Say what an operating point needs, and what these data can show of it, before anything is trained.
 
     Args:
-        data: as in :func:`rareloss.table.source.load`; or leave it out and give ``rows`` and ``rate``.
+        data: as in :func:`rareloss.table.load`; or leave it out and give ``rows`` and ``rate``.
         objective: the operating point.
-        target: column to predict.
-        positive: value of the target that is positive.
-        group: column whose values stay in one fold.
-        time: column to split by.
-        without: columns to leave out, as in :func:`rareloss.table.source.load`.
         rows: how many rows there are, where no data are given.
         rate: share of positives, in (0, 1), where no data are given.
         batch: rows of a training step.
@@ -97,6 +97,8 @@ def advise(
         plausible: the value at which the interval is stated, in (0, 1).
         width: the width of a 95 % interval that is wanted.
         fits: whether to fit two quick models on a file.
+        table_options: which column is what: ``target``, ``positive`` and the others of
+            :class:`rareloss.table.TableSpec`.
 
     Raises:
         DataError: the data cannot be used, or a number is out of range.
@@ -113,7 +115,7 @@ def advise(
         raise DataError(f"batch must be at least 1 row, got {batch}")
     if per_period is not None and not (math.isfinite(per_period) and per_period > 0):
         raise DataError(f"per_period must be a positive number of rows, got {per_period}")
-    table = None
+    table, spec = None, TableSpec.of(**table_options)
     if rows is not None or rate is not None:
         if data is not None:
             raise DataError("give data, or rows and rate, not both")
@@ -128,10 +130,10 @@ def advise(
                 f"{total:,} rows at a rate of {rate:g} hold {positives:,} positives; both classes are needed"
             )
     else:
-        table = load(data, target=target, positive=positive, group=group, time=time, without=without)
+        table = load(data, spec)
         counts = np.bincount(table.target)
         total, positives = len(table.target), int(counts[1] if len(counts) == 2 else counts.min())
-        rate = positives / total
+        rate = table.rate if len(counts) == 2 else positives / total
     findings = [
         *_measurable(goal, positives, rate, plausible, width),
         *_pool(goal, rate, batch),
@@ -139,22 +141,21 @@ def advise(
         *_alerts(goal, rate, per_period),
         _noise(goal, rate, plausible),
     ]
-    options: dict[str, str | None] = {"target": target, "positive": positive, "group": group, "time": time}
     if table is None:
         findings.append(_measured_elsewhere())
+        spec = replace(spec, target=spec.target or "COLUMN")
     else:
         if table.notes:
             findings.insert(0, Finding("data", list(table.notes), "-", "Read: " + "; ".join(table.notes) + "."))
-        found, options = _split_advice(data, table, options)
+        found, advised = _split_advice(data, table)
         findings += found
         findings.append(_quick_fits(table, goal) if fits and not table.multiclass else _measured_elsewhere())
+        # What the data know by themselves need not be said, but what was, and what is advised, must.
+        spec = replace(
+            advised, target=spec.target, group=None if spec.group is None and data is None else advised.group
+        )
     name = str(data) if isinstance(data, (str, Path)) else "DATA" if table is None or data is not None else "flights"
-    if table is None and target is None:
-        options["target"] = "COLUMN"
-    words = ["rareloss", "compare", name]
-    words += [word for key, value in options.items() if value is not None for word in (f"--{key}", value)]
-    words += [word for name in (table.left_out if table else ()) for word in ("--without", name)]
-    command = shlex.join([*words, "--objective", str(goal)])
+    command = shlex.join(["rareloss", "compare", name, *spec.words(), "--objective", str(goal)])
     return Advice(str(goal), total, positives, tuple(findings), command)
 
 
@@ -369,20 +370,19 @@ def _measured_elsewhere() -> Finding:
 # ------------------------------------------------------------------------------------------------------------ a file
 
 
-def _split_advice(
-    data: str | Path | pd.DataFrame | None, table: Table, options: dict[str, str | None]
-) -> tuple[list[Finding], dict[str, str | None]]:
-    frame = text_for_objects(source_frame(data))  # what is in a list or an array cannot be counted
-    free = [name for name in frame.columns if name not in {*options.values(), *table.left_out}]
+def _split_advice(data: Data | None, table: Table) -> tuple[list[Finding], TableSpec]:
+    """Advise how to split, and what to leave out; return the spec with what is advised."""
+    spec = table.spec
+    frame, _ = as_found(source_of(data, spec), spec)
+    free = [name for name in frame.columns if name not in spec.roles.values()]
     times = [name for name in free if is_date(frame[name])]
     groups = [name for name in free if name not in times and _repeats(frame[name])]
-    options = dict(options)
     said = [f"It is split by {table.split_by}."]
-    if times and options["time"] is None and not table.split_by.startswith("group"):
-        options["time"] = times[0]
+    if times and spec.time is None and not table.split_by.startswith("group"):
+        spec = replace(spec, time=times[0])
         said.append(f"{', '.join(times)} looks like time: if the model is to score later rows, use --time {times[0]}.")
-    if groups and options["group"] is None:
-        options["group"] = groups[0]
+    if groups and spec.group is None:
+        spec = replace(spec, group=groups[0])
         said.append(f"{', '.join(groups)} looks like an id that repeats: use --group {groups[0]}.")
     copies = int(table.frame.assign(**{"": table.target}).duplicated().sum())
     if copies:
@@ -390,16 +390,16 @@ def _split_advice(
     found = [
         Finding("split", {"time": times, "groups": groups, "duplicates": copies}, "see docs/advise.md", " ".join(said))
     ]
-    listed = ", ".join(f"{name} ({value:.3f})" for name, value in table.leaks.items())
     sentence = "No single column ranks the positives almost perfectly, so none looks like a leak."
     if table.leaks:
-        left_out = " ".join(f"--without {shlex.quote(name)}" for name in table.leaks)
+        alone = ", ".join(f"{name} ({value:.3f})" for name, value in table.leaks.items())
+        spec = replace(spec, without=(*spec.without, *table.leaks))
         sentence = (
-            f"A leak? By itself each of these ranks almost perfectly: {listed}. What is not known when the score is "
-            f"needed must be left out: {left_out}."
+            f"A leak? By itself each of these ranks almost perfectly: {alone}. The command below leaves them out, as "
+            "it must if they are not known when the score is needed."
         )
     found.append(Finding("leaks", dict(table.leaks), "average precision of one column above .95", sentence))
-    return found, options
+    return found, spec
 
 
 def _repeats(column: pd.Series) -> bool:

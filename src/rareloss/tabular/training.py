@@ -74,9 +74,30 @@ class Task:
         return torch.from_numpy(self.table.target[self.fold.validation])
 
     @property
+    def train_weight(self) -> Tensor | None:
+        """Weights of the train rows, 1 on average; None where all rows count once."""
+        return self._weight(self.fold.train)
+
+    @property
+    def validation_weight(self) -> Tensor | None:
+        """Weights of the validation rows, 1 on average; None where all rows count once."""
+        return self._weight(self.fold.validation)
+
+    @property
+    def test_weight(self) -> Tensor | None:
+        """Weights of the test rows, 1 on average; None where all rows count once."""
+        return self._weight(self.fold.test)
+
+    def _weight(self, rows: np.ndarray) -> Tensor | None:
+        if self.table.weight is None:
+            return None
+        weight = self.table.weight[rows]
+        return torch.from_numpy(weight / weight.mean()).float()
+
+    @property
     def counts(self) -> Tensor:
-        """Train rows of each class."""
-        return torch.bincount(self.train_target, minlength=len(self.table.classes))
+        """Train rows of each class, by weight."""
+        return torch.bincount(self.train_target, self.train_weight, minlength=len(self.table.classes))
 
     def inputs(self, kind: Kind) -> tuple[Tensor, Tensor]:
         """Return the inputs of train and validation; the pipeline sees the train rows alone."""
@@ -98,7 +119,7 @@ class Task:
 
     def judge(self, scores: Tensor) -> float:
         """Compute the objective of validation scores: its mean over the classes where it is defined; -1 if NaN."""
-        value, defined = self.objective.metric(scores, self.validation_target)
+        value, defined = self.objective.metric(scores, self.validation_target, self.validation_weight)
         mean = float(value[defined].mean())
         return mean if math.isfinite(mean) else -1.0
 
@@ -158,11 +179,13 @@ def descend(
         schedule: steps and rates, as there.
     """
     x, x_validation = task.inputs(kind)
-    target = task.train_target
+    target, own = task.train_target, task.train_weight
 
     def batches() -> Iterator[Batch]:
         for places, weight in rows:
             labels = target[places]
+            if own is not None:
+                weight = own[places] if weight is None else weight * own[places]
             if class_weight is not None:
                 weight = class_weight[labels] if weight is None else weight * class_weight[labels]
             yield Batch(x[places], labels, weight)
@@ -222,7 +245,7 @@ def logistic(task: Task, scorer: Scorer, draws: Sequence[Mapping[str, Any]]) -> 
     def solved(draw: Mapping[str, Any]) -> Fitted:
         x, x_validation = task.inputs(draw["kind"])
         weights = class_weights(task.counts, draw["class_weight"])
-        model, converged = solve_logistic(x, target, dict(enumerate(weights.tolist())), draw["C"])
+        model, converged = solve_logistic(x, target, dict(enumerate(weights.tolist())), draw["C"], task.train_weight)
         score = partial(score_with, model, task.outputs)
         return Fitted(
             draw["kind"], score, task.judge(score(x_validation)), {**draw, "converged": converged}, model=model
@@ -245,6 +268,7 @@ def trees(task: Task, draws: Sequence[Mapping[str, Any]], *, most: int = 400, ch
     """Fit boosted trees, ``chunk`` rounds at a time, until validation has not improved for three looks."""
     x, x_validation = task.inputs("trees")
     target = task.train_target.numpy()
+    weight = None if task.train_weight is None else task.train_weight.double().numpy()
     best: Fitted | None = None
     for draw in draws:
         model = HistGradientBoostingClassifier(
@@ -258,7 +282,7 @@ def trees(task: Task, draws: Sequence[Mapping[str, Any]], *, most: int = 400, ch
         looks: list[dict[str, float]] = []
         rounds, validation = 0, -math.inf
         while model.max_iter < most and model.max_iter - rounds < 3 * chunk:
-            model.set_params(max_iter=model.max_iter + chunk).fit(x.numpy(), target)
+            model.set_params(max_iter=model.max_iter + chunk).fit(x.numpy(), target, weight)
             value = task.judge(torch.from_numpy(model.decision_function(x_validation.numpy())))
             looks.append({"step": model.max_iter, "loss": math.nan, "validation": value})
             if value > validation:

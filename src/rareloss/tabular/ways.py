@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rareloss import LossWarmupWrapper
 from rareloss.losses import RankingLoss
@@ -212,8 +212,8 @@ def further(
     finetuned = finetune(
         tuned.model,
         task.objective,
-        (x, task.train_target),
-        (x_validation, task.validation_target),
+        _rows(x, task.train_target, task.train_weight),
+        _rows(x_validation, task.validation_target, task.validation_weight),
         losses=losses,
         steps=RECIPE["stage_steps"],
         eval_every=RECIPE["stage_look_every"],
@@ -224,6 +224,10 @@ def further(
     won = 0 if finetuned.loss is None else list(losses).index(finetuned.loss)
     record = {"kind": tuned.kind, **({} if scorer.scorecard else {"learning_rate": rate}), **chosen[won]}
     return fitted(task, tuned.kind, finetuned.model, finetuned.best, finetuned.evaluations[won], record)
+
+
+def _rows(x: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, ...]:
+    return (x, target) if weight is None else (x, target, weight)
 
 
 def _warmup(task: Task, scorer: Scorer, tuned: Fitted) -> Callable[[Arm], Fitted]:

@@ -20,8 +20,8 @@ from sklearn.metrics import average_precision_score, brier_score_loss, confusion
 from torch import nn
 
 from rareloss import Objective
+from rareloss.table import load
 from rareloss.table.folds import split
-from rareloss.table.source import load
 from rareloss.tabular import compare, training
 from rareloss.tabular.arms import arms_for
 from rareloss.tabular.model import DataError, Model, fit, score_file
@@ -359,7 +359,7 @@ class Odd(nn.Module):
         ({"seed": -1}, "seed must be"),
         ({"trials": 0}, "trials must be"),
         ({"target": "country"}, r"3 classes \('de', 'fr', 'it'\).* name one as positive"),
-        ({"without": ["outcome"]}, "cannot be left out"),
+        ({"without": ["outcome"]}, "cannot be one to leave out"),
         ({"without": ["nothing"]}, "no column 'nothing' to leave out"),
         ({"held_out": "rows.txt"}, "unknown ending"),
         ({"held_out": "nowhere/rows.csv"}, "no folder"),

@@ -43,6 +43,7 @@ def report(
     fp_cost: float | None = None,
     probability: str | None = None,
     drop_missing_scores: bool = False,
+    header: bool = True,
 ) -> dict[str, Any]:
     """Report on scores: counts at a few thousand thresholds, each exact on all rows, and what follows from them.
 
@@ -56,6 +57,7 @@ def report(
         fn_cost, fp_cost: cost of a missed positive and of a false alarm; given together.
         probability: ``"probability"`` or ``"logit"``, for calibration; None: scores are neither.
         drop_missing_scores: leave out rows without a score, and count them; they are refused by default.
+        header: whether the first row of a csv holds the names of columns.
 
     Returns:
         what ``report.json`` holds.
@@ -85,7 +87,7 @@ def report(
     counts = count(
         data, label=label, score=score, group=group, weight=weight, positive=positive,
         drop_missing_scores=drop_missing_scores, probability=probability,
-        budget=_budget(point, fn_cost) if threshold is None else None, threshold=threshold,
+        budget=_budget(point, fn_cost) if threshold is None else None, threshold=threshold, header=header,
     )  # fmt: skip
     results = _results(counts, point, threshold, fn_cost, fp_cost)
     results["columns"] = {"label": label, "score": score, "group": group, "weight": weight}

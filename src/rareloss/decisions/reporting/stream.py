@@ -5,19 +5,30 @@ the second sorts each batch and looks the thresholds up in it; the third, where 
 rows between the two thresholds on its sides.
 """
 
-import glob
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import duckdb
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rareloss.table import MISSING, NOT_A_NUMBER
+from rareloss.table import (
+    MISSING,
+    NOT_A_NUMBER,
+    DataError,
+    Source,
+    as_numbers,
+    decimal_marks,
+    open_source,
+    plain,
+    trimmed,
+    without_marks,
+)
 
 __all__ = ["Budget", "Counts", "count", "lowest_alert"]
 
@@ -35,8 +46,8 @@ MOST_GROUPS = 200
 MEMORY = "768MB"  # of DuckDB; beside it stand Python, the batch and its copies
 MOST_LABELS = 20  # so many are looked at before a label is called unknown
 TRUE, FALSE = ("1", "1.0", "true"), ("0", "0.0", "false")
-NUMBERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT",
-           "UHUGEINT", "FLOAT", "DOUBLE", "DECIMAL")  # fmt: skip
+# 1.0 is 1, as labels are called everywhere.
+_LABEL_TEXT = "CASE WHEN label = floor(label) THEN label::HUGEINT::VARCHAR ELSE label::VARCHAR END"
 UNLABELLED, OTHER = 2, 3  # codes of rows without a label, and with one that is neither; 0 is negative, 1 positive
 
 
@@ -114,55 +125,94 @@ def count(
     probability: str | None = None,
     budget: Budget | None = None,
     threshold: float | None = None,
+    header: bool = True,
 ) -> Counts:
     """Count positives and negatives above thresholds of the scores.
 
     Args:
-        data: path of a csv or parquet file, or a data frame.
+        data: a file or a data frame, as :func:`rareloss.table.open_source` takes them.
         label, score, group, weight: columns.
         positive: value of the label that is positive, where labels are not 0 and 1.
         drop_missing_scores: leave out rows whose score is missing or NaN, and count them; refused by default.
         probability: ``"probability"`` or ``"logit"``: what the score is; None: neither.
         budget: the lowest score that keeps within it becomes a threshold too.
+        header: whether the first row of a csv holds the names.
         threshold: so does the least number above this one, which need be nobody's score: rows above it are alerts.
 
     Raises:
         ValueError: a file, column or value that cannot be used; the message says which and what to do.
     """
-    with _connected(data, [label] if group is None else [label, group]) as (connection, source):
-        return _count(
-            connection,
-            source,
-            label,
-            score,
-            group,
-            weight,
-            positive,
-            drop_missing_scores,
-            probability,
-            budget,
-            threshold,
-        )
+    columns = {"label": label, "score": score, "group": group, "weight": weight}
+    with _connected(data, {role: name for role, name in columns.items() if name is not None}, header) as scores:
+        return _count(scores, label, positive, drop_missing_scores, probability, budget, threshold)
+
+
+class _Scores:
+    """The columns of a file as DuckDB reads them: ``s`` and ``w`` float64, ``label`` float64 or text, ``g`` text.
+
+    Each query reads the file anew, a batch at a time.
+    """
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, source: Source, columns: dict[str, str]) -> None:
+        self.connection, self.source, self.columns = connection, source, columns
+        self.failed: DataError | None = None
+        first = next(source.batches(list(dict.fromkeys(columns.values()))), None)
+        if first is None:
+            raise ValueError("there are no rows; one row per case was expected")
+        first = plain(first)
+        own, usual = decimal_marks(first)
+        self.decimal = {name: own.get(name, usual if source.text else ".") for name in columns.values()}
+        kind = first.schema.field(columns["label"]).type
+        self.number_labels = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+        fields = {"label": pa.float64() if self.number_labels else pa.string(), "s": pa.float64()}
+        fields |= {"w": pa.float64()} if "weight" in columns else {}
+        fields |= {"g": pa.string()} if "group" in columns else {}
+        self.schema = pa.schema(fields)
+
+    def query(self, sql: str) -> duckdb.DuckDBPyRelation:
+        """Ask of the table ``given``."""
+        self.connection.register("given", pa.RecordBatchReader.from_batches(self.schema, self._read()))
+        return self.connection.sql(sql)
+
+    def _read(self) -> Iterator[pa.RecordBatch]:
+        try:
+            for batch in self.source.batches(list(dict.fromkeys(self.columns.values())), BATCH):
+                table = plain(batch)
+                named = {role: table.column(name) for role, name in self.columns.items()}
+                made = {"s": self._numbers("score", named["score"])}
+                made["label"] = (
+                    pc.cast(named["label"], pa.float64()) if self.number_labels else _text_of(named["label"])
+                )
+                if "weight" in named:
+                    made["w"] = self._numbers("weight", named["weight"])
+                if "group" in named:
+                    made["g"] = without_marks(_text_of(named["group"]), NOT_A_NUMBER)
+                yield from pa.table([made[name] for name in self.schema.names], self.schema).to_batches()
+        except DataError as error:  # which DuckDB would wrap
+            self.failed = error
+            raise
+
+    def _numbers(self, role: str, column: pa.ChunkedArray) -> Any:
+        name = self.columns[role]
+        return as_numbers(column, f"{name!r} ({role})", self.decimal[name])
+
+
+def _text_of(column: pa.ChunkedArray) -> pa.Array:
+    """Write values as text, flags as True and False, whole numbers without decimal places."""
+    column = column.combine_chunks()
+    if pa.types.is_boolean(column.type):
+        return pc.if_else(column, "True", "False")
+    if pa.types.is_floating(column.type) and pc.all(pc.equal(column, pc.floor(column))).as_py():
+        column = pc.cast(column, pa.int64(), safe=False)
+    return trimmed(pc.cast(column, pa.string()))
 
 
 @contextmanager
-def _connected(data: Any, texts: list[str]) -> Iterator[tuple[duckdb.DuckDBPyConnection, str]]:
-    if isinstance(data, (str, Path)):
-        path = Path(data)
-        if not path.is_file():
-            raise ValueError(f"there is no file {path}; give a csv or parquet file of scores")
-        if path.stat().st_size == 0:
-            raise ValueError(f"{path} is empty; a header and one row per case were expected")
-        reader = {".parquet": "read_parquet", ".pq": "read_parquet"}.get(path.suffix.lower())
-        if reader is None and not {".csv", ".tsv", ".txt"} & {suffix.lower() for suffix in path.suffixes}:
-            raise ValueError(f"{path} has an unknown ending; csv and parquet files are read")
-        # The named file alone: no pattern, no home, no protocol, and no column from the name of a folder.
-        name = _text(glob.escape(str(path.absolute())))
-        source = f"{reader}({name}, hive_partitioning = false)" if reader else _csv(name)
-    elif hasattr(data, "columns"):
-        source = reader = "given"
-    else:
-        raise TypeError(f"data must be a path or a data frame, got {type(data).__name__}")
+def _connected(data: Any, columns: dict[str, str], header: bool) -> Iterator[_Scores]:
+    source = open_source(data, header=header, keys=list(columns.values()))
+    for role, name in columns.items():
+        if name not in source.names:
+            raise ValueError(f"there is no column {name!r} ({role}); the columns are {', '.join(source.names)}")
     with tempfile.TemporaryDirectory() as spill:
         settings: dict[str, Any] = {
             "memory_limit": MEMORY,
@@ -171,27 +221,14 @@ def _connected(data: Any, texts: list[str]) -> Iterator[tuple[duckdb.DuckDBPyCon
         }
         with duckdb.connect(config=settings) as connection:
             connection.execute("SET enable_progress_bar = false")
-            if source == "given":
-                connection.register("given", data)
+            scores = _Scores(connection, source, columns)
             try:
-                if reader is None:
-                    # Labels and groups stay text: 1e2 is no 100, and yes no true.
-                    known = _columns(connection, source)
-                    source = _csv(name, [column for column in texts if column in known])
-                yield connection, source
+                yield scores
             except duckdb.Error as error:
+                if scores.failed is not None:
+                    raise scores.failed from error
                 reason = str(error).strip().splitlines()[0]
                 raise ValueError(f"the scores cannot be read: {reason}") from error
-
-
-def _csv(name: str, texts: Sequence[str] = ()) -> str:
-    types = ", ".join(f"{_text(column)}: 'VARCHAR'" for column in texts)
-    options = ["hive_partitioning = false", "header = true", "sample_size = 200000"]
-    return f"read_csv({', '.join([name, *options, *([f'types = {{{types}}}'] if types else [])])})"
-
-
-def _columns(connection: duckdb.DuckDBPyConnection, source: str) -> dict[str, str]:
-    return {row[0]: row[1] for row in connection.execute(f"DESCRIBE SELECT * FROM {source}").fetchall()}
 
 
 @dataclass(frozen=True)
@@ -201,29 +238,24 @@ class _Rows:
     What is missing of scores and weights is NaN.
     """
 
-    connection: duckdb.DuckDBPyConnection
-    source: str
+    scores: _Scores
     columns: dict[str, str]
 
     def all(self) -> Iterator[dict[str, Any]]:
         """Yield batches of all rows, as arrays by name."""
         columns = ", ".join(f"{sql} AS {name}" for name, sql in self.columns.items())
-        yield from self._batches(f"SELECT {columns} FROM {self.source}")
+        yield from self._batches(f"SELECT {columns} FROM given")
 
     def counted(self, more: dict[str, str], condition: str = "") -> Iterator[dict[str, Any]]:
         """Yield batches of the rows that count, with more columns."""
         columns = ", ".join(f"{sql} AS {name}" for name, sql in (self.columns | more).items())
         where = f"{' AND w > 0' if 'w' in self.columns else ''}{condition}"
-        yield from self._batches(f"FROM (SELECT {columns} FROM {self.source}) WHERE code < 2 AND NOT isnan(s){where}")
+        yield from self._batches(f"FROM (SELECT {columns} FROM given) WHERE code < 2 AND NOT isnan(s){where}")
 
     def _batches(self, query: str) -> Iterator[dict[str, Any]]:
-        for batch in self.connection.sql(query).to_arrow_reader(BATCH):
+        for batch in self.scores.query(query).to_arrow_reader(BATCH):
             # Nothing is missing and all are numbers, so that nothing is copied, and pandas need not be loaded for it.
             yield {name: np.from_dlpack(batch.column(name)) for name in batch.schema.names}
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _text(value: str) -> str:
@@ -231,37 +263,25 @@ def _text(value: str) -> str:
 
 
 def _count(
-    connection: duckdb.DuckDBPyConnection,
-    source: str,
+    scores: _Scores,
     label: str,
-    score: str,
-    group: str | None,
-    weight: str | None,
     positive: str | None,
     drop: bool,
     probability: str | None,
     budget: Budget | None,
     threshold: float | None,
 ) -> Counts:
-    kinds = _columns(connection, source)
-    for role, name in (("label", label), ("score", score), ("group", group), ("weight", weight)):
-        if name is not None and name not in kinds:
-            raise ValueError(f"there is no column {name!r} ({role}); the columns are {', '.join(kinds)}")
-    for role, name in (("score", score), ("weight", weight)):
-        if name is not None and kinds[name] in ("VARCHAR", "DATE", "TIMESTAMP", "BOOLEAN"):
-            raise ValueError(f"column {name!r} ({role}) holds {kinds[name]}; numbers were expected")
-
-    negative, positive, code = _labels(connection, source, label, kinds[label], positive)
-    number = "coalesce({}::DOUBLE, 'nan'::DOUBLE) + 0.0".format  # the sum makes one zero of the two
-    columns = {"s": number(_quoted(score)), "code": f"({code})::UTINYINT"}
-    if weight is not None:
-        columns["w"] = number(_quoted(weight))
-    rows = _Rows(connection, source, columns)
+    negative, positive, code = _labels(scores, label, positive)
+    number = "coalesce({}, 'nan'::DOUBLE) + 0.0".format  # the sum makes one zero of the two
+    columns = {"s": number("s"), "code": f"({code})::UTINYINT"}
+    if "weight" in scores.columns:
+        columns["w"] = number("w")
+    rows = _Rows(scores, columns)
     seen = _Seen()
     for batch in rows.all():
         seen.add(**batch)
     if seen.other:
-        values, _ = _values(connection, source, label)
+        values, _ = _values(scores)
         raise ValueError(
             f"labels other than 0 and 1 in {label!r}: {', '.join(values[:5])}; say which is positive (positive=...)"
         )
@@ -289,10 +309,10 @@ def _count(
 
     names: list[str] = []
     more: dict[str, str] = {}
-    if group is not None:
-        names, none = _group_names(connection, source, group)
+    if "group" in scores.columns:
+        names, none = _group_names(scores)
         listed = ", ".join(map(_text, names))
-        more["g"] = f"enum_code(coalesce({_quoted(group)}::VARCHAR, {_text(none)})::ENUM({listed}))"
+        more["part"] = f"enum_code(coalesce(g, {_text(none)})::ENUM({listed}))"
     thresholds, parts = seen.thresholds(threshold), max(1, len(names))
     above, reliability = _counted(rows.counted(more), thresholds, parts, probability)
     if budget is not None:
@@ -312,22 +332,17 @@ def _count(
     )  # fmt: skip
 
 
-def _labels(
-    connection: duckdb.DuckDBPyConnection, source: str, label: str, kind: str, positive: str | None
-) -> tuple[str, str, str]:
+def _labels(scores: _Scores, label: str, positive: str | None) -> tuple[str, str, str]:
     """Find what the two labels are called, and the SQL of a row's code."""
-    column = _quoted(label)
-    text = f"{column}::VARCHAR"
-    if positive is None and (kind == "BOOLEAN" or kind.startswith(NUMBERS)):  # numbers are compared faster than text
-        value = f"{column}::DOUBLE"
+    if positive is None and scores.number_labels:
         code = (
-            f"CASE WHEN {value} = 0 THEN 0 WHEN {value} = 1 THEN 1 WHEN {column} IS NULL OR isnan({value}) "
-            f"THEN {UNLABELLED} ELSE {OTHER} END"
+            f"CASE WHEN label = 0 THEN 0 WHEN label = 1 THEN 1 WHEN label IS NULL OR isnan(label) THEN {UNLABELLED} "
+            f"ELSE {OTHER} END"
         )
-        zero, one = connection.execute(f"SELECT 0::{kind}::VARCHAR, 1::{kind}::VARCHAR").fetchall()[0]
-        return zero, one, code
-    values, marks = _values(connection, source, label)
-    missing = f"{column} IS NULL OR {text} IN ({', '.join(map(_text, marks))})"
+        return "0", "1", code
+    text = _LABEL_TEXT if scores.number_labels else "label"
+    values, marks = _values(scores)
+    missing = f"label IS NULL OR {text} IN ({', '.join(map(_text, marks))})"
     if positive is not None:
         alike = [value for value in values if _same(value, positive)]
         if not alike and len(values) <= MOST_LABELS:
@@ -356,26 +371,26 @@ def _same(value: str, positive: str) -> bool:
     return plain(value) == plain(positive)
 
 
-def _values(connection: duckdb.DuckDBPyConnection, source: str, label: str) -> tuple[list[str], list[str]]:
+def _values(scores: _Scores) -> tuple[list[str], list[str]]:
     """Return some labels, and which texts mean that there is none.
 
     Where all others are numbers or truth values these are all marks of a reader; else a class may be called None.
     """
-    column = f"{_quoted(label)}::VARCHAR"
     none = ", ".join(map(_text, MISSING))
-    found = connection.execute(
-        f"""SELECT {column} FROM (SELECT DISTINCT {_quoted(label)} FROM {source})
-            WHERE {column} IS NOT NULL AND {column} NOT IN ({none}) LIMIT {MOST_LABELS + 1}"""
+    text = _LABEL_TEXT if scores.number_labels else "label"
+    found = scores.query(
+        f"""SELECT DISTINCT {text} FROM given
+            WHERE label IS NOT NULL AND {text} NOT IN ({none}) LIMIT {MOST_LABELS + 1}"""
     ).fetchall()
     values = sorted(str(row[0]) for row in found)
-    if all(_is_number(value) for value in values):
+    if all(_is_number_or_flag(value) for value in values):
         return values, list(MISSING)
     named = ", ".join(_text(mark) for mark in MISSING if mark not in NOT_A_NUMBER)
-    more = connection.execute(f"SELECT DISTINCT {column} FROM {source} WHERE {column} IN ({named})").fetchall()
+    more = scores.query(f"SELECT DISTINCT {text} FROM given WHERE {text} IN ({named})").fetchall()
     return sorted([*values, *(str(row[0]) for row in more)]), list(NOT_A_NUMBER)
 
 
-def _is_number(text: str) -> bool:
+def _is_number_or_flag(text: str) -> bool:
     try:
         float(text)
     except ValueError:
@@ -383,11 +398,10 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _group_names(connection: duckdb.DuckDBPyConnection, source: str, group: str) -> tuple[list[str], str]:
+def _group_names(scores: _Scores) -> tuple[list[str], str]:
     """Return the groups, and what rows without one are called: not as any group is."""
-    rows = connection.execute(
-        f"SELECT DISTINCT {_quoted(group)}::VARCHAR FROM {source} LIMIT {MOST_GROUPS + 1}"
-    ).fetchall()
+    group = scores.columns["group"]
+    rows = scores.query(f"SELECT DISTINCT g FROM given LIMIT {MOST_GROUPS + 1}").fetchall()
     if len(rows) > MOST_GROUPS:
         raise ValueError(f"column {group!r} has more than {MOST_GROUPS} values; name one with fewer groups")
     names = [str(row[0]) for row in rows if row[0] is not None]
@@ -528,7 +542,7 @@ def _counted(
     for batch in batches:
         s, code, w = batch["s"], batch["code"], batch.get("w")
         weighted = w is not None
-        part = code if groups == 1 else code + np.uint16(2) * batch["g"]
+        part = code if groups == 1 else code + np.uint16(2) * batch["part"]
         for number, rows in _parts(part, 2 * groups):
             group, label = divmod(number, 2)
             _add(above[:, group, label], s[rows], None if w is None else w[rows], upwards)

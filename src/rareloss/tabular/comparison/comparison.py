@@ -7,23 +7,21 @@ import platform
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import joblib
 import numpy as np
-import pandas as pd
-import torch
 from joblib.parallel import get_active_backend
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table as RichTable
 
 from rareloss import Objective
-from rareloss.table import DataError, Fold, Table, load, split
+from rareloss.table import Data, DataError, Fold, Table, TableOptions, load, split
 from rareloss.tabular.arms import RECIPE, Arm, choose_arms
 from rareloss.tabular.comparison.forecast import forecasts
 from rareloss.tabular.comparison.report import html_summary, write_report
@@ -108,14 +106,9 @@ class Comparison:
 
 
 def compare(
-    data: str | Path | pd.DataFrame | None = None,
+    data: Data | None = None,
     *,
-    target: str | None = None,
     objective: str = "ap",
-    positive: str | None = None,
-    group: str | None = None,
-    time: str | None = None,
-    without: Iterable[str] = (),
     seeds: int | Sequence[int] = 5,
     trials: int = 8,
     network: Sequence[str] = tuple(SCORERS),
@@ -125,6 +118,7 @@ def compare(
     progress: bool = False,
     say: Callable[[str], None] | None = None,
     command: str | None = None,
+    **table_options: Unpack[TableOptions],
 ) -> Comparison:
     """Train the same scorers under every loss that fits an objective, and judge each on held-out rows.
 
@@ -133,14 +127,8 @@ def compare(
     ``joblib.parallel_config("dask")`` or another backend they run there. The numbers are the same in every case.
 
     Args:
-        data: a data frame, a path (csv, parquet, npz), ``"flights"`` (the default) or ``"digits"``.
-        target: column to predict.
+        data: as :func:`rareloss.table.load` takes them.
         objective: ``"ap"``, ``"recall@top=0.5%"``, ``"recall@fpr=0.1%"`` or ``"pauc@fpr=0-0.5%"``.
-        positive: value of the target that is the positive class.
-        group: column whose equal values stay in one fold.
-        time: column to split by.
-        without: columns to leave out, such as those that give the answer away, as in
-            :func:`rareloss.table.source.load`.
         seeds: how many splits, or which.
         trials: draws of hyper-parameters for tuned cross-entropy.
         network: scorers: ``linear``, ``additive``, ``mlp``, or ``module:function``.
@@ -150,6 +138,8 @@ def compare(
         progress: show progress bars.
         say: called with each sentence that a user should read: what was sampled, kept or dropped.
         command: how this was called, for the record.
+        table_options: which column is what: ``target``, ``positive`` and the others of
+            :class:`rareloss.table.TableSpec`.
 
     Returns:
         the results, with table, verdicts and report.
@@ -170,9 +160,7 @@ def compare(
     scorers = [find_scorer(name) for name in dict.fromkeys(network)]
     if not scorers:
         raise DataError(f"no network was named; use {', '.join(SCORERS)} or module:function of your own")
-    given: dict[str, Any] = {"target": target, "positive": positive, "group": group, "time": time}
-    table = load(data, **given, without=without)
-    given["without"] = list(table.left_out)
+    table = load(data, **table_options)
     for sentence in table.notes:
         say(sentence)
     folds = {seed: split(table, seed) for seed in numbers}  # refuses what cannot be split before any work
@@ -196,7 +184,7 @@ def compare(
         "command": command or "rareloss.tabular.compare(...)",
         "data": _described(table, folds[numbers[0]]),
         "objective": {"text": str(judged), "name": judged.name, "cap": _cap(judged, table)},
-        "settings": {"seeds": numbers, "network": names, "workers": workers, **given, **own},
+        "settings": {"seeds": numbers, "network": names, "workers": workers, **table.spec.to_dict(), **own},
         "scorers": [{"name": scorer.name, "about": scorer.about} for scorer in scorers],
         "arms": [{key: getattr(arm, key) for key in ("name", "label", "about", "kind")} for arm in chosen],
     }
@@ -309,8 +297,9 @@ def _described(table: Table, fold: Fold) -> dict[str, Any]:
 
 
 def _cap(objective: Objective, table: Table) -> float | None:
-    outputs = len(table.classes) if table.multiclass else 1
-    best = float(objective.cap(torch.from_numpy(table.target), outputs).mean())
+    sums = np.bincount(table.target, table.weight, len(table.classes))
+    shares = (sums / sums.sum()).tolist()[0 if table.multiclass else 1 :]
+    best = float(np.mean([objective.best_value(share) for share in shares]))
     return best if best < 1 else None
 
 

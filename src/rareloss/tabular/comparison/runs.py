@@ -108,7 +108,8 @@ def _run(task: Task, arm: Arm, scorer: str, fitted: Fitted) -> dict[str, Any] | 
     if not bool(torch.isfinite(scores).all()):
         return FloatingPointError("its scores of the test fold are not finite")
     known: dict[str, Any] = {}
-    if arm.kind in ("baseline", "reference"):  # what a forecast of the ranking arms knows
+    # What a forecast of the ranking arms knows; it was learned on rows that count alike.
+    if arm.kind in ("baseline", "reference") and task.table.weight is None:
         x = task.inputs(fitted.kind)[1]
         known = {"signals": signals(fitted.score(x), task.validation_target.numpy(), task.objective)._asdict()}
     history = [{key: None if math.isnan(value) else value for key, value in row.items()} for row in fitted.history]
@@ -117,7 +118,7 @@ def _run(task: Task, arm: Arm, scorer: str, fitted: Fitted) -> dict[str, Any] | 
         "scorer": scorer,
         "arm": arm.name,
         "validation": fitted.validation,
-        **evaluate(scores, task.table.target[task.fold.test], task.table, task.objective),
+        **evaluate(scores, task.table.target[task.fold.test], task.table, task.objective, task.test_weight),
         "chosen": fitted.chosen,
         "kept": fitted.kept,
         "history": history,

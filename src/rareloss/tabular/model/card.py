@@ -1,6 +1,7 @@
 """What is known of a model: held-out metrics with intervals, and a page that says so."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ def measure(
     threshold: float,
     objective: Objective,
     groups: np.ndarray | None = None,
+    weight: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Compute what the card says of held-out rows.
 
@@ -36,6 +38,7 @@ def measure(
         threshold: a row scored above it is an alert.
         objective: what the model was chosen by.
         groups: ``[n]``, rows of which belong together.
+        weight: ``[n]``, above 0; then shares of weight have intervals of the bootstrap too.
 
     Returns:
         ``rows``, ``positives``, ``alerts``, ``caught``; ``cap``, the best value that the objective can have on these
@@ -49,6 +52,8 @@ def measure(
     loss = -np.log(np.where(labels, probability, 1 - probability).clip(tiny, 1 - tiny))
     squared = (probability - labels) ** 2
 
+    own = np.ones(len(scores)) if weight is None else weight
+
     def by(judged: Objective) -> Callable[[np.ndarray], float]:
         return lambda weight: float(judged.metric(s, y, torch.from_numpy(weight)).value)
 
@@ -58,17 +63,23 @@ def measure(
     means["brier"] = lambda weight: float(np.average(squared, weights=weight))
     rng = np.random.default_rng(0)
     codes = np.arange(len(scores)) if groups is None else np.unique(groups, return_inverse=True)[1]
-    drawn = [rng.exponential(size=codes.max() + 1)[codes] for _ in range(RESAMPLES)]
+    drawn = [own * rng.exponential(size=codes.max() + 1)[codes] for _ in range(RESAMPLES)]
+    shares = {"recall": (alert, labels), "precision": (labels, alert), "false_positive_rate": (alert, ~labels)}
+    if weight is not None:
+        means |= {name: partial(_weighted_share, *rows) for name, rows in shares.items() if rows[1].any()}
     metrics: dict[str, Any] = {}
     for name, mean in means.items():
         low, high = np.nanquantile([mean(weight) for weight in drawn], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        metrics[name] = {"value": mean(np.ones(len(scores))), "low": float(low), "high": float(high)}
-    metrics["ece"] = quality(probability, labels, groups=groups).ece._asdict()
-    metrics["recall"] = _share(caught, positives)
-    metrics["precision"] = _share(caught, alerts)
-    metrics["false_positive_rate"] = _share(alerts - caught, len(labels) - positives)
+        metrics[name] = {"value": mean(own), "low": float(low), "high": float(high)}
+    metrics["ece"] = quality(probability, labels, weight, groups=groups).ece._asdict()
+    if weight is None:
+        metrics |= {name: _share(int((part & whole).sum()), int(whole.sum())) for name, (part, whole) in shares.items()}
     counts = {"rows": len(labels), "positives": positives, "alerts": alerts, "caught": caught}
-    return {**counts, "cap": float(objective.cap(y)), "metrics": metrics}
+    return {**counts, "cap": objective.best_value(float(np.average(labels, weights=own))), "metrics": metrics}
+
+
+def _weighted_share(part: np.ndarray, whole: np.ndarray, weight: np.ndarray) -> float:
+    return float(weight[part & whole].sum() / weight[whole].sum())
 
 
 def _share(part: int, whole: int) -> dict[str, float] | None:

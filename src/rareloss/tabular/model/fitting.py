@@ -3,21 +3,35 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 
 from rareloss.decisions import Calibration, calibrate, highest_precision
 from rareloss.objectives import Objective, RecallAtTop
-from rareloss.table import DataError, Table, load, source_frame, source_text, split, whole_file, writable
+from rareloss.table import (
+    Data,
+    DataError,
+    Schema,
+    Table,
+    TableOptions,
+    TableSpec,
+    load,
+    source_of,
+    split,
+    whole_file,
+    writable,
+)
 from rareloss.tabular.arms import BASELINE, RECIPE, Arm, arms_for
 from rareloss.tabular.comparison.comparison import Comparison, versions
 from rareloss.tabular.comparison.runs import Store, one_thread
@@ -37,22 +51,18 @@ LEAST_GROUPS = 5
 
 
 def fit(
-    data: str | Path | pd.DataFrame | None = None,
+    data: Data | None = None,
     *,
     out: str | Path,
     held_out: str | Path | None = None,
-    target: str | None = None,
     objective: str | Objective | None = None,
     arm: str | None = None,
     network: str | None = None,
     compared: str | Path | None = None,
-    positive: str | None = None,
-    group: str | None = None,
-    time: str | None = None,
-    without: Iterable[str] = (),
     seed: int | None = None,
     trials: int | None = None,
     say: Callable[[str], None] | None = None,
+    **table_options: Unpack[TableOptions],
 ) -> Model:
     """Train a model and write its folder; what is finished of a killed call is taken over by the same call.
 
@@ -60,11 +70,10 @@ def fit(
     train rows teach, validation rows choose, cut the threshold and calibrate, test rows are for the card.
 
     Args:
-        data: a data frame, a path (csv, parquet, npz), ``"flights"`` (the default) or ``"digits"``.
+        data: as :func:`rareloss.table.load` takes them.
         out: the folder to write, which must not exist. Beside it stands ``<out>.unfinished`` while this runs.
         held_out: another parquet or csv file, to write the test rows to, as they were found: what the model has not
             seen, to score and report on.
-        target: column to predict.
         objective: an operating point; ``"ap"`` by default. For average precision the threshold lets as many rows pass
             as there are positives.
         arm: how to train, by the name that a comparison has for it: ``"tuned_ce"`` by default, ``"smooth_ap_stage"``.
@@ -74,13 +83,11 @@ def fit(
             called with. Of each network its verdict's winner, or else tuned cross-entropy, is a candidate. The simplest
             within one standard error of the best on validation is trained, unless ``network`` or ``arm`` names another;
             code of the user's (``module:function``) runs only where ``network`` names it here too.
-        positive: value of the target that is the positive class.
-        group: column whose equal values stay in one fold.
-        time: column to split by.
-        without: columns to leave out, as in :func:`rareloss.table.source.load`.
         seed: of the split and everything after it; 0 by default, with ``compared`` its first.
         trials: draws of hyper-parameters; 8 by default.
         say: called with each sentence that a user should read.
+        table_options: which column is what: ``target``, ``positive`` and the others of
+            :class:`rareloss.table.TableSpec`.
 
     Returns:
         the model, as ``Model.load(out)`` reads it.
@@ -95,25 +102,25 @@ def fit(
     if not out.absolute().parent.is_dir():
         raise DataError(f"there is no folder {out.absolute().parent} to write {out.name} into")
     apart = None if held_out is None else writable(held_out, data)
+    spec = TableSpec.of(**table_options)
     settings: dict[str, Any] = {
-        "target": target,
         "objective": None if objective is None else str(objective),
         "arm": arm,
         "network": network,
-        "positive": positive,
-        "group": group,
-        "time": time,
-        "without": list(dict.fromkeys(without)) or None,
         "seed": seed,
         "trials": trials,
     }
-    told = None if compared is None else _told(Path(compared), settings, say)
-    defaults = {"objective": "ap", "arm": BASELINE, "network": "linear", "without": [], "seed": 0, "trials": 8}
+    told = None
+    if compared is not None:
+        if spec != TableSpec(header=spec.header):
+            raise DataError("which column is what comes from the comparison; give it, or the folder of a comparison")
+        told, spec = _told(Path(compared), settings, say)
+    defaults = {"objective": "ap", "arm": BASELINE, "network": "linear", "seed": 0, "trials": 8}
     settings |= {name: value for name, value in defaults.items() if settings[name] is None}
     judged, chosen, scorer = _checked(settings)
 
-    table = load(data, **{name: settings[name] for name in ("target", "positive", "group", "time", "without")})
-    settings["without"] = list(table.left_out)
+    table = load(data, spec)
+    settings |= table.spec.to_dict()
     if table.multiclass:
         some = ", ".join(map(repr, table.classes[:8])) + (", ..." if len(table.classes) > 8 else "")
         raise DataError(
@@ -151,16 +158,18 @@ def fit(
     return Model.load(out)
 
 
-def _write_rows(data: str | Path | pd.DataFrame | None, table: Table, rows: np.ndarray, path: Path) -> None:
+def _write_rows(data: Data | None, table: Table, rows: np.ndarray, path: Path) -> None:
     """Write rows of a table as the columns of the data that they came from; of a csv in a csv, letter by letter."""
     assert table.kept is not None
-    mark, frame = (",", None) if path.suffix.lower() != ".csv" else source_text(data)
-    frame = (source_frame(data) if frame is None else frame).iloc[table.kept[rows]]
+    source = source_of(data, table.spec)
+    found = source.table().take(table.kept[rows])
     with whole_file(path) as file:
         if path.suffix.lower() == ".csv":
-            frame.to_csv(file, index=False, sep=mark)
+            # Whole numbers stay whole where some are missing.
+            frame = found.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype(), pa.int32(): pd.Int32Dtype()}.get)
+            frame.to_csv(file, index=False, sep=source.separator)
         else:
-            frame.to_parquet(file, index=False)
+            pq.write_table(found, file)
 
 
 def _checked(settings: Mapping[str, Any]) -> tuple[Objective, Arm, Any]:
@@ -182,7 +191,7 @@ def _checked(settings: Mapping[str, Any]) -> tuple[Objective, Arm, Any]:
     return judged, chosen, scorer
 
 
-def _told(folder: Path, settings: dict[str, Any], say: Callable[[str], None]) -> dict[str, Any]:
+def _told(folder: Path, settings: dict[str, Any], say: Callable[[str], None]) -> tuple[dict[str, Any], TableSpec]:
     """Take over what a comparison was called with, and what it found best."""
     own = ("seed", "trials", "network", "arm")
     given = [name for name, value in settings.items() if value is not None and name not in own]
@@ -196,8 +205,8 @@ def _told(folder: Path, settings: dict[str, Any], say: Callable[[str], None]) ->
             network: [run["validation"] for run in results["runs"] if (run["scorer"], run["arm"]) == (network, arm)]
             for network, arm in winners.items()
         }
-        taken = {name: asked[name] for name in ("target", "positive", "group", "time", "trials", "objective")}
-        taken["without"] = asked.get("without", [])
+        taken = {name: asked[name] for name in ("trials", "objective")}
+        spec = TableSpec(**{name: asked[name] for name in TableSpec().to_dict() if name in asked})
         first = asked["seeds"][0]
         known = results["data"]["sha256"]
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
@@ -212,7 +221,7 @@ def _told(folder: Path, settings: dict[str, Any], say: Callable[[str], None]) ->
         )
     taken |= {"network": network, "arm": winners.get(network, BASELINE), "seed": first}
     settings |= {name: value for name, value in taken.items() if settings[name] is None}
-    return results
+    return results, spec
 
 
 def _simplest(validation: Mapping[str, list[float]], winners: Mapping[str, str], say: Callable[[str], None]) -> str:
@@ -254,8 +263,14 @@ def _model(
             raise DataError(f"the scores of the {part} rows are not finite; try another arm or network")
     labels = table.target == 1
     validation = scores["validation"].astype(np.float64)
-    threshold, about = _threshold(validation, labels[fold.validation], task.objective)
-    calibration = _calibration(validation, labels[fold.validation], table, fold.validation, threshold, task.seed)
+    weights = {
+        part: None if weight is None else weight.double().numpy()
+        for part, weight in (("validation", task.validation_weight), ("test", task.test_weight))
+    }
+    threshold, about = _threshold(validation, labels[fold.validation], weights["validation"], task.objective)
+    calibration = _calibration(
+        validation, labels[fold.validation], weights["validation"], table, fold.validation, threshold, task.seed
+    )
     inputs = Inputs.of(task.fitted_inputs(found.kind), found.kind)
     probability = calibration(scores["test"])
     groups = None if table.group is None else table.group[fold.test]
@@ -267,7 +282,9 @@ def _model(
         "chosen": {**chosen, **found.chosen, "kind": found.kind, "kept": found.kept, "validation": found.validation},
         "threshold": {"value": written_threshold(threshold), "about": about},
         "calibration": _said(calibration),
-        "held_out": measure(scores["test"], probability, labels[fold.test], threshold, task.objective, groups),
+        "held_out": measure(
+            scores["test"], probability, labels[fold.test], threshold, task.objective, groups, weights["test"]
+        ),
         "data": {
             "name": table.name,
             "sha256": table.sha256,
@@ -287,8 +304,7 @@ def _model(
     return Model(
         found.model,
         inputs,
-        table.columns,
-        table.unused,
+        Schema(table.columns, table.unused),
         table.target_name,
         (table.classes[0], table.classes[1]),
         task.objective,
@@ -298,40 +314,51 @@ def _model(
     )
 
 
-def _threshold(scores: np.ndarray, labels: np.ndarray, objective: Objective) -> tuple[float, str]:
+def _threshold(
+    scores: np.ndarray, labels: np.ndarray, weight: np.ndarray | None, objective: Objective
+) -> tuple[float, str]:
     """Set the threshold half way to the next score, so that no rounding of a later day moves a row across."""
     point, about = objective, f"{objective.name}, on validation"
     if not objective.sets_threshold:
-        point, about = RecallAtTop(float(labels.mean())), "as many as there are positives, on validation"
-    threshold = float(point.threshold(torch.from_numpy(scores), torch.from_numpy(labels)))
-    if threshold == np.inf:
-        return (
-            threshold,
-            f"{about}: none of these rows are worth an alert, so nobody is alerted{_nearest(scores, labels, point)}",
+        point, about = (
+            RecallAtTop(float(np.average(labels, weights=weight))),
+            "as many as there are positives, on validation",
         )
+    weights = None if weight is None else torch.from_numpy(weight)
+    threshold = float(point.threshold(torch.from_numpy(scores), torch.from_numpy(labels), weights))
+    if threshold == np.inf:
+        nearest = _nearest(scores, labels, weight, point)
+        return threshold, f"{about}: none of these rows are worth an alert, so nobody is alerted{nearest}"
     if threshold == -np.inf:
         return threshold, f"{about}: everybody is alerted"
     above = scores[scores > threshold]
     return (threshold if not len(above) else threshold + (float(above.min()) - threshold) / 2), about
 
 
-def _nearest(scores: np.ndarray, labels: np.ndarray, point: Objective) -> str:
+def _nearest(scores: np.ndarray, labels: np.ndarray, weight: np.ndarray | None, point: Objective) -> str:
     """Name the highest precision that there is, where one was asked for that there is not."""
     if point.precision is None:
         return ""
-    precision, _, score = highest_precision(scores, labels, np.ones(len(scores)))
+    weight = np.ones(len(scores)) if weight is None else weight
+    precision, _, score = highest_precision(scores, labels, weight)
     rows = int((scores >= score).sum())
     return f"; the highest precision is {precision:.1%}, of the {rows:,} rows scored {score:.6g} or more"
 
 
 def _calibration(
-    scores: np.ndarray, labels: np.ndarray, table: Table, rows: np.ndarray, threshold: float, seed: int
+    scores: np.ndarray,
+    labels: np.ndarray,
+    weight: np.ndarray | None,
+    table: Table,
+    rows: np.ndarray,
+    threshold: float,
+    seed: int,
 ) -> Calibration:
     groups = None if table.group is None else table.group[rows]
     if groups is not None and min(len(np.unique(groups[labels == label])) for label in (False, True)) < LEAST_GROUPS:
         groups = None
     at = threshold if np.isfinite(threshold) else None  # near an infinite one there are no rows
-    return calibrate(scores, labels, threshold=at, groups=groups, seed=seed)
+    return calibrate(scores, labels, weight, threshold=at, groups=groups, seed=seed)
 
 
 def _said(calibration: Calibration) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from rareloss import Objective
 from rareloss.decisions import Calibrator
-from rareloss.table import Column, DataError, read_column, text_for_objects
+from rareloss.table import Column, Data, DataError, Schema, open_source
 from rareloss.tabular.model.card import page
 from rareloss.tabular.model.inputs import Inputs
 from rareloss.tabular.model.reading import listed, read, read_bytes, read_json, threshold_of, written_threshold
@@ -28,9 +28,8 @@ from rareloss.tabular.training import score_with
 
 __all__ = ["Model", "layers_of", "network_of", "replace_folder"]
 
-FORMAT = 1
+FORMAT = 2
 MODEL, WEIGHTS, CARD, PAGE = "model.json", "weights.safetensors", "card.json", "README.md"
-READS = ("number", "text", "loose", "date", "category")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +39,7 @@ class Model:
     Args:
         network: layers of ``nn.Linear`` and ``nn.ReLU``; one output.
         inputs: from features to what the network takes.
-        columns: from columns of a file to features.
-        unused: other columns that the file may have.
+        schema: from columns of a file to features, as the fit decided.
         target: the column that was learned from.
         classes: the negative one and the positive one.
         objective: what it was chosen by.
@@ -52,8 +50,7 @@ class Model:
 
     network: nn.Module
     inputs: Inputs
-    columns: tuple[Column, ...]
-    unused: tuple[str, ...]
+    schema: Schema
     target: str
     classes: tuple[str, str]
     objective: Objective
@@ -61,52 +58,31 @@ class Model:
     calibrator: Calibrator
     card: Mapping[str, Any] = field(default_factory=dict)
 
-    def features(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Turn columns of a file into features.
+    def features(self, rows: Data) -> pd.DataFrame:
+        """Turn columns of a data frame or a file into features, by the stored schema.
 
         Raises:
             DataError: a column is missing, unknown, or of another type.
         """
-        rows = rows.set_axis([str(name) for name in rows.columns], axis=1)
-        self.check_names(list(rows.columns))
-        rows = text_for_objects(rows[[column.name for column in self.columns]])
-        found: dict[str, pd.Series] = {}
-        for column in self.columns:
-            found |= read_column(column, rows[column.name])
-        return pd.DataFrame(found, index=rows.index)
+        source = open_source(rows)
+        self.schema.check_names(source.names)
+        return self.schema.of_source(source).features(source.table(self.schema.names))
 
-    def check_names(self, names: Sequence[str], kept: Sequence[str] = ()) -> None:
-        """Refuse columns that differ from those the model was fitted on.
+    def score(self, rows: Data) -> pd.DataFrame:
+        """Score rows, all at once, that have the columns of the file that the model was fitted on.
 
-        Raises:
-            DataError: which are missing, and which are unknown.
-        """
-        needed = [column.name for column in self.columns]
-        missing = [name for name in needed if name not in names]
-        unknown = [name for name in names if name not in {*needed, *self.unused, *kept}]
-        twice = sorted({name for name in names if list(names).count(name) > 1})
-        said = [
-            f"{what} {', '.join(map(repr, found[:8]))}{' and more' if len(found) > 8 else ''}"
-            for what, found in (("it lacks", missing), ("it has the unknown", unknown), ("it has twice", twice))
-            if found
-        ]
-        if said:
-            raise DataError(
-                f"the columns are not those that the model was fitted on: {'; '.join(said)}; rename or add what is "
-                "missing, and drop what is unknown or name it as one to keep"
-            )
-
-    def score(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Score rows that have the columns of the file that the model was fitted on.
+        Args:
+            rows: a data frame, or the path of a file.
 
         Returns:
             ``score``, float32, the raw score; ``probability`` of the positive class; ``decision``, whether the score is
-            above the threshold. The index is that of ``rows``.
+            above the threshold. The index is that of a data frame of pandas.
 
         Raises:
             DataError: as in :meth:`features`.
         """
-        return self.score_inputs(self.inputs.transform(self.features(rows))).set_axis(rows.index)
+        scored = self.score_inputs(self.inputs.transform(self.features(rows)))
+        return scored.set_axis(rows.index) if isinstance(rows, pd.DataFrame) else scored
 
     def score_inputs(self, inputs: np.ndarray) -> pd.DataFrame:
         """Score inputs ``[n, width]``, as :meth:`score` does; rows are numbered from 0."""
@@ -161,11 +137,8 @@ class Model:
             "objective": str(self.objective),
             "threshold": written_threshold(self.threshold),
             "calibrator": self.calibrator.to_dict(),
-            "columns": [
-                {"name": each.name, "reads": each.reads, "features": list(each.features), "format": each.format}
-                for each in self.columns
-            ],
-            "unused": list(self.unused),
+            "columns": [column.to_dict() for column in self.schema.columns],
+            "unused": list(self.schema.unused),
             "inputs": self.inputs.to_dict(),
             "layers": layers_of(self.network),
             "weights_sha256": hashlib.sha256(weights).hexdigest(),
@@ -216,8 +189,7 @@ class Model:
         return cls(
             network.eval(),
             inputs,
-            columns,
-            listed("unused", given["unused"]),
+            Schema(columns, listed("unused", given["unused"])),
             given["target"],
             listed("classes", given["classes"]),
             objective,
@@ -243,15 +215,18 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
 
 
 def _column(given: Any) -> Column:
-    found = read("columns", given, {"name": str, "reads": str, "features": list, "format": str})
-    if found["reads"] not in READS:
-        raise DataError(f"column {found['name']!r:.60}: reads must be one of {', '.join(READS)}")
-    features = listed("columns, features", found["features"])
-    name = found["name"]
-    parts = {f"{name}_{part}" for part in ("days", "month", "weekday", "hour")}
-    if not features or not (set(features) <= parts if found["reads"] == "date" else features == (name,)):
-        raise DataError(f"column {name!r:.60} cannot become {features!r:.60}")
-    return Column(name, found["reads"], features, found["format"])
+    kinds: dict[str, type] = {
+        "name": str,
+        "reads": str,
+        "features": list,
+        "format": str,
+        "decimal": str,
+        "missing": list,
+    }
+    found = read("columns", given, kinds)
+    listed("columns, features", found["features"])
+    listed("columns, missing", found["missing"])
+    return Column.from_dict(found)
 
 
 def layers_of(network: nn.Module) -> list[str]:
