@@ -234,7 +234,7 @@ def test_name_is_public_and_loaded_late() -> None:
         ({"prior": 0.1, "sampling_rate": 0.1}, "not both"),
         ({"prior": 1.0}, "prior"),
         ({"sampling_rate": 0.0}, "sampling_rate"),
-        ({"threshold": np.inf}, "finite score"),
+        ({"threshold": np.nan}, "got NaN"),
         ({"threshold": 0.0, "objective": "ap"}, "not both"),
         ({"folds": 1}, "folds"),
     ],
@@ -265,3 +265,13 @@ def test_bad_input_is_refused(change: dict[str, Any], said: str) -> None:
 def test_a_file_that_holds_no_calibrator_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="calibrator"):
         Calibrator.from_json(json.dumps({"method": "platt", **change}))
+
+
+@pytest.mark.parametrize("threshold", [np.inf, -np.inf])
+def test_a_threshold_may_alert_nobody_or_everybody(threshold: float) -> None:
+    random = np.random.default_rng(0)
+    labels = random.random(600) < 0.1
+    found = calibrate(random.normal(size=600) + 2 * labels, labels, threshold=threshold, methods=["platt"])
+    assert found.threshold == threshold
+    # Near nobody are the highest scores, at least one row; near everybody the lower half of the weight.
+    assert found.after["near"].rows == (6 if threshold > 0 else 301)

@@ -182,7 +182,7 @@ def test_page_opens_at_a_given_threshold(at: float) -> None:
     assert (curve["threshold"][start], made["start_is"]) == (at, "the threshold that was given")
     (_, fp), (_, tp) = confusion_matrix(data["y"], data["s"] > at)
     assert (curve["fp"][start], curve["tp"][start]) == (fp, tp)
-    for beyond in (1e9, float("nan")):
+    for beyond in (1e9, 1e300):
         with pytest.raises(ValueError, match="no score is above the threshold"):
             report(data, label="y", score="s", threshold=beyond)
 
@@ -211,6 +211,37 @@ def test_costs_choose_within_a_capacity() -> None:
     assert "within 10 % of the rows" in bound["start_is"]
     costs = np.array(bound["curve"]["cost"])[: bound["start"] + 1]
     assert costs.min() == costs[-1]
+
+
+def test_costs_say_where_ties_leave_no_threshold_within_the_capacity() -> None:
+    data = drawn()
+    data["s"] = data["s"] > 0.5  # the higher of two scores is that of far more than 1 % of the rows
+    data["s"] = data["s"].astype(float)
+    for costs in ({}, {"fn_cost": 1_000, "fp_cost": 1}):
+        made = report(data, label="y", score="s", objective="recall@top=1%", **costs)
+        assert made["curve"]["rows"][made["start"]] > 0.01 * len(data)
+        assert made["start_is"] == "the highest score, since no threshold keeps within the budget"
+
+
+def test_alerting_nobody_is_said_to_be_cheapest_where_it_is() -> None:
+    data = drawn(3_000)
+    data.loc[data["s"].idxmax(), "y"] = 0
+    made = report(data, label="y", score="s", fn_cost=1, fp_cost=1e6)
+    assert made["start_is"].startswith("the least cost on these rows, though to alert nobody costs less: ")
+    cost = made["curve"]["cost"][made["start"]]
+    assert cost == min(made["curve"]["cost"]) > made["positives"]
+    assert "nobody" not in report(data, label="y", score="s", fn_cost=1_000, fp_cost=1)["start_is"]
+
+
+def test_infinite_thresholds_alert_nobody_or_everybody() -> None:
+    data = drawn(3_000)
+    everybody = report(data, label="y", score="s", threshold=-np.inf)
+    assert everybody["curve"]["alerts"][everybody["start"]] == everybody["rows"]
+    nobody = report(data, label="y", score="s", threshold=np.inf)
+    assert nobody["start"] == 0
+    assert "alerts nobody" in nobody["start_is"]
+    with pytest.raises(ValueError, match="got NaN"):
+        report(data, label="y", score="s", threshold=np.nan)
 
 
 @pytest.mark.parametrize("mark", ["", "NA", "NULL", "None", "n/a", "<NA>", "nan"])
@@ -440,3 +471,14 @@ def test_page_opens_where_the_objective_says() -> None:
     assert opened("recall@top=200/20000") == opened("recall@top=1%")
     backwards = data.assign(s=-s)
     assert "highest precision" in report(backwards, label="y", score="s", objective="recall@precision=90%")["start_is"]
+
+
+@pytest.mark.parametrize("size", [1e155, 1e-170, 1e-320])
+def test_weights_whose_squares_float64_cannot_hold_are_refused(size: float) -> None:
+    y = np.arange(200) % 10 == 0
+    data = pd.DataFrame({"y": y.astype(int), "s": np.sin(np.arange(200)) + y, "w": size})
+    with pytest.raises(ValueError, match="divide all weights by their mean"):
+        report(data, label="y", score="s", weight="w")
+    plain = report(data, label="y", score="s")["average_precision"]["value"]
+    scaled = report(data.assign(w=1e90), label="y", score="s", weight="w")["average_precision"]["value"]
+    assert scaled == pytest.approx(plain)

@@ -1,5 +1,7 @@
 """A cut, what it achieves, and whether it still does."""
 
+import math
+
 import numpy as np
 import pytest
 from scipy.optimize import brentq
@@ -299,12 +301,69 @@ def test_what_cannot_be_reached_names_the_nearest() -> None:
         find_threshold(scores, labels & False, "recall@fpr=1%")
 
 
+@pytest.mark.parametrize("text", ["recall@top=5%", "recall@fpr=2%", "precision@recall=80%"])
+def test_guarantee_is_the_last_order_statistic_that_binomial_numbers_allow(text: str) -> None:
+    random = np.random.default_rng(0)
+    labels = np.arange(3_000) < 600
+    scores = random.normal(size=3_000) + 2 * labels
+    cut = find_threshold(scores, labels, text, guarantee=True)
+    rows = {"recall@top=5%": scores, "recall@fpr=2%": scores[~labels], "precision@recall=80%": scores[labels]}[text]
+    level = {"recall@top=5%": 0.05, "recall@fpr=2%": 0.02, "precision@recall=80%": 0.8}[text]
+    # The share above the score with k rows above is at most the level as often as Bin(n, level) is above k.
+    sure = binom.sf(np.arange(len(rows)), len(rows), level)
+    above = np.flatnonzero(sure <= 0.05)[0] if "recall=" in text else np.flatnonzero(sure >= 0.95)[-1]
+    assert (rows > cut.threshold.value).sum() == above
+
+
+def test_drift_is_told_at_one_percent_of_the_exact_chance() -> None:
+    old, rows = np.arange(200.0), 100
+    above, every = 10, math.comb(300, 100)
+    chance = [math.comb(above + x, x) * math.comb(289 - x, rows - x) / every for x in range(rows + 1)]
+    assert sum(chance) == pytest.approx(1)
+    seen = []
+    for alerts in range(rows + 1):
+        new = np.where(np.arange(rows) < alerts, 1e3, -1e3)
+        drift = check_drift(old, new, old[-above - 1])
+        p_value = min(1.0, 2 * min(sum(chance[: alerts + 1]), sum(chance[alerts:])))
+        assert drift.p_value == pytest.approx(p_value)
+        assert drift.drifted == (p_value < 0.01)
+        seen.append(p_value)
+    assert any(0.01 < p_value < 0.05 for p_value in seen)
+
+
+@pytest.mark.parametrize(("threshold", "alerts"), [(np.inf, 0), (-np.inf, 50)])
+def test_drift_of_alerts_to_nobody_or_everybody(threshold: float, alerts: int) -> None:
+    drift = check_drift(np.arange(100.0), np.arange(50.0) + 7, threshold)
+    assert (drift.got, drift.expected, drift.drifted) == (alerts, alerts, False)
+    assert (np.arange(50.0) + 7 > drift.same_alerts).sum() == alerts
+    with pytest.raises(ValueError, match="NaN"):
+        check_drift(np.arange(100.0), np.arange(50.0), np.nan)
+
+
 def test_drift() -> None:
     random = np.random.default_rng(0)
     old, new = random.normal(size=5000), random.normal(size=3000)
     threshold = float(np.sort(old)[-101])
     assert not check_drift(old, new, threshold).drifted
     assert check_drift(old, new + 0.5, threshold).drifted
+
+
+@pytest.mark.parametrize(("threshold", "alerts", "whom"), [(-np.inf, 3000, "everybody"), (np.inf, 0, "nobody")])
+def test_infinite_thresholds_do_not_drift(threshold: float, alerts: int, whom: str) -> None:
+    random = np.random.default_rng(0)
+    drift = check_drift(random.normal(size=10), random.normal(size=3000) + 1, threshold)  # few old rows, many new ones
+    assert (drift.got, drift.expected, drift.same_alerts, drift.drifted) == (alerts, alerts, threshold, False)
+    assert f"{alerts} alerts, since the threshold {threshold} alerts {whom}" in drift.sentence
+
+
+def test_old_share_of_all_rows_is_kept_by_alerting_everybody() -> None:
+    scores = np.arange(100.0)
+    assert check_drift(scores, scores + 5, -1.0).same_alerts == -np.inf
+
+
+def test_a_threshold_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="must be a score"):
+        check_drift(np.arange(9.0), np.arange(9.0), np.nan)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from rareloss.cli.app import INTERRUPTED, app, needing, refusing
-from rareloss.cli.options import reads_table
+from rareloss.cli.app import FAILED, INTERRUPTED, app, needing, refusing
+from rareloss.cli.options import NoHeader, reads_table
 
 
 @app.command()
@@ -86,28 +86,37 @@ def score(
     keep: Annotated[
         list[str] | None, typer.Option(help="Column to copy beside the scores; repeat it, or join names by commas.")
     ] = None,
+    no_header: NoHeader = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with 1 where the rows differ from those of the fit.")
+    ] = False,
 ) -> None:
     """Write score, probability and decision of each row, in the memory of one batch."""
     with needing("deploy"):
         from rareloss.tabular import Model, kept_name, score_file
     with refusing():
         loaded = Model.load(model)
-        scored = score_file(loaded, data, out, keep=keep or ())
+        scored = score_file(loaded, data, out, keep=keep or (), header=not no_header)
     share = scored.alerts / max(scored.rows, 1)
     typer.echo(f"{scored.rows:,} rows, {scored.alerts:,} alerts ({share:.3%}). Written: {out}")
     for name, rows in scored.unseen.items():
         typer.echo(f"check {name!r}: {rows:,} rows have a value that the fit did not see; it counts for nothing")
+    for remark in scored.remarks:
+        typer.echo(f"check: {remark}")
     label = kept_name(loaded.target)
     if label in scored.kept:
         typer.echo(
             "A report is too good if the model was fitted on some of these rows: fit --held-out writes the others."
         )
         words = ["rareloss", "report", str(out), "--label", label, "--positive", loaded.classes[1]]
-        words += ["--score", "probability", "--probability", "probability", "--objective", str(loaded.objective)]
+        # Of the scores, since two of them may have one probability, which the threshold would not tell apart.
+        words += ["--score", "score", "--threshold", repr(loaded.threshold)]
         weight = (loaded.card.get("settings") or {}).get("weight")
         if weight is not None and kept_name(weight) in scored.kept:
             words += ["--weight", kept_name(weight)]
         typer.echo(f"Next: {shlex.join(words)}")
+    if strict and scored.remarks:
+        raise typer.Exit(FAILED)
 
 
 @app.command()

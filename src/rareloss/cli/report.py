@@ -65,9 +65,13 @@ def report(
 
 @app.command()
 def check(
-    before: Annotated[Path, typer.Argument(help="The scores that the threshold was cut on: csv or parquet.")],
-    after: Annotated[Path, typer.Argument(help="The new scores: csv or parquet.")],
-    threshold: Annotated[float, typer.Option(help="Rows above it are alerts.")],
+    before: Annotated[
+        Path, typer.Argument(help="The folder of a model, or a file of the scores that the threshold was cut on.")
+    ],
+    after: Annotated[Path, typer.Argument(help="A file of new scores.")],
+    threshold: Annotated[
+        float | None, typer.Option(help="Rows above it are alerts; that of the model, where it is one.")
+    ] = None,
     score: Annotated[str, typer.Option(help="Column of the scores.")] = "score",
     no_header: NoHeader = False,
 ) -> None:
@@ -75,13 +79,26 @@ def check(
     from rareloss.decisions import check_drift
 
     with refusing():
-        old, new = (_read_scores(path, score, not no_header) for path in (before, after))
-        drift = check_drift(old, new, threshold)
+        if before.is_dir():
+            old, own = _scores_of_fit(before)
+            threshold = own if threshold is None else threshold
+        else:
+            old = _read_scores(before, score, not no_header)
+        if threshold is None:
+            raise ValueError("--threshold is missing: rows above it are alerts; only the folder of a model has its own")
+        drift = check_drift(old, _read_scores(after, score, not no_header), threshold)
     typer.echo(f"{drift.sentence}.")
     typer.echo(f"Alerts: {drift.got}, expected {drift.expected:.4g}, p = {drift.p_value:.3g}.")
     typer.echo(f"Scores: Kolmogorov-Smirnov {drift.distance:.3g}, p = {drift.distance_p_value:.3g}.")
     if drift.drifted:
         raise typer.Exit(FAILED)
+
+
+def _scores_of_fit(folder: Path) -> tuple[Any, float]:
+    with needing("deploy"):
+        from rareloss.tabular import Model
+    model = Model.load(folder)
+    return model.profile.scores, model.threshold
 
 
 def _read_scores(path: Path, column: str, header: bool) -> Any:

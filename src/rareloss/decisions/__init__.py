@@ -9,7 +9,7 @@ from rareloss.extras import late
 
 if TYPE_CHECKING:
     from rareloss.decisions.calibration import FEW_POSITIVES, METHODS, Calibration, Calibrator, calibrate, quality
-    from rareloss.decisions.drift import Drift, check_drift
+    from rareloss.decisions.drift import Drift, check_drift, likely_alerts
     from rareloss.decisions.intervals import clopper_pearson
     from rareloss.decisions.reporting.page import report
     from rareloss.decisions.thresholds import Band, Cut, Interval, band, find_threshold, highest_precision
@@ -29,6 +29,7 @@ __all__ = [
     "clopper_pearson",
     "find_threshold",
     "highest_precision",
+    "likely_alerts",
     "quality",
     "report",
 ]
@@ -48,6 +49,7 @@ _HOME = {
     "clopper_pearson": "rareloss.decisions.intervals",
     "find_threshold": "rareloss.decisions.thresholds",
     "highest_precision": "rareloss.decisions.thresholds",
+    "likely_alerts": "rareloss.decisions.drift",
     "quality": "rareloss.decisions.calibration",
     "report": "rareloss.decisions.reporting.page",
 }

@@ -517,8 +517,8 @@ def _threshold(rows: _Rows, judged: np.ndarray, objective: Objective | str | Non
     if threshold is not None:
         if objective is not None:
             raise ValueError("give threshold or objective, not both")
-        if not math.isfinite(threshold):
-            raise ValueError(f"threshold must be a finite score, got {threshold}")
+        if math.isnan(threshold):
+            raise ValueError("threshold must be a score, inf (alert nobody) or -inf (alert everybody), got NaN")
         return float(threshold)
     rate = float(np.average(rows.labels, weights=judged))
     point = Objective.of("ap" if objective is None else objective)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import betabinom, ks_2samp
 
-__all__ = ["Drift", "check_drift"]
+__all__ = ["Drift", "check_drift", "likely_alerts"]
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ def check_drift(before: np.ndarray, after: np.ndarray, threshold: float) -> Drif
     Args:
         before: ``[n]``, the old scores.
         after: ``[m]``, the new ones.
-        threshold: the cut; rows above it are alerts.
+        threshold: the cut; rows above it are alerts. -inf alerts everybody and inf nobody, whatever the scores are.
 
     Raises:
-        ValueError: no rows, scores that are not finite, or a threshold that is none.
+        ValueError: no rows, scores that are not finite, or a threshold that is not a number.
 
     Example:
         >>> old, new = np.arange(1000.0), np.arange(500.0) + 600
@@ -56,22 +56,43 @@ def check_drift(before: np.ndarray, after: np.ndarray, threshold: float) -> Drif
         True
     """
     old, new = (_scores(name, given) for name, given in (("before", before), ("after", after)))
-    if not np.isfinite(threshold):
-        raise ValueError(f"threshold must be finite, got {threshold}")
+    if np.isnan(threshold):
+        raise ValueError("threshold must be a score, inf (alert nobody) or -inf (alert everybody), got NaN")
     above, n, m = int((old > threshold).sum()), len(old), len(new)
     got = int((new > threshold).sum())
-    count = betabinom(m, above + 1, max(n - above, 1))
-    p_value = float(min(1.0, 2 * min(count.cdf(got), count.sf(got - 1))))
     test = ks_2samp(old, new, method="auto")
-    same = float(np.sort(new)[max(0, m - 1 - round(above / n * m))])
-    low, high = (int(end) for end in count.ppf([0.005, 0.995]))
+    differ = f"the scores differ by up to {test.statistic:.3g} of all rows"
+    if np.isinf(threshold):
+        # The number of alerts is then no matter of chance, so the beta-binomial would say nothing true of it.
+        whom = "nobody" if threshold > 0 else "everybody"
+        sentence = f"{got} alerts, since the threshold {threshold} alerts {whom}; {differ}"
+        return Drift(float(got), got, 1.0, float(test.statistic), float(test.pvalue), float(threshold), sentence)
+    low, high, p_value = likely_alerts(above, n, got, m)
+    alerted = round(above / n * m)
+    same = float(np.sort(new)[m - 1 - alerted]) if alerted < m else -np.inf  # no score lies below the least one
     verdict = "more than" if got > high else "fewer than" if got < low else "within"
     sentence = (
-        f"{got} alerts, {verdict} the {low} to {high} that 99 of 100 unchanged periods of {m} rows give; the scores "
-        f"differ by up to {test.statistic:.3g} of all rows. The threshold for the old share of alerts is now "
-        f"{same:.6g}, was {threshold:.6g}"
+        f"{got} alerts, {verdict} the {low} to {high} that 99 of 100 unchanged periods of {m} rows give; {differ}. "
+        f"The threshold for the old share of alerts is now {same:.6g}, was {threshold:.6g}"
     )
     return Drift(above / n * m, got, p_value, float(test.statistic), float(test.pvalue), same, sentence)
+
+
+def likely_alerts(above: int, n: int, got: int, m: int) -> tuple[int, int, float]:
+    """Say how many of m rows are above a threshold where k of n others were, if nothing has changed.
+
+    Args:
+        above: k, at least 0.
+        n: of how many.
+        got: those of the m rows that are above it.
+        m: of how many.
+
+    Returns:
+        the ends of what 99 of 100 unchanged periods give; and how likely a number at least as far out is, two-sided.
+    """
+    count = betabinom(m, above + 1, max(n - above, 1))
+    low, high = (int(end) for end in count.ppf([0.005, 0.995]))
+    return low, high, float(min(1.0, 2 * min(count.cdf(got), count.sf(got - 1))))
 
 
 def _scores(name: str, given: np.ndarray) -> np.ndarray:

@@ -109,7 +109,7 @@ def test_a_file_without_rows_gives_one_without_rows(
         empty.to_csv(data, index=False)
     else:
         data = empty
-    assert score_file(model, data, tmp_path / "scores.parquet", keep=["customer"]) == (0, 0, ("customer",), {})
+    assert score_file(model, data, tmp_path / "scores.parquet", keep=["customer"]) == (0, 0, ("customer",), {}, ())
     assert read(tmp_path / "scores.parquet").shape == (0, 4)
 
 

@@ -1,6 +1,7 @@
 """Turn the scores of any model into a page on which a threshold can be moved, and a file with every number."""
 
 import json
+import math
 import os
 import tempfile
 from dataclasses import replace
@@ -53,7 +54,8 @@ def report(
         label, score, group, weight: columns; rows without a label are left out and counted.
         positive: value of the label that is positive, where labels are not 0 and 1.
         objective: the operating point where the page opens.
-        threshold: the score where it opens instead, such as that of a model in use; rows above it are alerts.
+        threshold: the score where it opens instead, such as that of a model in use; rows above it are alerts. -inf
+            alerts everybody; at inf, which alerts nobody, the highest score is shown.
         fn_cost, fp_cost: cost of a missed positive and of a false alarm; given together.
         probability: ``"probability"`` or ``"logit"``, for calibration; None: scores are neither.
         drop_missing_scores: leave out rows without a score, and count them; they are refused by default.
@@ -81,13 +83,16 @@ def report(
     for name, cost in (("fn_cost", fn_cost), ("fp_cost", fp_cost)):
         if cost is not None and not 0 <= cost < float("inf"):
             raise ValueError(f"{name} must be a finite number of at least 0, got {cost}")
+    if threshold is not None and math.isnan(threshold):
+        raise ValueError("threshold must be a score, inf (alert nobody) or -inf (alert everybody), got NaN")
     folder = None if out is None else Path(out)
     if folder is not None and folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder")
     counts = count(
         data, label=label, score=score, group=group, weight=weight, positive=positive,
         drop_missing_scores=drop_missing_scores, probability=probability,
-        budget=_budget(point, fn_cost) if threshold is None else None, threshold=threshold, header=header,
+        budget=_budget(point, fn_cost) if threshold is None else None,
+        threshold=None if threshold == math.inf else threshold, header=header,
     )  # fmt: skip
     results = _results(counts, point, threshold, fn_cost, fp_cost)
     results["columns"] = {"label": label, "score": score, "group": group, "weight": weight}
@@ -126,7 +131,9 @@ def _results(
     fp_cost: float | None,
 ) -> dict[str, Any]:
     start, how = _start(counts, point, fn_cost, fp_cost)
-    if threshold is not None:
+    if threshold == math.inf:
+        start, how = 0, "the highest score, since the threshold inf, which was given, alerts nobody"
+    elif threshold is not None:
         lowest = lowest_alert(threshold, counts.thresholds[-1])
         start, how = int(np.flatnonzero(counts.thresholds == lowest)[0]), "the threshold that was given"
     precise = _average_precision(counts)
@@ -201,16 +208,25 @@ def _group(tp: Array, fp: Array, tp_squared: Array, _: Array) -> dict[str, Any]:
     }  # fmt: skip
 
 
+_NONE_FITS = "the highest score, since no threshold keeps within the budget"
+
+
 def _start(counts: Counts, point: Objective, fn_cost: float | None, fp_cost: float | None) -> tuple[int, str]:
     """The threshold where the page opens, and why that one."""
     tp, fp = counts.tp, counts.fp
     if fn_cost is not None and fp_cost is not None:
         budget, how = _budget(point, fn_cost), "the least cost on these rows"
         place = len(tp) - 1 if budget is None else budget.place(tp, fp)
-        within = slice(0, max(place, 0) + 1)
+        if place < 0:
+            return 0, _NONE_FITS
+        within = slice(0, place + 1)
         if budget is not None:
             how += f" within {100 * (point.budget or 0):g} % {_of(point)}"
-        return int(np.argmin((fn_cost * (tp[-1] - tp) + fp_cost * fp)[within])), how
+        costs = (fn_cost * (tp[-1] - tp) + fp_cost * fp)[within]
+        cheapest = int(np.argmin(costs))
+        if fn_cost * tp[-1] < costs[cheapest]:
+            how += f", though to alert nobody costs less: {fn_cost * tp[-1]:,.6g} for {costs[cheapest]:,.6g}"
+        return cheapest, how
     recall, precision = tp / tp[-1], tp / (tp + fp)
     if point.recall is not None:
         return int(np.argmax(recall >= point.recall)), f"the fewest alerts kept that catch {100 * point.recall:g} %"
@@ -231,7 +247,7 @@ def _start(counts: Counts, point: Objective, fn_cost: float | None, fp_cost: flo
         if best < 1:
             how += f", which can catch {100 * best:.3g} % of the positives at most"
     place = budget.place(tp, fp)
-    return (place, how) if place >= 0 else (0, "the highest score, since no threshold keeps within the budget")
+    return (place, how) if place >= 0 else (0, _NONE_FITS)
 
 
 def _budget(point: Objective, fn_cost: float | None) -> Budget | None:

@@ -42,6 +42,7 @@ BATCH = 1_000_000
 FEW_PARTS = 8  # up to so many parts of a batch are taken by masks, and more by sorting their numbers
 ROUNDING = 1e-9  # by so much a sum of probabilities may miss 0 or 1
 BINS = 20  # of the reliability curve
+LIGHTEST, HEAVIEST = 1e-100, 1e100  # sums of squares of such weights neither vanish nor overflow
 MOST_GROUPS = 200
 MEMORY = "768MB"  # of DuckDB; beside it stand Python, the batch and its copies
 MOST_LABELS = 20  # so many are looked at before a label is called unknown
@@ -289,6 +290,11 @@ def _count(
         raise ValueError("there are no rows; one row per case was expected")
     if seen.bad_weights:
         raise ValueError(f"{seen.bad_weights:,} weights are missing, negative or infinite; weights must be 0 or more")
+    if "weight" in scores.columns and not all(most == 0 or LIGHTEST <= most <= HEAVIEST for most in seen.heaviest):
+        raise ValueError(
+            f"the heaviest rows weigh {seen.heaviest[1]:g} (positives) and {seen.heaviest[0]:g} (negatives), whose "
+            f"squares float64 cannot sum; divide all weights by their mean"
+        )
     if seen.unscored and not drop:
         raise ValueError(f"{seen.unscored:,} scores are missing or NaN; mend them, or leave the rows out on purpose")
     if seen.infinite:

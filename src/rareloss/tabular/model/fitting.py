@@ -38,8 +38,10 @@ from rareloss.tabular.comparison.runs import Store, one_thread
 from rareloss.tabular.model.card import measure
 from rareloss.tabular.model.inputs import Inputs
 from rareloss.tabular.model.model import Model, layers_of, network_of, replace_folder
+from rareloss.tabular.model.profile import Profile
 from rareloss.tabular.model.reading import written_threshold
 from rareloss.tabular.models import SCORERS, find_scorer
+from rareloss.tabular.preprocess import Kind
 from rareloss.tabular.training import Fitted, Task, score_with
 from rareloss.tabular.ways import fit_arms
 from rareloss.training import TEMPERATURES
@@ -272,6 +274,7 @@ def _model(
         validation, labels[fold.validation], weights["validation"], table, fold.validation, threshold, task.seed
     )
     inputs = Inputs.of(task.fitted_inputs(found.kind), found.kind)
+    profile = _profile(task, inputs, found.kind, scores["validation"])
     probability = calibration(scores["test"])
     groups = None if table.group is None else table.group[fold.test]
     card = {
@@ -310,8 +313,16 @@ def _model(
         task.objective,
         threshold,
         calibration.calibrator,
+        profile,
         json.loads(json.dumps(card)),
     )
+
+
+def _profile(task: Task, inputs: Inputs, kind: Kind, scores: np.ndarray) -> Profile:
+    train = task.inputs(kind)[0].numpy()
+    unlisted = {name: rows / len(train) for name, rows in inputs.unlisted(train).items()}
+    weights = [None if weight is None else weight.numpy() for weight in (task.train_weight, task.validation_weight)]
+    return Profile.of(task.table.frame.iloc[task.fold.train], weights[0], unlisted, scores, weights[1])
 
 
 def _threshold(

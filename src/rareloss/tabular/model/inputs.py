@@ -128,6 +128,16 @@ class Inputs:
             start += category.width
         return found
 
+    def unlisted(self, inputs: np.ndarray) -> dict[str, int]:
+        """Count the rows of :meth:`transform` in which a category's value has no column of its own, by category."""
+        found: dict[str, int] = {}
+        start = self.width - sum(category.width for category in self.categories)
+        for category in self.categories:
+            own = inputs[:, start : start + len(category.frequent)]
+            found[category.name] = int((~own.any(axis=1)).sum())
+            start += category.width
+        return found
+
     def _numbers(self, part: str, values: np.ndarray) -> np.ndarray:
         own = {name: self.arrays[f"{part}.{name}"] for name in _needed(self.kind, part)}
         values = np.where(np.isnan(values), own["median"], values)

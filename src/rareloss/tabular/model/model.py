@@ -23,6 +23,7 @@ from rareloss.decisions import Calibrator
 from rareloss.table import Column, Data, DataError, Schema, open_source
 from rareloss.tabular.model.card import page
 from rareloss.tabular.model.inputs import Inputs
+from rareloss.tabular.model.profile import Profile
 from rareloss.tabular.model.reading import listed, read, read_bytes, read_json, threshold_of, written_threshold
 from rareloss.tabular.training import score_with
 
@@ -45,6 +46,7 @@ class Model:
         objective: what it was chosen by.
         threshold: a row scored above it is an alert; inf alerts nobody, -inf everybody.
         calibrator: from scores to probabilities.
+        profile: what the rows of its fit were like.
         card: what is known of it: data, versions, held-out metrics.
     """
 
@@ -56,6 +58,7 @@ class Model:
     objective: Objective
     threshold: float
     calibrator: Calibrator
+    profile: Profile
     card: Mapping[str, Any] = field(default_factory=dict)
 
     def features(self, rows: Data) -> pd.DataFrame:
@@ -129,6 +132,7 @@ class Model:
     def _contents(self) -> tuple[bytes, dict[str, Any]]:
         tensors = {f"inputs.{name}": torch.from_numpy(values) for name, values in self.inputs.arrays.items()}
         tensors |= {f"network.{name}": values.contiguous() for name, values in self.network.state_dict().items()}
+        tensors["profile.scores"] = torch.from_numpy(self.profile.scores)
         weights = save_tensors(tensors)
         return weights, {
             "format": FORMAT,
@@ -141,6 +145,7 @@ class Model:
             "unused": list(self.schema.unused),
             "inputs": self.inputs.to_dict(),
             "layers": layers_of(self.network),
+            "profile": self.profile.to_dict(),
             "weights_sha256": hashlib.sha256(weights).hexdigest(),
         }
 
@@ -165,7 +170,7 @@ class Model:
             tensors = load_tensors(weights)
         except (SafetensorError, ValueError, RuntimeError, OverflowError) as error:
             raise DataError(f"{folder / WEIGHTS} is no safetensors file: {error}") from error
-        if odd := [name for name in tensors if not name.startswith(("network.", "inputs."))]:
+        if odd := [name for name in tensors if not name.startswith(("network.", "inputs.", "profile."))]:
             raise DataError(f"{folder / WEIGHTS} holds {odd[0]!r:.60}, which is no tensor of a model")
         arrays = {name.removeprefix("inputs."): t.numpy() for name, t in tensors.items() if name.startswith("inputs.")}
         layers = {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
@@ -173,6 +178,8 @@ class Model:
             inputs = Inputs.from_dict(given["inputs"], arrays)
             network = network_of(listed_layers(given["layers"]), layers)
             calibrator = Calibrator.from_dict(given["calibrator"])
+            known = tensors["profile.scores"].numpy() if "profile.scores" in tensors else None
+            profile = Profile.from_dict(given["profile"], known, list(inputs.features))
             objective = Objective.parse(given["objective"])
         except ValueError as error:
             raise DataError(f"{path}: {error}") from error
@@ -195,6 +202,7 @@ class Model:
             objective,
             threshold_of(str(path), given["threshold"]),
             calibrator,
+            profile,
             read_json(folder / CARD),
         )
 
@@ -210,6 +218,7 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "unused": list,
     "inputs": dict,
     "layers": list,
+    "profile": dict,
     "weights_sha256": str,
 }
 

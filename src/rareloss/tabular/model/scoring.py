@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from rareloss.table import Data, DataError, TableSpec, columns_named, source_of, whole_file, writable
 from rareloss.tabular.model.model import Model
+from rareloss.tabular.model.profile import Watch
 
 __all__ = ["Scored", "kept_name", "score_file"]
 
@@ -27,12 +28,14 @@ class Scored(NamedTuple):
         alerts: how many of them are above the threshold.
         kept: columns of the data that stand beside the scores.
         unseen: of categories, in how many rows there is a value that the model was not fitted on and knows nothing of.
+        remarks: how the rows differ from those of the fit, one sentence each.
     """
 
     rows: int
     alerts: int
     kept: tuple[str, ...]
     unseen: dict[str, int]
+    remarks: tuple[str, ...]
 
 
 def score_file(
@@ -70,18 +73,20 @@ def score_file(
     kinds = next(source.batches(columns, 1), None)
     if kinds is not None:
         schema.features(kinds.slice(0, 0))  # types are refused before any row is scored
-    rows = alerts = 0
     unseen: Counter[str] = Counter()
+    watch = Watch(model.profile, model.threshold)
     with whole_file(out) as file, contextlib.ExitStack() as stack:
         writer = None
         # Closed also where a batch is refused, and with it the file that it reads.
         batches = stack.enter_context(contextlib.closing(source.batches(columns, rows_at_once)))
         for batch in batches:
             try:
-                inputs = model.inputs.transform(schema.features(batch))
+                features = schema.features(batch)
             except DataError as error:
-                raise DataError(f"rows {rows + 1:,} to {rows + len(batch):,}: {error}") from error
+                raise DataError(f"rows {watch.rows + 1:,} to {watch.rows + len(batch):,}: {error}") from error
+            inputs = model.inputs.transform(features)
             found = model.score_inputs(inputs)
+            watch.add(features, int(found["decision"].sum()), model.inputs.unlisted(inputs))
             unseen.update(model.inputs.unseen(inputs))
             kept = batch.select(copied)
             scores = [pa.array(found[name], kind) for name, kind in WRITTEN]
@@ -93,9 +98,8 @@ def score_file(
                 make = pa.csv.CSVWriter if out.suffix.lower() == ".csv" else pq.ParquetWriter
                 writer = stack.enter_context(make(file, table.schema))
             writer.write_table(table)
-            rows += len(batch)
-            alerts += int(found["decision"].sum())
-    return Scored(rows, alerts, tuple(map(kept_name, copied)), dict(unseen))
+    kept_as = tuple(map(kept_name, copied))
+    return Scored(watch.rows, watch.alerts, kept_as, dict(unseen), tuple(watch.remarks()))
 
 
 def kept_name(name: str) -> str:
