@@ -374,7 +374,8 @@ def turning(rows: int, seed: int) -> Rows:
     return x, (torch.rand(rows, generator=generator) < odds.sigmoid()).long()
 
 
-@pytest.mark.parametrize("seed", [0, 3])
+# Of data where the gain is far above what the rule of keeping asks for.
+@pytest.mark.parametrize("seed", [3, 4])
 def test_another_minimum_is_found_where_the_path_ends_in_a_local_one(seed: int) -> None:
     x, y = turning(12_000, seed)
     train, validation = (x[:8_000], y[:8_000]), (x[8_000:], y[8_000:])

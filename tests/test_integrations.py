@@ -82,15 +82,41 @@ def test_scorer_refuses_an_unknown_class() -> None:
         ObjectiveScorer("ap")(LogisticRegression().fit(x, y), x, y + 5)
 
 
+def _rows_of_ranks(case: str, rank: int | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Return the scores, labels and weights of a rank; of both together for None."""
+    scores, labels = torch.arange(60) * 7 % 31 / 3, torch.arange(60) % 4 == 0
+    if case == "multi-label":
+        scores, labels = torch.stack([scores, scores.flip(0)], 1), torch.stack([labels, ~labels], 1)
+    weight = torch.arange(60) % 3 + 0.5 if case == "weights" else None
+    cut = {"none on rank 0": 0, "none on rank 1": 60, "multi-label": 60, "weights": 60}.get(case, 20)
+    part = slice(None) if rank is None else slice(0, cut) if rank == 0 else slice(cut, 60)
+    scores, labels, weight = (None if each is None else each[part] for each in (scores, labels, weight))
+    if case == "two dtypes" and rank == 1:
+        scores, labels = scores.double(), labels.long()
+    return scores, labels, weight
+
+
+CASES = ("uneven", "none on rank 0", "none on rank 1", "multi-label", "weights", "two dtypes")
+
+
 def _on_rank(rank: int, port: int, folder: str) -> None:
     from rareloss.integrations.torchmetrics import ObjectiveMetric
 
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    scores, labels = torch.arange(60) * 7 % 31 / 3, torch.arange(60) % 4 == 0
-    part = slice(0, 20) if rank == 0 else slice(20, 60)  # ranks need not have the same number of rows
-    metric = ObjectiveMetric("recall@precision=30%")
-    metric.update(scores[part], labels[part])
-    torch.save(metric.compute(), Path(folder) / f"{rank}.pt")
+    found: dict[str, object] = {}
+    for case in CASES:
+        scores, labels, weight = _rows_of_ranks(case, rank)
+        metric = ObjectiveMetric("ap" if case == "multi-label" else "recall@precision=30%")
+        if len(scores):
+            metric.update(scores, labels, weight)
+        found[case] = metric.compute().item()
+    metric = ObjectiveMetric("ap")
+    metric.update(*(torch.stack([each] * 2, 1) if rank else each for each in _rows_of_ranks("uneven", rank)[:2]))
+    try:
+        metric.compute()
+    except ValueError as error:
+        found["shapes"] = str(error)
+    torch.save(found, Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -100,10 +126,13 @@ def test_metric_over_two_ranks_is_that_of_all_rows(tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     start_ranks(_on_rank, (port, str(tmp_path)), nprocs=2)
-    scores, labels = torch.arange(60) * 7 % 31 / 3, torch.arange(60) % 4 == 0
-    expected = Objective.parse("recall@precision=30%").metric(scores, labels).value
     for rank in range(2):
-        assert torch.load(tmp_path / f"{rank}.pt").item() == pytest.approx(expected.item(), abs=1e-12)
+        found = torch.load(tmp_path / f"{rank}.pt")
+        assert "must have one shape" in found.pop("shapes")
+        for case, value in found.items():
+            objective = Objective.parse("ap" if case == "multi-label" else "recall@precision=30%")
+            expected = objective.metric(*_rows_of_ranks(case, None)).value.mean().item()
+            assert value == pytest.approx(expected, abs=1e-12), case
 
 
 def test_metric_refuses_before_its_state_changes() -> None:

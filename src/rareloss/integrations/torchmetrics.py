@@ -1,7 +1,9 @@
 """An operating point as a metric of torchmetrics, and the key by which Lightning stops early."""
 
+from functools import reduce
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from rareloss.objectives import Objective
@@ -9,12 +11,13 @@ from rareloss.objectives import Objective
 try:
     from torchmetrics import Metric
     from torchmetrics.utilities import dim_zero_cat
+    from torchmetrics.utilities.distributed import gather_all_tensors
 except ModuleNotFoundError as missing:
     raise ModuleNotFoundError(
         f'{missing.name} is missing, which the metric needs: pip install "rareloss[torchmetrics]"'
     ) from missing
 
-__all__ = ["ObjectiveMetric", "early_stopping"]
+__all__ = ["ObjectiveMetric", "early_stopping", "gather_ragged"]
 
 
 class ObjectiveMetric(Metric):
@@ -43,6 +46,7 @@ class ObjectiveMetric(Metric):
     weight: list[Tensor]
 
     def __init__(self, objective: Objective | str, **options: Any) -> None:
+        options.setdefault("dist_sync_fn", gather_ragged)
         super().__init__(**options)
         self.objective = Objective.of(objective)
         for name in ("scores", "labels", "weight"):
@@ -61,6 +65,30 @@ class ObjectiveMetric(Metric):
         scores, labels, weight = (dim_zero_cat(each) for each in (self.scores, self.labels, self.weight))
         value, defined = self.objective.metric(scores, labels, weight)
         return value[defined].mean() if value.ndim else value
+
+
+def gather_ragged(rows: Tensor, group: Any = None) -> list[Tensor]:
+    """Gather the rows of every rank, also where a rank has none or others of another dtype.
+
+    Args:
+        rows: ``[n]`` or ``[n, C]``; of a rank without rows, anything empty.
+        group: the process group.
+
+    Returns:
+        the rows of each rank, in one dtype that holds them all.
+
+    Raises:
+        ValueError: the ranks' rows differ in shape; on every rank.
+    """
+    known: list[Any] = [None] * torch.distributed.get_world_size(group)
+    torch.distributed.all_gather_object(known, (len(rows), tuple(rows.shape[1:]), rows.dtype), group=group)
+    shapes = {shape: dtype for length, shape, dtype in known if length}
+    if len(shapes) > 1:
+        raise ValueError(f"rows of all ranks must have one shape, got [n, *] with {', '.join(map(str, shapes))}")
+    dtypes = [dtype for length, _, dtype in known if length] or [rows.dtype]
+    shape = next(iter(shapes), rows.shape[1:])
+    dtype = reduce(torch.promote_types, dtypes)
+    return gather_all_tensors(rows.reshape(len(rows), *shape).to(dtype), group)
 
 
 def early_stopping(objective: Objective | str, prefix: str = "val_") -> dict[str, str]:
