@@ -98,7 +98,9 @@ def _compare(say: Console, *, out: Path, **options: Any) -> None:
         left = len(results["unfinished"])
         typer.echo(f"Stopped with {left} units left; what is finished is kept in {out}: same command, go on.", err=True)
         raise typer.Exit(INTERRUPTED)
+    if results["deploy"]:
+        say.print(f"{results['deploy']['sentence']}.", markup=False)
     say.print(f"Written: {out / 'results.json'} and {out / 'report.html'}", markup=False)
-    if len(results["data"]["classes"]) == 2:
+    if results["deploy"]:
         words = ["rareloss", "fit", str(options["data"]), "--from", str(out), "--out", "model"]
         say.print(f"Next: {shlex.join(words)}", markup=False)

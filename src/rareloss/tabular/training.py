@@ -18,6 +18,7 @@ from rareloss.table import Fold, Table
 from rareloss.tabular.logistic import search, solve_logistic
 from rareloss.tabular.models import Scorer, logits_of, start_at_base_rate
 from rareloss.tabular.preprocess import Kind, pipeline, tree_categories
+from rareloss.tabular.trees import Trees
 from rareloss.training import Batch, Evaluation
 from rareloss.training import train_with_early_stopping as core_train
 
@@ -266,31 +267,38 @@ def class_weights(counts: Tensor, weight: float) -> Tensor:
 
 def trees(task: Task, draws: Sequence[Mapping[str, Any]], *, most: int = 400, chunk: int = 20) -> Fitted:
     """Fit boosted trees, ``chunk`` rounds at a time, until validation has not improved for three looks."""
+    fits = (
+        task.remember({"scorer": "trees", "most": most, **draw}, partial(_grown, task, draw, most, chunk))
+        for draw in draws
+    )
+    return max(fits, key=lambda found: found.validation)
+
+
+def _grown(task: Task, draw: Mapping[str, Any], most: int, chunk: int) -> Fitted:
     x, x_validation = task.inputs("trees")
     target = task.train_target.numpy()
     weight = None if task.train_weight is None else task.train_weight.double().numpy()
-    best: Fitted | None = None
-    for draw in draws:
-        model = HistGradientBoostingClassifier(
-            **draw,
-            max_iter=0,
-            early_stopping=False,
-            warm_start=True,
-            categorical_features=tree_categories(task.table.frame),
-            random_state=task.seed,
-        )
-        looks: list[dict[str, float]] = []
-        rounds, validation = 0, -math.inf
-        while model.max_iter < most and model.max_iter - rounds < 3 * chunk:
-            model.set_params(max_iter=model.max_iter + chunk).fit(x.numpy(), target, weight)
-            value = task.judge(torch.from_numpy(model.decision_function(x_validation.numpy())))
-            looks.append({"step": model.max_iter, "loss": math.nan, "validation": value})
-            if value > validation:
-                rounds, validation = model.max_iter, value
-        if best is None or validation > best.validation:
-            best = Fitted("trees", partial(_staged, model, rounds), validation, dict(draw), f"round {rounds}", looks)
-    assert best is not None
-    return best
+    model = HistGradientBoostingClassifier(
+        **draw,
+        max_iter=0,
+        early_stopping=False,
+        warm_start=True,
+        categorical_features=tree_categories(task.table.frame),
+        random_state=task.seed,
+    )
+    looks: list[dict[str, float]] = []
+    rounds, validation = 0, -math.inf
+    while model.max_iter < most and model.max_iter - rounds < 3 * chunk:
+        model.set_params(max_iter=model.max_iter + chunk).fit(x.numpy(), target, weight)
+        value = task.judge(torch.from_numpy(model.decision_function(x_validation.numpy())))
+        looks.append({"step": model.max_iter, "loss": math.nan, "validation": value})
+        if value > validation:
+            rounds, validation = model.max_iter, value
+    chosen, kept = dict(draw), f"round {rounds}"
+    if task.outputs > 1:
+        return Fitted("trees", partial(_staged, model, rounds), validation, chosen, kept, looks)
+    grown = Trees.of(model, rounds)
+    return Fitted("trees", partial(score_with, grown, 1), validation, chosen, kept, looks, grown)
 
 
 def _staged(model: HistGradientBoostingClassifier, rounds: int, x: Tensor) -> Tensor:

@@ -172,7 +172,7 @@ def test_the_simplest_network_within_a_standard_error_is_taken(
     compared, said = results_of(tmp_path, {"mlp": mlp, "linear": [0.50, 0.54, 0.52]}), []
     with pytest.raises(DataError, match="compared other data"):
         fit(csv, compared=compared, out=tmp_path / "model", say=said.append)
-    assert said[0].startswith(f"{chosen} by tuned_ce: the simplest within one standard error")
+    assert said[0].startswith(f"To deploy: {chosen} by tuned_ce, the simplest within one standard error")
 
 
 @pytest.mark.parametrize(
@@ -352,7 +352,7 @@ class Odd(nn.Module):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"arm": "trees"}, "cannot be saved"),
+        ({"arm": "trees", "network": "linear"}, "grown in one way"),
         ({"arm": "magic"}, "there is no arm 'magic'"),
         ({"network": "mlp9"}, "no network 'mlp9'"),
         ({"objective": "precision"}, "an objective is"),

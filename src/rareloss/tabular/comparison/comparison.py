@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +23,7 @@ from rich.table import Table as RichTable
 from rareloss import Objective
 from rareloss.table import Data, DataError, Fold, Table, TableOptions, load, split
 from rareloss.tabular.arms import RECIPE, Arm, choose_arms
+from rareloss.tabular.comparison.choice import choose
 from rareloss.tabular.comparison.forecast import forecasts
 from rareloss.tabular.comparison.report import html_summary, write_report
 from rareloss.tabular.comparison.runs import TREES, Store, run_unit, unit_name, write_atomically
@@ -200,7 +201,11 @@ def compare(
             described["arms"],
             float(np.mean(np.bincount(table.target[folds[numbers[0]].train])[0 if table.multiclass else 1 :])),
         )
-        return Comparison({**described, **judged_runs, "forecasts": expected, "unfinished": unfinished})
+        results = {**described, **judged_runs, "forecasts": expected, "unfinished": unfinished}
+        deploy = None
+        if judged_runs["verdicts"] and not table.multiclass:
+            deploy = asdict(choose(results))
+        return Comparison({**results, "deploy": deploy})
 
     try:
         with _bars(progress, wanted, units, chosen) as (finished, ticks):

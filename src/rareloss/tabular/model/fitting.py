@@ -33,17 +33,17 @@ from rareloss.table import (
     writable,
 )
 from rareloss.tabular.arms import BASELINE, RECIPE, Arm, arms_for
+from rareloss.tabular.comparison.choice import choose
 from rareloss.tabular.comparison.comparison import Comparison, versions
-from rareloss.tabular.comparison.runs import Store, one_thread
+from rareloss.tabular.comparison.runs import TREES, Store, one_thread
 from rareloss.tabular.model.card import measure
 from rareloss.tabular.model.inputs import Inputs
 from rareloss.tabular.model.model import Model, layers_of, network_of, replace_folder
 from rareloss.tabular.model.profile import Profile
 from rareloss.tabular.model.reading import written_threshold
-from rareloss.tabular.models import SCORERS, find_scorer
-from rareloss.tabular.preprocess import Kind
+from rareloss.tabular.models import find_scorer
 from rareloss.tabular.training import Fitted, Task, score_with
-from rareloss.tabular.ways import fit_arms
+from rareloss.tabular.ways import fit_arms, fit_trees
 from rareloss.training import TEMPERATURES
 
 __all__ = ["fit"]
@@ -79,8 +79,8 @@ def fit(
         objective: an operating point; ``"ap"`` by default. For average precision the threshold lets as many rows pass
             as there are positives.
         arm: how to train, by the name that a comparison has for it: ``"tuned_ce"`` by default, ``"smooth_ap_stage"``.
-        network: what to train: ``"linear"`` by default, ``"additive"``, ``"mlp"``, or ``module:function`` for an
-            ``nn.Sequential`` of ``nn.Linear`` and ``nn.ReLU``.
+        network: what to train: ``"linear"`` by default, ``"additive"``, ``"mlp"``, ``"trees"`` (boosted, the same as
+            ``arm="trees"``), or ``module:function`` for an ``nn.Sequential`` of ``nn.Linear`` and ``nn.ReLU``.
         compared: folder of a comparison of these data, or its ``results.json``, in place of objective and what it was
             called with. Of each network its verdict's winner, or else tuned cross-entropy, is a candidate. The simplest
             within one standard error of the best on validation is trained, unless ``network`` or ``arm`` names another;
@@ -117,6 +117,8 @@ def fit(
         if spec != TableSpec(header=spec.header):
             raise DataError("which column is what comes from the comparison; give it, or the folder of a comparison")
         told, spec = _told(Path(compared), settings, say)
+    if TREES in (settings["network"], settings["arm"]):  # the one names the other
+        settings |= {name: settings[name] or TREES for name in ("network", "arm")}
     defaults = {"objective": "ap", "arm": BASELINE, "network": "linear", "seed": 0, "trials": 8}
     settings |= {name: value for name, value in defaults.items() if settings[name] is None}
     judged, chosen, scorer = _checked(settings)
@@ -145,10 +147,15 @@ def fit(
     Store(work, identity)
     task = Task(table, fold, judged, settings["seed"], remember=_Trials(work / "runs", say))
     with one_thread():  # as a comparison does, so that the numbers are the same
-        (_, found), *_ = fit_arms(task, scorer, [chosen], settings["trials"])
+        if scorer is None:
+            found: Fitted | Exception = fit_trees(task, settings["trials"])
+        else:
+            (_, found), *_ = fit_arms(task, scorer, [chosen], settings["trials"])
         if isinstance(found, Exception):
-            raise DataError(f"{chosen.name} of {scorer.name} failed: {type(found).__name__}: {found}") from found
-        model = _model(task, found, {"arm": chosen.name, "scorer": scorer.name}, settings, told)
+            raise DataError(
+                f"{chosen.name} of {settings['network']} failed: {type(found).__name__}: {found}"
+            ) from found
+        model = _model(task, found, {"arm": chosen.name, "scorer": settings["network"]}, settings, told)
     try:
         if apart is not None:
             _write_rows(data, table, fold.test, apart)
@@ -183,11 +190,16 @@ def _checked(settings: Mapping[str, Any]) -> tuple[Objective, Arm, Any]:
     if settings["arm"] not in known:
         raise DataError(f"there is no arm {settings['arm']!r} for {judged}; there are {', '.join(known)}")
     chosen = known[settings["arm"]]
-    if chosen.kind == "reference":
-        raise DataError("boosted trees are a reference and cannot be saved; name another arm")
+    if (chosen.name == TREES) != (settings["network"] == TREES):
+        raise DataError(
+            f"boosted trees are grown in one way, network {TREES!r} by arm {TREES!r}, got network "
+            f"{settings['network']!r} by {settings['arm']!r}"
+        )
     for name, least in (("seed", 0), ("trials", 1)):
         if type(settings[name]) is not int or settings[name] < least:
             raise DataError(f"{name} must be a whole number of at least {least}, got {settings[name]!r}")
+    if chosen.name == TREES:
+        return judged, chosen, None
     scorer = find_scorer(settings["network"])
     layers_of(scorer.build(3, 1))  # refused before it is trained, not after
     return judged, chosen, scorer
@@ -202,49 +214,26 @@ def _told(folder: Path, settings: dict[str, Any], say: Callable[[str], None]) ->
     try:
         results = Comparison.from_json(folder if folder.is_file() else folder / "results.json").results
         asked = results["settings"]
-        winners = {row["scorer"]: settings["arm"] or row["winner"] or BASELINE for row in results["verdicts"]}
-        validation = {
-            network: [run["validation"] for run in results["runs"] if (run["scorer"], run["arm"]) == (network, arm)]
-            for network, arm in winners.items()
-        }
         taken = {name: asked[name] for name in ("trials", "objective")}
         spec = TableSpec(**{name: asked[name] for name in TableSpec().to_dict() if name in asked})
         first = asked["seeds"][0]
         known = results["data"]["sha256"]
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise DataError(f"{folder} holds no results.json of rareloss compare: {error}") from error
-    if not winners or not known:
+    if not results["verdicts"] or not known:
         raise DataError(f"the comparison in {folder} has no verdict yet; let it finish")
-    network = settings["network"] or _simplest(validation, winners, say)
+    choice = choose(results, network=settings["network"], arm=settings["arm"])
+    if choice.sentence:
+        say(choice.sentence)
+    network = choice.network
     if ":" in network and settings["network"] is None:
         raise DataError(
             f"the comparison names the code {network!r} as its network; a file of results runs no code: if it is "
             f"yours, name it too (--network {network})"
         )
-    taken |= {"network": network, "arm": winners.get(network, BASELINE), "seed": first}
+    taken |= {"network": network, "arm": choice.arm, "seed": first}
     settings |= {name: value for name, value in taken.items() if settings[name] is None}
     return results, spec
-
-
-def _simplest(validation: Mapping[str, list[float]], winners: Mapping[str, str], say: Callable[[str], None]) -> str:
-    """Choose the simplest network within one standard error of the best on validation, and say with which numbers.
-
-    A network chooses its checkpoint on the rows that it is compared on, so its lead there is partly luck.
-    """
-    means = {network: float(np.mean(values)) for network, values in validation.items() if values}
-    if not means:
-        raise DataError(f"the comparison has no run of {', '.join(map(str, winners.values()))}; name another arm")
-    best = max(means, key=lambda network: means[network])
-    splits = len(validation[best])
-    error = float(np.std(validation[best], ddof=1)) / splits**0.5 if splits > 1 else 0.0
-    by_simplicity = [*(name for name in SCORERS if name in means), *(name for name in means if name not in SCORERS)]
-    simplest = next(network for network in by_simplicity if means[network] >= means[best] - error)
-    others = ", ".join(f"{network} {mean:.4f}" for network, mean in means.items())
-    say(
-        f"{simplest} by {winners[simplest]}: the simplest within one standard error ({error:.4f}, of {splits} splits) "
-        f"of the best on validation ({others})"
-    )
-    return simplest
 
 
 # ------------------------------------------------------------------------------------------------------- after training
@@ -274,7 +263,7 @@ def _model(
         validation, labels[fold.validation], weights["validation"], table, fold.validation, threshold, task.seed
     )
     inputs = Inputs.of(task.fitted_inputs(found.kind), found.kind)
-    profile = _profile(task, inputs, found.kind, scores["validation"])
+    profile = _profile(task, inputs, scores["validation"])
     probability = calibration(scores["test"])
     groups = None if table.group is None else table.group[fold.test]
     card = {
@@ -318,11 +307,11 @@ def _model(
     )
 
 
-def _profile(task: Task, inputs: Inputs, kind: Kind, scores: np.ndarray) -> Profile:
-    train = task.inputs(kind)[0].numpy()
+def _profile(task: Task, inputs: Inputs, scores: np.ndarray) -> Profile:
+    train = task.table.frame.iloc[task.fold.train]
     unlisted = {name: rows / len(train) for name, rows in inputs.unlisted(train).items()}
     weights = [None if weight is None else weight.numpy() for weight in (task.train_weight, task.validation_weight)]
-    return Profile.of(task.table.frame.iloc[task.fold.train], weights[0], unlisted, scores, weights[1])
+    return Profile.of(train, weights[0], unlisted, scores, weights[1])
 
 
 def _threshold(

@@ -15,33 +15,55 @@ from rareloss.tabular.preprocess import KNOTS, LARGEST, Kind, single_precision
 
 __all__ = ["Category", "Inputs"]
 
-KINDS: tuple[Kind, ...] = ("standard", "normal", "spline")
+KINDS: tuple[Kind, ...] = ("standard", "normal", "spline", "trees")
 
 
 @dataclass(frozen=True)
 class Category:
-    """One-hot columns of a category.
+    """A category's values, as columns of 0 and 1 or as codes.
 
     Args:
         name: of the feature.
-        frequent: values with a column of their own; None is a missing one.
-        rare: whether a last column is for every other value; without it they have none.
+        frequent: values with a column, or a code, of their own; None is a missing one.
+        rare: whether there is a last column, or code, for the rarer values.
+        rarer: those that have it; none: every value that is not frequent has.
     """
 
     name: str
     frequent: tuple[str | None, ...]
     rare: bool
+    rarer: tuple[str, ...] = ()
+
+    def place(self, values: pd.Series) -> np.ndarray:
+        """Return the place of each value among the frequent ones, ``[n]``; -1 where it is not among them."""
+        text = values.astype("object")
+        known = pd.Index(self.frequent, dtype="object")
+        return np.asarray(known.get_indexer(pd.Index(text.where(text.notna(), None), dtype="object")))
 
     def transform(self, values: pd.Series) -> np.ndarray:
         """Compute the columns, ``[n, frequent + rare]``."""
-        text = values.astype("object")
-        place = pd.Index(self.frequent, dtype="object").get_indexer(
-            pd.Index(text.where(text.notna(), None), dtype="object")
-        )
+        place = self.place(values)
         place = np.where(place < 0, len(self.frequent), place)
         hot = np.zeros((len(place), len(self.frequent) + 1), dtype=np.float32)
         hot[np.arange(len(place)), place] = 1
         return hot if self.rare else hot[:, :-1]
+
+    def codes(self, values: pd.Series) -> np.ndarray:
+        """Compute the codes, float64 ``[n]``; NaN of a value that is missing or new."""
+        place = self.place(values)
+        code = np.where(place < 0, np.nan, place)
+        code[values.isin(self.rarer).to_numpy()] = len(self.frequent)
+        return code
+
+    def unlisted(self, values: pd.Series) -> np.ndarray:
+        """Say in which rows there is a value that is not among the frequent ones, bool ``[n]``."""
+        return np.asarray((self.place(values) < 0) & values.notna().to_numpy())
+
+    def unseen(self, values: pd.Series) -> np.ndarray:
+        """Say in which rows there is a value that the model knows nothing of, bool ``[n]``."""
+        if self.rare and not self.rarer:
+            return np.zeros(len(values), dtype=bool)
+        return self.unlisted(values) & ~values.isin(self.rarer).to_numpy()
 
     @property
     def width(self) -> int:
@@ -78,18 +100,24 @@ class Inputs:
         columns = fitted[0]
         names = {name: tuple(chosen) for name, _, chosen in columns.transformers_ if name != "remainder"}
         arrays: dict[str, np.ndarray] = {}
-        for part in ("numbers", "flags"):
+        for part in () if kind == "trees" else ("numbers", "flags"):
             if names[part]:
                 arrays |= {f"{part}.{name}": values for name, values in _arrays(columns.named_transformers_[part])}
         categories: list[Category] = []
+        trees = kind == "trees"
         if names["categories"]:
             encoder = columns.named_transformers_["categories"]
             rare_ones = getattr(encoder, "infrequent_categories_", None) or [None] * len(encoder.categories_)
             for name, every, rare in zip(names["categories"], encoder.categories_, rare_ones, strict=True):
                 frequent = every if rare is None else every[~pd.Index(every).isin(rare)]
                 values = tuple(None if pd.isna(value) else str(value) for value in frequent)
-                categories.append(Category(name, values, rare is not None))
-        return cls(kind, names["numbers"], names["flags"], names["missing"], tuple(categories), arrays)
+                if trees:  # to which a missing value is no category
+                    rarer = () if rare is None else tuple(map(str, rare))
+                    categories.append(Category(name, tuple(filter(None, values)), rare is not None, rarer))
+                else:
+                    categories.append(Category(name, values, rare is not None))
+        flags, gaps = (names.get(part, ()) for part in ("flags", "missing"))
+        return cls(kind, names["numbers"], flags, gaps, tuple(categories), arrays)
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -99,13 +127,18 @@ class Inputs:
     @property
     def width(self) -> int:
         """Columns of what :meth:`transform` returns."""
+        if self.kind == "trees":
+            return len(self.numbers) + len(self.categories)
         curves = len(self.numbers) * (len(KNOTS) + 1 if self.kind == "spline" else 1)
         return curves + len(self.flags) + len(self.gaps) + sum(category.width for category in self.categories)
 
     def transform(self, features: pd.DataFrame) -> np.ndarray:
-        """Compute the inputs of a scorer, float32 ``[n, width]``."""
+        """Compute the inputs of a scorer, ``[n, width]``: float32, of trees float64."""
         if len(features) == 0:
-            return np.zeros((0, self.width), dtype=np.float32)
+            return np.zeros((0, self.width), dtype=np.float64 if self.kind == "trees" else np.float32)
+        if self.kind == "trees":
+            codes = [each.codes(features[each.name])[:, None] for each in self.categories]
+            return np.hstack([single_precision(features[list(self.numbers)]), *codes])
         parts = [np.zeros((len(features), 0))]
         for part, names in (("numbers", self.numbers), ("flags", self.flags)):
             if names:
@@ -117,26 +150,14 @@ class Inputs:
         found: np.ndarray = np.clip(np.hstack(parts), -largest, largest).astype(np.float32)
         return found
 
-    def unseen(self, inputs: np.ndarray) -> dict[str, int]:
-        """Count the rows of :meth:`transform` in which a category's value has no column, by category, where any are."""
-        found: dict[str, int] = {}
-        start = self.width - sum(category.width for category in self.categories)
-        for category in self.categories:
-            rows = int((~inputs[:, start : start + category.width].any(axis=1)).sum())
-            if rows:
-                found[category.name] = rows
-            start += category.width
-        return found
+    def unseen(self, features: pd.DataFrame) -> dict[str, int]:
+        """Count the rows in which a category has a value that the model knows nothing of, where there are any."""
+        found = {each.name: int(each.unseen(features[each.name]).sum()) for each in self.categories}
+        return {name: rows for name, rows in found.items() if rows}
 
-    def unlisted(self, inputs: np.ndarray) -> dict[str, int]:
-        """Count the rows of :meth:`transform` in which a category's value has no column of its own, by category."""
-        found: dict[str, int] = {}
-        start = self.width - sum(category.width for category in self.categories)
-        for category in self.categories:
-            own = inputs[:, start : start + len(category.frequent)]
-            found[category.name] = int((~own.any(axis=1)).sum())
-            start += category.width
-        return found
+    def unlisted(self, features: pd.DataFrame) -> dict[str, int]:
+        """Count the rows in which a category's value has no column, or code, of its own."""
+        return {each.name: int(each.unlisted(features[each.name]).sum()) for each in self.categories}
 
     def _numbers(self, part: str, values: np.ndarray) -> np.ndarray:
         own = {name: self.arrays[f"{part}.{name}"] for name in _needed(self.kind, part)}
@@ -161,7 +182,13 @@ class Inputs:
             "flags": list(self.flags),
             "gaps": list(self.gaps),
             "categories": [
-                {"name": each.name, "frequent": list(each.frequent), "rare": each.rare} for each in self.categories
+                {
+                    "name": each.name,
+                    "frequent": list(each.frequent),
+                    "rare": each.rare,
+                    "rarer": list(each.rarer),
+                }
+                for each in self.categories
             ],
         }
 
@@ -178,9 +205,10 @@ class Inputs:
         names = {part: listed(f"inputs, {part}", found[part]) for part in ("numbers", "flags", "gaps")}
         categories = []
         for each in found["categories"]:
-            own = read("inputs, categories", each, {"name": str, "frequent": list, "rare": bool})
+            own = read("inputs, categories", each, {"name": str, "frequent": list, "rare": bool, "rarer": list})
             frequent = listed(f"category {own['name']!r:.60}", own["frequent"], missing=True)
-            categories.append(Category(own["name"], frequent, own["rare"]))
+            rarer = listed(f"category {own['name']!r:.60}", own["rarer"])
+            categories.append(Category(own["name"], frequent, own["rare"], rarer))
         made = cls(found["kind"], names["numbers"], names["flags"], names["gaps"], tuple(categories), arrays)
         listed("inputs, features", list(made.features))
         if not set(made.gaps) <= {*made.numbers, *made.flags}:
@@ -188,7 +216,7 @@ class Inputs:
         expected = {
             f"{part}.{name}"
             for part, columns in (("numbers", made.numbers), ("flags", made.flags))
-            for name in (_needed(made.kind, part) if columns else ())
+            for name in (_needed(made.kind, part) if columns and made.kind != "trees" else ())
         }
         if set(arrays) != expected:
             raise DataError(f"inputs: arrays {sorted(expected)} were expected, got {sorted(arrays)!r:.200}")

@@ -26,10 +26,12 @@ from rareloss.tabular.model.inputs import Inputs
 from rareloss.tabular.model.profile import Profile
 from rareloss.tabular.model.reading import listed, read, read_bytes, read_json, threshold_of, written_threshold
 from rareloss.tabular.training import score_with
+from rareloss.tabular.trees import Trees
 
 __all__ = ["Model", "layers_of", "network_of", "replace_folder"]
 
 FORMAT = 2
+TREES = "trees"
 MODEL, WEIGHTS, CARD, PAGE = "model.json", "weights.safetensors", "card.json", "README.md"
 
 
@@ -38,7 +40,7 @@ class Model:
     """A scorer of two classes, ready for tomorrow's file.
 
     Args:
-        network: layers of ``nn.Linear`` and ``nn.ReLU``; one output.
+        network: layers of ``nn.Linear`` and ``nn.ReLU``, or boosted trees; one output.
         inputs: from features to what the network takes.
         schema: from columns of a file to features, as the fit decided.
         target: the column that was learned from.
@@ -99,7 +101,7 @@ class Model:
 
     def raw(self, inputs: np.ndarray) -> np.ndarray:
         """Compute raw scores, float32 ``[n]``, of inputs ``[n, width]``."""
-        return np.asarray(score_with(self.network, 1, torch.from_numpy(inputs)).numpy())
+        return score_with(self.network, 1, torch.from_numpy(inputs)).numpy().astype(np.float32)
 
     def save(self, folder: str | Path) -> None:
         """Write the folder: it appears whole or not at all.
@@ -184,9 +186,8 @@ class Model:
         except ValueError as error:
             raise DataError(f"{path}: {error}") from error
         columns = tuple(_column(each) for each in given["columns"])
-        first = next(layer for layer in network.modules() if isinstance(layer, nn.Linear))
-        if first.in_features != inputs.width:
-            raise DataError(f"{path}: the network takes {first.in_features} inputs, but there are {inputs.width}")
+        if (width := _width(network)) != inputs.width or (inputs.kind == "trees") != isinstance(network, Trees):
+            raise DataError(f"{path}: the network takes {width} inputs, but there are {inputs.width} for {inputs.kind}")
         made = [feature for column in columns for feature in column.features]
         if sorted(listed("columns, features", made)) != sorted(inputs.features):
             raise DataError(f"{path}: the features of its columns are not those of its inputs")
@@ -238,12 +239,20 @@ def _column(given: Any) -> Column:
     return Column.from_dict(found)
 
 
+def _width(network: nn.Module) -> int:
+    if isinstance(network, Trees):
+        return network.width
+    return next(layer for layer in network.modules() if isinstance(layer, nn.Linear)).in_features
+
+
 def layers_of(network: nn.Module) -> list[str]:
     """Name the layers of a network that can be saved: ``nn.Linear``, or an ``nn.Sequential`` of it and ``nn.ReLU``.
 
     Raises:
         DataError: it is made of something else, which could not be loaded without its code.
     """
+    if type(network) is Trees:
+        return [TREES]
     layers = [network] if type(network) is nn.Linear else list(network) if type(network) is nn.Sequential else []
     names = [{nn.Linear: "linear", nn.ReLU: "relu"}.get(type(layer), "") for layer in layers]
     if not layers or "" in names or any(layer.bias is None for layer in layers if isinstance(layer, nn.Linear)):
@@ -256,6 +265,8 @@ def layers_of(network: nn.Module) -> list[str]:
 
 def listed_layers(names: Sequence[Any]) -> list[str]:
     """Check names of layers."""
+    if list(names) == [TREES]:
+        return [TREES]
     if not names or not set(map(str, names)) <= {"linear", "relu"} or len(names) > 1000:
         raise DataError(f"layers must be 'linear' and 'relu', got {list(names)!r:.60}")
     return list(names)
@@ -267,6 +278,8 @@ def network_of(layers: Sequence[str], tensors: Mapping[str, Tensor]) -> nn.Modul
     Raises:
         DataError: tensors that are missing, too many, not finite, or do not fit.
     """
+    if list(layers) == [TREES]:
+        return Trees(tensors)
     alone = list(layers) == ["linear"] and "weight" in tensors
     expected: set[str] = set()
     built: list[nn.Module] = []

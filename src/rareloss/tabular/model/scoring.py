@@ -86,8 +86,8 @@ def score_file(
                 raise DataError(f"rows {watch.rows + 1:,} to {watch.rows + len(batch):,}: {error}") from error
             inputs = model.inputs.transform(features)
             found = model.score_inputs(inputs)
-            watch.add(features, int(found["decision"].sum()), model.inputs.unlisted(inputs))
-            unseen.update(model.inputs.unseen(inputs))
+            watch.add(features, int(found["decision"].sum()), model.inputs.unlisted(features))
+            unseen.update(model.inputs.unseen(features))
             kept = batch.select(copied)
             scores = [pa.array(found[name], kind) for name, kind in WRITTEN]
             table = pa.Table.from_arrays([*kept.columns, *scores], [*map(kept_name, copied), *names])
