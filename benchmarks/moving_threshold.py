@@ -4,8 +4,8 @@ Three tables are printed, over paired seeds (split 60/20/20, stratified):
 
 1. average precision of an MLP trained by cross-entropy, by ``RecallAtQuantileLoss`` and by the same loss with its
    threshold held constant, both inside ``LossWarmupWrapper``, all with the same settings, untuned, at the last step;
-2. recall in the top (base rate) of a linear scorer, from the converged, tuned logistic solution on, both thresholds;
-3. average precision of a linear scorer, from the converged, tuned logistic solution on, for ``SmoothAPLoss``.
+2. recall in the top (base rate) of a linear model, from the converged, tuned logistic solution on, both thresholds;
+3. average precision of a linear model, from the converged, tuned logistic solution on, for ``SmoothAPLoss``.
 
     python benchmarks/moving_threshold.py PATH/TO/mammography.npz --seeds 5
 """
@@ -138,10 +138,10 @@ def main() -> None:
             table.add_row(name, *row(values, scores["cross-entropy"]))
         console.print(table)
 
-    def compare(objective: Objective, arms: dict[str, list[nn.Module] | None]) -> None:
+    def compare(objective: Objective, methods: dict[str, list[nn.Module] | None]) -> None:
         table = Table(f"linear, {objective.name}", "logistic", "after the stage", "difference (s.e.)")
         starts = [logistic_start(part, objective) for part in parts]
-        for name, losses in arms.items():
+        for name, losses in methods.items():
             pairs = [ranking_stage(p, start, losses, objective) for p, start in zip(parts, starts, strict=True)]
             before, after = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
             table.add_row(name, f"{np.mean(before):.3f}", *row(after, before))

@@ -19,7 +19,7 @@ import rareloss
 from rareloss.cli import app
 from rareloss.tabular.comparison.runs import run_unit
 
-QUICK = ["--seeds", "1", "--trials", "1", "--network", "linear", "--arms", "smooth_ap_stage", "--workers", "1"]
+QUICK = ["--seeds", "1", "--trials", "1", "--models", "linear", "--methods", "smooth_ap_stage", "--workers", "1"]
 
 
 def make_frame(rows: int = 200, positives: int = 30) -> pd.DataFrame:
@@ -85,9 +85,9 @@ def test_bad_files_are_refused(content: bytes, said: str, tmp_path: Path) -> Non
     [
         (["--objective", "accuracy"], "an objective is 'ap'"),
         (["--objective", "recall@top=150%"], "(0, 1)"),
-        (["--arms", "magic"], "no arm 'magic'"),
-        (["--network", "magic"], "no network 'magic'"),
-        (["--network", "nowhere:build"], "cannot be imported"),
+        (["--methods", "magic"], "no method 'magic'"),
+        (["--models", "magic"], "no model 'magic'"),
+        (["--models", "nowhere:build"], "cannot be imported"),
         (["--positive", "7"], "no value '7'"),
     ],
 )
@@ -179,7 +179,7 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(table: Path, tmp_path
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is another thing there")
 def test_ctrl_c_among_workers_ends_with_130(table: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    options = ["--target", "y", "--seeds", "20", "--trials", "1", "--network", "linear", "--arms", "focal"]
+    options = ["--target", "y", "--seeds", "20", "--trials", "1", "--models", "linear", "--methods", "focal"]
     command = [sys.executable, "-c", "from rareloss.cli import main; main()", "compare", str(table), *options]
     command += ["--workers", "2", "--out", str(out)]
     running = subprocess.Popen(

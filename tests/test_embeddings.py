@@ -17,7 +17,7 @@ from benchmarks.quality import grid
 
 from rareloss.table import load
 from rareloss.tabular import DataError
-from rareloss.tabular.arms import RECIPE
+from rareloss.tabular.methods import RECIPE
 
 ROOT = Path(__file__).parents[1]
 HEAD = "Category\tText\nd\tstring\nclass\t\n"

@@ -35,7 +35,7 @@ from rareloss.table import Table, TableSpec, load, source_of
 from rareloss.table.folds import split
 
 DATA = Path(os.environ.get("RARELOSS_DATA", Path(__file__).parents[2] / "shared" / "data"))
-QUICK = ["--seeds", "1", "--trials", "1", "--network", "linear", "--arms", "recall_stage", "--workers", "1"]
+QUICK = ["--seeds", "1", "--trials", "1", "--models", "linear", "--methods", "recall_stage", "--workers", "1"]
 FN, FP = 300.0, 7.0
 
 
@@ -372,8 +372,8 @@ def test_report_on_the_rows_that_were_held_out_says_what_the_card_says(journey: 
 @pytest.mark.slow
 def test_comparison_judged_the_model_that_was_saved(journey: Journey) -> None:
     results, card = journey.json("compared/results.json"), journey.json("model/card.json")
-    winner = results["verdicts"][0]["winner"] or "tuned_ce"
-    assert card["chosen"]["arm"] == winner
-    run = next(run for run in results["runs"] if (run["scorer"], run["arm"]) == ("linear", winner))
-    assert card["held_out"]["metrics"][results["objective"]["text"]]["value"] == run["test"]
+    winner = results["deploy"]["method"]
+    assert card["chosen"]["method"] == winner
+    run = next(run for run in results["runs"] if (run["model"], run["method"]) == ("linear", winner))
+    assert card["held_out"]["metrics"][results["objective"]["text"]]["value"] == pytest.approx(run["test"], abs=1e-9)
     assert results["settings"]["without"] == (["refund"] if journey.group else [])

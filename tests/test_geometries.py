@@ -63,7 +63,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> list[geometries.Record]:
         {"name": "noise", **common, "noise": 0.1, "seed": 0},
         {"name": "pool", **common, "pool": 256, "seed": 0},
         {"name": "queue", **common, "queue": 512, "seed": 0},
-        {"name": "contested", "scorer": "linear", "rows": 20_000, "seed": 0},
+        {"name": "contested", "model": "linear", "rows": 20_000, "seed": 0},
     ]
     monkeypatch.setattr(geometries, "cells", lambda: iter(cells))
     monkeypatch.setattr(geometries, "TEST_ROWS", 5_000)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 pytest.importorskip("sklearn")
-from benchmarks.quality import arms, grid
+from benchmarks.quality import grid, methods
 from benchmarks.quality.__main__ import main
 from benchmarks.quality.analysis import effects, overall
 from benchmarks.quality.grid import CORE, FULL, Size, Unit
@@ -21,7 +21,7 @@ from benchmarks.quality.runner import collect, run
 from torch import nn
 
 from rareloss import SmoothAPLoss
-from rareloss.tabular.arms import RECIPE
+from rareloss.tabular.methods import RECIPE
 from rareloss.tabular.training import cross_entropy
 
 ROOT = Path(__file__).parents[1]
@@ -62,7 +62,7 @@ def test_plan_holds_what_the_protocol_says() -> None:
     assert full[: len(core)] == core
     assert len(set(full)) == len(full)
     # Average precision of the linear scorecard on every set comes first, a split of each set after another.
-    assert {(unit.scorer, unit.objective) for unit in core[: 3 * 5]} == {("linear", "ap")}
+    assert {(unit.model, unit.objective) for unit in core[: 3 * 5]} == {("linear", "ap")}
     assert {unit.seed for unit in core[: 3 * 5 * 6]} == set(range(100, 105))
     assert [unit.data for unit in core[:4]] == ["small", "middle", "large", "small"]
 
@@ -93,7 +93,7 @@ def test_interrupted_run_goes_on_where_it_was(folder: Path) -> None:
     results = collect(out, wanted)
     assert [row["done"] for row in results["plan"]] == [2]
     assert {one["seed"] for one in results["runs"]} == {100, 101}
-    assert {one["arm"] for one in results["runs"]} == {"tuned_ce", "ce_continued", "smooth_ap_stage", "focal"}
+    assert {one["method"] for one in results["runs"]} == {"tuned_ce", "ce_continued", "smooth_ap_stage", "focal"}
 
 
 def test_results_that_did_not_run_again_stay(folder: Path) -> None:
@@ -104,15 +104,15 @@ def test_results_that_did_not_run_again_stay(folder: Path) -> None:
     for one in before["runs"]:
         one["test"] = -1.0
     before["machines"][0]["cpu"] = "another processor"
-    before["failed"] = [{**before["units"][split], "arm": f"arm {split}", "error": "none"} for split in range(2)]
+    before["failed"] = [{**before["units"][split], "method": f"method {split}", "error": "none"} for split in range(2)]
     both = collect(folder / "anew", wanted, before)
     assert {(one["seed"], one["test"] == -1) for one in both["runs"]} == {(100, True), (101, False)}
     assert len(both["runs"]) == len(before["runs"])
     machines = {unit["seed"]: both["machines"][unit["machine"]]["cpu"] for unit in both["units"]}
     assert machines[100] == "another processor"
     assert machines[101] != "another processor"
-    assert [failure["arm"] for failure in both["failed"]] == ["arm 0"]
-    assert (both["plan"], both["arms"], both["sets"]) == (before["plan"], before["arms"], before["sets"])
+    assert [failure["method"] for failure in both["failed"]] == ["method 0"]
+    assert (both["plan"], both["methods"], both["sets"]) == (before["plan"], before["methods"], before["sets"])
 
 
 def test_no_unit_begins_after_the_time_is_over(folder: Path) -> None:
@@ -124,14 +124,14 @@ def test_no_unit_begins_after_the_time_is_over(folder: Path) -> None:
 @pytest.mark.slow
 def test_further_arms_of_a_scorecard_and_a_network_are_trained(folder: Path) -> None:
     every = list(grid.units(FULL[-1:], {"small": Size(300)}))
-    wanted = [next(unit for unit in every if unit.scorer == scorer) for scorer in ("linear", "mlp8")]
+    wanted = [next(unit for unit in every if unit.model == model) for model in ("linear", "mlp8")]
     assert run(wanted, folder / "data", folder / "out", trials=2, say=lambda sentence: None) == 0
     results = collect(folder / "out", wanted)
     assert [failure["error"] for failure in results["failed"]] == []
-    trained = {(one["scorer"], one["arm"]) for one in results["runs"]}
+    trained = {(one["model"], one["method"]) for one in results["runs"]}
     assert ("linear", "distilled") in trained
     assert ("mlp8", "distilled") not in trained
-    assert {"logit_adjusted", "hard_examples", "smooth_ap_warmup"} <= {arm for scorer, arm in trained}
+    assert {"logit_adjusted", "hard_examples", "smooth_ap_warmup"} <= {method for model, method in trained}
     assert ("mlp8", "class_weight") in trained
     assert ("linear", "class_weight") not in trained
 
@@ -162,7 +162,7 @@ def test_peers_arm_is_told_of_every_step(folder: Path, monkeypatch: pytest.Monke
     run([unit], folder / "data", folder / "out", trials=1, say=lambda sentence: None)
     results = collect(folder / "out", [unit])
     assert [failure["error"] for failure in results["failed"]] == []
-    assert "imbalanced_losses_smooth_ap" in {one["arm"] for one in results["runs"]}
+    assert "imbalanced_losses_smooth_ap" in {one["method"] for one in results["runs"]}
     # Two learning rates of ten steps, each from the tuned solution, on batches of an eighth of the rows.
     assert [step for step, _ in TheirWrapper.told] == [*range(10), *range(10)]
     assert {shape for _, shape in TheirWrapper.told} == {torch.Size([22, 1])}
@@ -174,14 +174,14 @@ def test_command_runs_lists_and_refuses(folder: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out.splitlines()[0] == "core/small/ap/linear, split 100"
     assert main([*data, "--out", str(folder / "out"), "--minutes", "0"]) == 0
     assert "160 units are left" in capsys.readouterr().out
-    held = {"block": "core", "data": "small", "objective": "ap", "scorer": "linear", "seed": 100}
+    held = {"block": "core", "data": "small", "objective": "ap", "model": "linear", "seed": 100}
     (folder / "held.json").write_text(json.dumps({"units": [held]}), "utf-8")
     assert main([*data, "--add", "--results", str(folder / "held.json"), "--list"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "core/small/ap/linear, split 101"
     for wrong, said in (
         (["--part", "3/2"], "--part is K/N"),
         (["--sets", "none"], "there is no set 'none'"),
-        (["--scorer", "none"], "no unit of this grid has the scorer 'none'"),
+        (["--model", "none"], "no unit of this grid has the model 'none'"),
         (["--sets", "three=7"], "three has no class '7'; there are 0, 1, 2"),
         (["--add", "--results", str(folder / "none.json")], "there is no results file"),
         ([], "name a folder"),
@@ -191,7 +191,7 @@ def test_command_runs_lists_and_refuses(folder: Path, capsys: pytest.CaptureFixt
 
 
 def test_one_class_against_the_others_is_a_set(folder: Path) -> None:
-    assert main(["--data", str(folder / "data"), "--sets", "three=2", "--scorer", "linear", "--list"]) == 0
+    assert main(["--data", str(folder / "data"), "--sets", "three=2", "--model", "linear", "--list"]) == 0
     whole, one = (grid.open_set(name, folder / "data") for name in ("three", "three=2"))
     assert one.classes == ("others", "2")
     assert np.array_equal(one.target == 1, whole.target == 2)
@@ -205,8 +205,8 @@ def made_up() -> dict[str, Any]:
         for seed in range(3):
             base = 0.4 + 0.01 * seed
             shift = {"tuned_ce": 0.0, "ce_continued": 0.001 * seed, "smooth_ap_stage": gain + 0.001 * seed * (gain > 0)}
-            for arm, added in shift.items():
-                runs.append({"data": data, "objective": "ap", "scorer": "linear", "seed": seed, "arm": arm})
+            for method, added in shift.items():
+                runs.append({"data": data, "objective": "ap", "model": "linear", "seed": seed, "method": method})
                 runs[-1] |= {"test": base + added, "test_over_train": 1 / 3, "test_positives": 250}
     kinds = {"tuned_ce": "baseline", "ce_continued": "control", "smooth_ap_stage": "ranking"}
     named = {"rows": 1000, "features": 3, "classes": 2, "positives": 100, "split_by": "rows", "sha256": "0a"}
@@ -219,7 +219,7 @@ def made_up() -> dict[str, Any]:
         ],
         "trials": 8,
         "units": [
-            {"block": "core", "data": data, "objective": "ap", "scorer": "linear", "seed": seed, **where}
+            {"block": "core", "data": data, "objective": "ap", "model": "linear", "seed": seed, **where}
             for data, where in (
                 ("one", {"cpu_seconds": 200.0, "machine": 0}),
                 ("other", {"cpu_seconds": None, "machine": 1}),
@@ -227,23 +227,23 @@ def made_up() -> dict[str, Any]:
             for seed in range(3)
         ],
         "sets": {"one": named, "other": named},
-        "arms": [{"name": name, "label": name, "about": "-", "kind": kinds[name], "loss": None} for name in kinds],
+        "methods": [{"name": name, "label": name, "about": "-", "kind": kinds[name], "loss": None} for name in kinds],
         "plan": [
-            {"block": "core", "scorer": "linear", "objective": "ap", "data": data, "planned": 20, "done": 3}
+            {"block": "core", "model": "linear", "objective": "ap", "data": data, "planned": 20, "done": 3}
             for data in ("one", "other")
         ]
-        + [{"block": "core", "scorer": "mlp", "objective": "ap", "data": "one", "planned": 5, "done": 0}],
+        + [{"block": "core", "model": "mlp", "objective": "ap", "data": "one", "planned": 5, "done": 0}],
         "failed": [],
         "runs": runs,
     }
 
 
 def test_effects_of_made_up_results() -> None:
-    found = {(one.data, one.arm): one for one in effects(made_up()["runs"], "linear", "ap")}
+    found = {(one.data, one.method): one for one in effects(made_up()["runs"], "linear", "ap")}
     assert found["one", "smooth_ap_stage"].interval.mean == pytest.approx(0.051)
     assert found["one", "smooth_ap_stage"].sure
     assert found["other", "smooth_ap_stage"].adjusted == 1
-    (ours,) = (one for one in overall(found.values()) if one.arm == "smooth_ap_stage")
+    (ours,) = (one for one in overall(found.values()) if one.method == "smooth_ap_stage")
     assert ours.these.mean == pytest.approx(0.0255)
     assert ours.better == ("one",)
     assert ours.worst == ("other", pytest.approx(0.0))
@@ -263,23 +263,23 @@ def test_page_says_what_ran_and_what_did_not() -> None:
 def test_page_compares_a_peer_with_our_loss_of_the_same_name() -> None:
     results = made_up()
     peer = {"name": "theirs", "label": "Smooth-AP of theirs", "about": "-", "kind": "peer", "loss": "smooth_ap"}
-    results["arms"] = [*results["arms"][:2], {**results["arms"][2], "loss": "smooth_ap"}, peer]
-    results["runs"] += [{**one, "arm": "theirs"} for one in results["runs"] if one["arm"] == "tuned_ce"]
+    results["methods"] = [*results["methods"][:2], {**results["methods"][2], "loss": "smooth_ap"}, peer]
+    results["runs"] += [{**one, "method": "theirs"} for one in results["runs"] if one["method"] == "tuned_ce"]
     assert "| Smooth-AP of theirs | +0.025 [+0.024, +0.027] | one +0.051*, other 0 |" in page(results)
 
 
 def test_page_says_how_much_there_was_to_gain() -> None:
     results = made_up()
-    linear = [one for one in results["runs"] if one["arm"] != "ce_continued"]
-    results["runs"] = [{**one, "scorer": scorer} for scorer in grid.SCORECARDS for one in linear]
-    results["runs"] += [{**one, "scorer": "trees", "arm": "trees"} for one in linear]
+    linear = [one for one in results["runs"] if one["method"] != "ce_continued"]
+    results["runs"] = [{**one, "model": model} for model in grid.SCORECARDS for one in linear]
+    results["runs"] += [{**one, "model": "trees", "method": "trees"} for one in linear]
     at_best = {"linear": 0.06, "additive": 0.03, "linear_normal": 0.09}
     ceilings = {
         "sets": dict.fromkeys(("one", "other")),
         "runs": [
-            {"data": data, "scorer": scorer, "seed": seed, "tuned_ce": 0.4, "best_place": 0.4 + gain * (data == "one")}
+            {"data": data, "model": model, "seed": seed, "tuned_ce": 0.4, "best_place": 0.4 + gain * (data == "one")}
             for data in ("one", "other")
-            for scorer, gain in at_best.items()
+            for model, gain in at_best.items()
             for seed in (0, 2)
         ],
     }
@@ -295,9 +295,9 @@ def test_page_says_how_much_there_was_to_gain() -> None:
 def test_ceiling_starts_at_what_the_grid_tunes_and_lies_no_lower(folder: Path) -> None:
     found = ceiling("small", folder / "data", "linear", 100)
     (unit,) = (unit for unit in first_units(1))
-    assert (unit.objective, unit.scorer, unit.seed) == ("ap", "linear", 100)
+    assert (unit.objective, unit.model, unit.seed) == ("ap", "linear", 100)
     run([unit], folder / "data", folder / "out", trials=grid.TRIALS, say=lambda sentence: None)
-    runs = {one["arm"]: one["test"] for one in collect(folder / "out", [unit])["runs"]}
+    runs = {one["method"]: one["test"] for one in collect(folder / "out", [unit])["runs"]}
     assert found["tuned_ce"] == pytest.approx(runs["tuned_ce"], abs=1e-6)
     assert found["best_place"] >= found["tuned_ce"]
 
@@ -324,9 +324,9 @@ def test_set_that_cannot_be_used_stops_no_other(folder: Path, capsys: pytest.Cap
 def test_logit_adjustment_of_strength_0_is_cross_entropy() -> None:
     counts, logits, target = torch.tensor([90, 10]), torch.randn(8), torch.tensor([0, 1] * 4)
     plain = cross_entropy(1)(logits, target)
-    torch.testing.assert_close(arms.LogitAdjusted(counts, 0.0, 1)(logits, target), plain)
+    torch.testing.assert_close(methods.LogitAdjusted(counts, 0.0, 1)(logits, target), plain)
     shifted = cross_entropy(1)(logits + np.log(10 / 90), target)
-    torch.testing.assert_close(arms.LogitAdjusted(counts, 1.0, 1)(logits, target), shifted)
+    torch.testing.assert_close(methods.LogitAdjusted(counts, 1.0, 1)(logits, target), shifted)
 
 
 @pytest.mark.parametrize("outputs", [1, 3])
@@ -334,7 +334,7 @@ def test_hard_examples_of_all_rows_are_cross_entropy(outputs: int) -> None:
     logits, target = torch.randn(8, 3), torch.arange(8) % 3
     if outputs == 1:
         logits, target = logits[:, 0], target % 2
-    every, half = arms.HardExamples(outputs, 1.0)(logits, target), arms.HardExamples(outputs, 0.5)(logits, target)
+    every, half = methods.HardExamples(outputs, 1.0)(logits, target), methods.HardExamples(outputs, 0.5)(logits, target)
     torch.testing.assert_close(every, cross_entropy(outputs)(logits, target))
     assert half > every
 

@@ -5,8 +5,8 @@ python -m benchmarks.embeddings make newsgroups DIR   # 18,821 messages by newsg
 python -m benchmarks.embeddings make digits DIR       # digits that a network has not seen: DIR/digits_head.npz
 python -m benchmarks.embeddings run DIR --out FOLDER --minutes 60   # the plan; the same command resumes
 python -m benchmarks.embeddings run DIR --out FOLDER --page   # benchmarks/results/embeddings.json, docs/embeddings.md
-python -m benchmarks.quality --data DIR --sets reuters=ship --scorer linear --out FOLDER   # any other grid
-rareloss compare DIR/reuters.npz --positive ship --network linear
+python -m benchmarks.quality --data DIR --sets reuters=ship --model linear --out FOLDER   # any other grid
+rareloss compare DIR/reuters.npz --positive ship --models linear
 
 Texts and the model of sentences come with packages; the digits are scikit-learn's:
 
@@ -24,7 +24,7 @@ import numpy as np
 from benchmarks.embeddings.page import page
 from benchmarks.embeddings.plan import not_made, planned
 from benchmarks.embeddings.sources import DATA
-from benchmarks.quality import arms
+from benchmarks.quality import methods
 from benchmarks.quality.runner import collect, run, save
 from sklearn.decomposition import PCA
 
@@ -106,7 +106,7 @@ def _run(given: argparse.Namespace) -> None:
         save({"not_made": not_made(given.folder), **collect(given.out, wanted)}, given.results)
         (given.docs / "embeddings.md").write_text(page(json.loads(given.results.read_text("utf-8"))), "utf-8")
         return
-    for sentence in arms.missing():
+    for sentence in methods.missing():
         print(f"- {sentence}")
     left = run(wanted, given.folder, given.out, workers=given.workers, minutes=given.minutes, say=_say)
     print(f"{left} units are left; the same command goes on" if left else "all units are finished")

@@ -25,7 +25,7 @@ _TOP = """# A head on frozen embeddings
 
 Texts or images are often ranked by a linear head on the embeddings of a large model that stays as it is. A line on
 features that were made for something else might be where the loss decides. Is it? Each task below is to find one rare
-class among all rows, from frozen embeddings, under the arms and the protocol of [the evidence](evidence.md)
+class among all rows, from frozen embeddings, under the methods and the protocol of [the evidence](evidence.md)
 (`benchmarks/quality/PROTOCOL.md`, "Frozen embeddings", written before it ran).
 
 {sets}
@@ -40,7 +40,7 @@ python -m benchmarks.embeddings run DIR --out FOLDER --minutes 60   # the same c
 python -m benchmarks.embeddings run DIR --out FOLDER --page         # results file and this page
 ```
 
-The same file goes to `rareloss compare DIR/reuters.npz --positive ship --network linear`.
+The same file goes to `rareloss compare DIR/reuters.npz --positive ship --models linear`.
 
 {machine}
 
@@ -66,7 +66,7 @@ def page(results: Results) -> str:
     """
     measured = (
         f"{len(results['units'])} units, measured until {results['measured']} UTC: {machines(results)}. "
-        f"{results['trials']} random draws for each arm."
+        f"{results['trials']} random draws for each method."
     )
     there = {name.partition("=")[0]: one["rows"] for name, one in results["sets"].items()}
     sets = [f"- `{name}`: {_SETS[name].format(rows=f'{rows:,}')}" for name, rows in there.items() if name in _SETS]
@@ -75,7 +75,7 @@ def page(results: Results) -> str:
     reduced = [run for run in results["runs"] if REDUCED in run["data"]]
     found = {objective: effects(whole, HEAD, objective) for objective in OWN_STAGE}
     parts += ["## In short", "", *_in_short(results, whole, found), ""]
-    parts += ["## Every arm", "", *_every_arm(results, whole, found)]
+    parts += ["## Every method", "", *_every_method(results, whole, found)]
     parts += ["## The forecast beside what came out", "", *_forecasts(results, whole, found)]
     if reduced:
         parts += ["## Fewer components: an exploration", "", *_components(results, reduced)]
@@ -87,10 +87,10 @@ def page(results: Results) -> str:
 
 
 def _in_short(results: Results, runs: Sequence[Run], found: Mapping[str, Sequence[Effect]]) -> list[str]:
-    label = {arm["name"]: arm["label"] for arm in results["arms"]}
+    label = {method["name"]: method["label"] for method in results["methods"]}
     lines = []
     for objective, every in found.items():
-        for one in (one for one in overall(every) if one.arm == OWN_STAGE[objective]):
+        for one in (one for one in overall(every) if one.method == OWN_STAGE[objective]):
             low, high = one.these.low, one.these.high
             if low is not None and low > 0:
                 verdict = "try the stage"
@@ -99,38 +99,40 @@ def _in_short(results: Results, runs: Sequence[Run], found: Mapping[str, Sequenc
             else:
                 verdict = "keep cross-entropy"
             tasks = f"{one.sets} task{'' if one.sets == 1 else 's'}"
-            key = (one.arm, objective, HEAD)
-            mine = [run["kept"] for run in runs if (run["arm"], run["objective"], run["scorer"]) == key]
+            key = (one.method, objective, HEAD)
+            mine = [run["kept"] for run in runs if (run["method"], run["objective"], run["model"]) == key]
             kept = f"validation kept its start on {mine.count('start')} of {len(mine)} splits"
             sure = f"better beyond chance on {_listed(one.better)}, worse on {_listed(one.worse)}"
             lines.append(
-                f"- **{_title(objective)}: {verdict}.** {label[one.arm]} changes it by {ranged(one.these)} over "
+                f"- **{_title(objective)}: {verdict}.** {label[one.method]} changes it by {ranged(one.these)} over "
                 f"{tasks}; {kept}; {sure}; the worst task is `{one.worst[0]}` with {signed(one.worst[1])}."
             )
     return lines or ["Nothing can be said yet: no task has two splits."]
 
 
-def _every_arm(results: Results, runs: Sequence[Run], found: Mapping[str, Sequence[Effect]]) -> list[str]:
-    label = {arm["name"]: arm["label"] for arm in results["arms"]}
+def _every_method(results: Results, runs: Sequence[Run], found: Mapping[str, Sequence[Effect]]) -> list[str]:
+    label = {method["name"]: method["label"] for method in results["methods"]}
     lines = [
         "Differences to tuned cross-entropy of the same head on the same split, in brackets the 95 % interval of that "
         "one comparison (Nadeau and Bengio). An asterisk: still beyond chance at 5 % after Holm's adjustment over all "
-        "arms and tasks of the table. *Kept its start*: on how many splits validation found no step better.",
+        "methods and tasks of the table. *Kept its start*: on how many splits validation found no step better.",
         "",
     ]
     for objective, mine in found.items():
         if not mine:
             continue
-        arms = [name for name in label if any(one.arm == name for one in mine)]
+        methods = [name for name in label if any(one.method == name for one in mine)]
         references = {name: _tests(runs, name, objective) for name in REFERENCES if _tests(runs, name, objective)}
         rows = []
         for data in dict.fromkeys(one.data for one in mine):
-            by_arm = {one.arm: one for one in mine if one.data == data}
-            first, about = next(iter(by_arm.values())), results["sets"][data]
-            kept = [run["kept"] for run in _of(runs, data, objective, HEAD) if run["arm"] == OWN_STAGE[objective]]
+            by_method = {one.method: one for one in mine if one.data == data}
+            first, about = next(iter(by_method.values())), results["sets"][data]
+            kept = [run["kept"] for run in _of(runs, data, objective, HEAD) if run["method"] == OWN_STAGE[objective]]
             cells = [
-                f"{ranged(by_arm[arm].interval)}{'*' if by_arm[arm].sure else ''}" if arm in by_arm else ""
-                for arm in arms
+                f"{ranged(by_method[method].interval)}{'*' if by_method[method].sure else ''}"
+                if method in by_method
+                else ""
+                for method in methods
             ]
             rows.append(
                 [
@@ -153,7 +155,7 @@ def _every_arm(results: Results, runs: Sequence[Run], found: Mapping[str, Sequen
             "splits",
             "test positives",
             "tuned CE",
-            *(label[arm] for arm in arms),
+            *(label[method] for method in methods),
             "kept its start",
         ]
         heads += [f"({REFERENCES[name]}: splits)" for name in references]
@@ -164,7 +166,7 @@ def _every_arm(results: Results, runs: Sequence[Run], found: Mapping[str, Sequen
 def _forecasts(results: Results, runs: Sequence[Run], found: Mapping[str, Sequence[Effect]]) -> list[str]:
     rows = []
     for objective, mine in found.items():
-        for one in (one for one in mine if one.arm == OWN_STAGE[objective]):
+        for one in (one for one in mine if one.method == OWN_STAGE[objective]):
             expected = [
                 _forecast(results, runs, one.data, objective, name) if _tests(runs, name, objective) else ""
                 for name in REFERENCES
@@ -186,8 +188,8 @@ def _forecasts(results: Results, runs: Sequence[Run], found: Mapping[str, Sequen
 
 def _forecast(results: Results, runs: Sequence[Run], data: str, objective: str, reference: str) -> str:
     """Forecast from the splits that head and reference share."""
-    tuned = {run["seed"]: run for run in _of(runs, data, objective, HEAD) if run["arm"] == "tuned_ce"}
-    other = {run["seed"]: run for run in _of(runs, data, objective, reference) if run["arm"] in ("tuned_ce", TREES)}
+    tuned = {run["seed"]: run for run in _of(runs, data, objective, HEAD) if run["method"] == "tuned_ce"}
+    other = {run["seed"]: run for run in _of(runs, data, objective, reference) if run["method"] in ("tuned_ce", TREES)}
     shared = sorted(set(tuned) & set(other))
     if not shared:
         return ""
@@ -205,8 +207,8 @@ def _components(results: Results, runs: Sequence[Run]) -> list[str]:
     rows = []
     for objective, stage in OWN_STAGE.items():
         every = effects(runs, HEAD, objective)
-        control = {one.data: one for one in every if one.arm == CONTROL}
-        for one in (one for one in every if one.arm == stage):
+        control = {one.data: one for one in every if one.method == CONTROL}
+        for one in (one for one in every if one.method == stage):
             name, _, task = one.data.partition("=")
             plain, _, many = name.partition(REDUCED)
             rows.append(
@@ -230,15 +232,15 @@ def _components(results: Results, runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def _of(runs: Iterable[Run], data: str, objective: str, scorer: str) -> list[Run]:
-    return [run for run in runs if (run["data"], run["objective"], run["scorer"]) == (data, objective, scorer)]
+def _of(runs: Iterable[Run], data: str, objective: str, model: str) -> list[Run]:
+    return [run for run in runs if (run["data"], run["objective"], run["model"]) == (data, objective, model)]
 
 
-def _tests(runs: Iterable[Run], scorer: str, objective: str) -> dict[str, list[float]]:
+def _tests(runs: Iterable[Run], model: str, objective: str) -> dict[str, list[float]]:
     """Collect a reference's test values by task."""
     found: dict[str, list[float]] = {}
     for run in runs:
-        if (run["scorer"], run["objective"]) == (scorer, objective) and run["arm"] in ("tuned_ce", TREES):
+        if (run["model"], run["objective"]) == (model, objective) and run["method"] in ("tuned_ce", TREES):
             found.setdefault(run["data"], []).append(run["test"])
     return found
 

@@ -11,17 +11,17 @@ __all__ = ["PLAN", "Part", "not_made", "planned"]
 
 
 class Part(NamedTuple):
-    """Some tasks under some scorer.
+    """Some tasks under some model.
 
     Args:
         tasks: ``NAME=CLASS``, that class of the file ``NAME.npz`` against all others.
-        scorer: its name.
+        model: its name.
         splits: of each task.
         objectives: as the grid names them.
     """
 
     tasks: tuple[str, ...]
-    scorer: str
+    model: str
     splits: int
     objectives: tuple[str, ...] = ("ap", AT_BASE_RATE)
 
@@ -43,7 +43,7 @@ def planned(folder: Path) -> Iterator[Unit]:
     """Yield the units whose data are in a folder, in the order of the plan."""
     for part in PLAN:
         sizes = {task: Size(_rows(_path(task, folder))) for task in part.tasks if _path(task, folder).exists()}
-        yield from units([Block("core", part.objectives, (part.scorer,), "core")], sizes, part.splits)
+        yield from units([Block("core", part.objectives, (part.model,), "core")], sizes, part.splits)
 
 
 def not_made(folder: Path) -> list[str]:

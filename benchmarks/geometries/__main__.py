@@ -20,16 +20,16 @@ from benchmarks.geometries.page import page
 from torch.utils.data import DataLoader, TensorDataset
 
 from rareloss import Objective, SmoothAPLoss, finetune
-from rareloss.table.folds import Fold
 from rareloss.table import load
-from rareloss.tabular.arms import arms_for
+from rareloss.table.folds import Fold
 from rareloss.tabular.comparison.runs import write_atomically
-from rareloss.tabular.models import find_scorer
+from rareloss.tabular.methods import methods_for
+from rareloss.tabular.models import find_model
 from rareloss.tabular.training import Task
-from rareloss.tabular.ways import fit_arms
+from rareloss.tabular.ways import fit_methods
 
 ROOT = Path(__file__).resolve().parents[2]
-ARMS = ("tuned_ce", "ce_continued", "smooth_ap_stage", "recall_stage")
+METHODS = ("tuned_ce", "ce_continued", "smooth_ap_stage", "recall_stage")
 TEST_ROWS = 150_000
 TRIALS = 4
 Record = dict[str, Any]
@@ -53,15 +53,15 @@ def cells() -> Iterator[Record]:
             yield {"name": "pool", **bent_by, "pool": pool, "seed": seed}
         for queue in (0, 4096, 16_384):
             yield {"name": "queue", **bent_by, "queue": queue, "seed": seed}
-        for scorer in ("linear", "additive", "mlp8", "mlp"):
-            yield {"name": "contested", "scorer": scorer, "rows": 240_000, "seed": seed}
+        for model in ("linear", "additive", "mlp8", "mlp"):
+            yield {"name": "contested", "model": model, "rows": 240_000, "seed": seed}
 
 
 def run(cell: Record) -> Record:
     """Draw a cell's rows, train, and judge on fresh rows of the same distribution.
 
     Returns:
-        the cell with ``positives`` of train, ``bayes``, the best ``line`` where it is known, and test values by arm.
+        the cell with ``positives`` of train, ``bayes``, the best ``line`` where it is known, and test values by method.
     """
     # Cells of one distribution share their rows, whatever is done with them.
     shape = {key: cell.get(key) for key in ("bend", "rate", "rows", "conflict")}
@@ -78,18 +78,18 @@ def run(cell: Record) -> Record:
     y = drawn.y.copy()
     y[:rows] = with_noise(y[:rows], cell.get("noise", 0.0), rng)
     task = _task(drawn, y, train, validation, cell)
-    scorer = find_scorer(cell.get("scorer", "linear"))
-    arms = [arm for arm in arms_for(task.objective) if arm.name in ARMS]
+    model = find_model(cell.get("model", "linear"))
+    methods = [method for method in methods_for(task.objective) if method.name in METHODS]
     if cell["name"] in ("pool", "queue"):
-        arms = arms[:1]
+        methods = methods[:1]
     test: Record = {}
     kept: Record = {}
-    for arm, fitted in fit_arms(task, scorer, arms, TRIALS):
+    for method, fitted in fit_methods(task, model, methods, TRIALS):
         if isinstance(fitted, Exception):
             raise fitted
-        test[arm.name] = _value(task, fitted.score(task.test_inputs(fitted.kind)))
-        kept[arm.name] = fitted.kept
-        if arm.name == "tuned_ce" and cell["name"] in ("pool", "queue"):
+        test[method.name] = _value(task, fitted.score(task.test_inputs(fitted.kind)))
+        kept[method.name] = fitted.kept
+        if method.name == "tuned_ce" and cell["name"] in ("pool", "queue"):
             model = _stepped(task, fitted, cell)
             with torch.no_grad():
                 test["steps"] = _value(task, model(task.test_inputs(fitted.kind))[:, 0])

@@ -1,4 +1,4 @@
-"""The distributions: rows, labels, and the log-odds that no scorer can beat."""
+"""The distributions: rows, labels, and the log-odds that no model can beat."""
 
 from functools import cache
 from typing import NamedTuple
@@ -36,7 +36,7 @@ def bent(rows: int, bend: float, rate: float, rng: np.random.Generator, *, confl
     .. math:: z = a + x_0 + \text{bend} \, (4 \max(x_1 - 1.5, 0) \mp 0.7 \min(x_1, 1.5))
 
     For bend 0 logistic regression is right. Else x_1 speaks against the class in the bulk and for it at the top, so
-    that no slope of x_1 serves both, and a linear scorer has to choose. Without the conflict it speaks for the class in
+    that no slope of x_1 serves both, and a linear model has to choose. Without the conflict it speaks for the class in
     the bulk too, only less, and one slope serves both.
 
     Args:

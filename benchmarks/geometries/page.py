@@ -45,7 +45,7 @@ def page(found: Sequence[Record], docs: Path) -> None:
 _HEAD = """# Geometries
 
 Where a ranking loss pays can be seen on data whose truth is known: rows are drawn from a distribution, so that the best
-ranking there is (*Bayes*) is known too, and where inputs are few the *best line*; scorers are judged on 150,000 fresh
+ranking there is (*Bayes*) is known too, and where inputs are few the *best line*; models are judged on 150,000 fresh
 rows of it.
 
 ```bash
@@ -87,7 +87,7 @@ def _dial(rows: pd.DataFrame) -> list[str]:
         "\n## A dial of misfit\n",
         "Five normal inputs; the log-odds are a + x0 + bend (4 max(x1 - 1.5, 0) - .7 min(x1, 1.5)). With bend 0\n"
         "logistic regression is right. Else x1 speaks against the class in the bulk and for it at the top: no slope\n"
-        "serves both, and the loss decides which is served. Average precision of a linear scorer:\n",
+        "serves both, and the loss decides which is served. Average precision of a linear model:\n",
         "![Gain of the stage over the bend, one line a base rate, with standard errors](pictures/geometries.svg)\n",
         *markdown_table(heads, table),
         "\nWhere the line is right (bend 0) nothing is gained and nothing lost, whatever the rate. From a bend of\n"
@@ -118,15 +118,15 @@ def _contested(rows: pd.DataFrame) -> list[str]:
     if rows.empty:
         return []
     table = [
-        [scorer, str(len(mine)), *_all(mine), f"{mine.control.mean():+.3f}"]
-        for scorer, mine in rows.groupby("scorer", sort=False)
+        [model, str(len(mine)), *_all(mine), f"{mine.control.mean():+.3f}"]
+        for model, mine in rows.groupby("model", sort=False)
     ]
     return [
         "\n## A contested top\n",
         "Twenty normal inputs; positives (.15 %) and decoys (1.2 %) share a shift of 2.5 in three of them; positives\n"
         "alone have a cue of 1.7 in two more, up in both or down in both. 240,000 rows to train and choose on.\n"
         "Recall in the top .5 %:\n",
-        *markdown_table(["scorer", "seeds", *MEASURED, "control"], table),
+        *markdown_table(["model", "seeds", *MEASURED, "control"], table),
         "\nA line can use the cue of one direction alone: it catches about half of the positives, and gives up the\n"
         "other half for them, or it leaves the cue. A sum of curves can use both directions, since positives lie far\n"
         "from 0 on either side, and so can networks, which had four draws of cross-entropy's settings. No gain of the\n"
@@ -210,13 +210,13 @@ def _draw(rows: pd.DataFrame, path: Path) -> None:
 def _draw_others(rows: pd.DataFrame, path: Path) -> None:
     figure, (top, many, wrong) = _figure(3, (11, 3.4))
     contested = rows[rows.name == "contested"]
-    scorers = list(contested.scorer.unique()) if "scorer" in contested else []
-    for place, scorer in enumerate(scorers):
-        mine = contested[contested.scorer == scorer]
+    models = list(contested.model.unique()) if "model" in contested else []
+    for place, model in enumerate(models):
+        mine = contested[contested.model == model]
         for shift, values, colour in ((-0.12, mine.tuned, COLOURS[4]), (0.12, mine.tuned + mine.gain, COLOURS[0])):
             top.errorbar(place + shift, values.mean(), values.sem() if len(values) > 1 else 0, color=colour, marker="o")
     top.axhline(contested.bayes.mean() if len(contested) else 0.0, color="#1f2933", linestyle="--", linewidth=1)
-    top.set_xticks(range(len(scorers)), scorers)
+    top.set_xticks(range(len(models)), models)
     top.set(title="Contested top: recall in the top .5 %", ylim=(0, 1))
     top.legend(
         handles=[

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.quality import arms, grid
+from benchmarks.quality import grid, methods
 from benchmarks.quality.page import page
 from benchmarks.quality.runner import collect, lacking, run, save
 
@@ -37,14 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="NAME",
         help="only this set, or NAME=CLASS: one class against the others; may be repeated",
     )
-    parser.add_argument("--scorer", action="append", metavar="NAME", help="only this scorer; may be repeated")
+    parser.add_argument("--model", action="append", metavar="NAME", help="only this model; may be repeated")
     parser.add_argument("--objective", action="append", metavar="NAME", help="only this objective; may be repeated")
     parser.add_argument("--block", action="append", metavar="NAME", help="only this part of the grid; may be repeated")
     parser.add_argument("--splits", type=int, metavar="N", help="no set has more than so many splits")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--core", action="store_true", help="the core of the grid (the default)")
     size.add_argument("--full", action="store_true", help="all of it")
-    parser.add_argument("--trials", type=int, default=grid.TRIALS, help="random draws of each arm")
+    parser.add_argument("--trials", type=int, default=grid.TRIALS, help="random draws of each method")
     parser.add_argument("--part", default="1/1", metavar="K/N", help="the K-th of N parts, for several machines")
     parser.add_argument("--minutes", type=float, help="begin no unit later than this")
     parser.add_argument("--workers", type=int, default=1, help="processes")
@@ -84,7 +84,7 @@ def _run(given: argparse.Namespace) -> int:
             print(f"- {name} is left out: {error}")
     wanted = list(grid.units(grid.FULL if given.full else grid.CORE, sizes, given.splits))
     for what, asked, of in (
-        ("scorer", given.scorer, lambda unit: unit.scorer),
+        ("model", given.model, lambda unit: unit.model),
         ("objective", given.objective, lambda unit: unit.objective),
         ("block", given.block, lambda unit: unit.block.name),
     ):
@@ -105,7 +105,7 @@ def _run(given: argparse.Namespace) -> int:
         return 0
     if given.out is None:
         raise DataError("name a folder for the finished units: --out FOLDER")
-    for sentence in arms.missing():
+    for sentence in methods.missing():
         print(f"- {sentence}")
     left = run(mine, given.data, given.out, workers=given.workers, minutes=given.minutes, trials=given.trials, say=_say)
     print(f"{left} units are left; the same command goes on" if left else "all units are finished")

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from rareloss.tabular.arms import BASELINE
 from rareloss.tabular.comparison.statistics import (
     LEVEL,
     Interval,
@@ -17,32 +16,33 @@ from rareloss.tabular.comparison.statistics import (
     paired_interval,
     paired_p,
 )
+from rareloss.tabular.methods import BASELINE
 
 __all__ = ["LEAST_ERROR", "Effect", "Overall", "effects", "overall"]
 
 Runs = Sequence[Mapping[str, Any]]
-# An arm that kept its start on every split has no spread at all; nothing here is known more finely than this.
+# A method that kept its start on every split has no spread at all; nothing here is known more finely than this.
 LEAST_ERROR = 0.001
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What an arm changes on one set.
+    """What a method changes on one set.
 
     Args:
         data: the set.
-        arm: what is judged.
+        method: what is judged.
         base: mean test value of what it is judged against.
         test: its own mean test value.
         differences: by split.
         interval: of the mean difference, at 95 %, of this comparison alone.
         error: standard error of the mean difference, corrected for shared rows; None for one split.
         p: two-sided, of this comparison alone.
-        adjusted: by Holm, over all arms and sets of one scorer and objective.
+        adjusted: by Holm, over all methods and sets of one model and objective.
     """
 
     data: str
-    arm: str
+    method: str
     base: float
     test: float
     differences: tuple[float, ...]
@@ -59,10 +59,10 @@ class Effect:
 
 @dataclass(frozen=True)
 class Overall:
-    """What an arm changes on average over sets.
+    """What a method changes on average over sets.
 
     Args:
-        arm: what is judged.
+        method: what is judged.
         sets: how many have at least two splits.
         these: mean over these sets, chance being the splits.
         like: mean over sets like these, by a random-effects model.
@@ -71,7 +71,7 @@ class Overall:
         worse: sets where it is worse.
     """
 
-    arm: str
+    method: str
     sets: int
     these: Interval
     like: Interval
@@ -80,33 +80,33 @@ class Overall:
     worse: tuple[str, ...]
 
 
-def effects(runs: Runs, scorer: str, objective: str, against: str = BASELINE, only: str | None = None) -> list[Effect]:
-    """Compute the effect of every arm on every set, for one scorer and objective.
+def effects(runs: Runs, model: str, objective: str, against: str = BASELINE, only: str | None = None) -> list[Effect]:
+    """Compute the effect of every method on every set, for one model and objective.
 
     Args:
         runs: of the results.
-        scorer: its name.
+        model: its name.
         objective: as the grid names it.
-        against: the arm that the others are judged against.
-        only: judge this arm alone.
+        against: the method that the others are judged against.
+        only: judge this method alone.
     """
     tests: dict[tuple[str, str], dict[int, float]] = {}
     ratio: dict[str, float] = {}
     for run in runs:
-        if (run["scorer"], run["objective"]) == (scorer, objective):
-            tests.setdefault((run["data"], run["arm"]), {})[run["seed"]] = run["test"]
+        if (run["model"], run["objective"]) == (model, objective):
+            tests.setdefault((run["data"], run["method"]), {})[run["seed"]] = run["test"]
             ratio[run["data"]] = run["test_over_train"]
     found = []
-    for (data, arm), mine in tests.items():
+    for (data, method), mine in tests.items():
         base = tests.get((data, against), {})
         shared = sorted(set(mine) & set(base))
-        if arm == against or not shared or (only is not None and arm != only):
+        if method == against or not shared or (only is not None and method != only):
             continue
         gaps = [mine[seed] - base[seed] for seed in shared]
         found.append(
             Effect(
                 data,
-                arm,
+                method,
                 float(np.mean([base[seed] for seed in shared])),
                 float(np.mean([mine[seed] for seed in shared])),
                 tuple(gaps),
@@ -121,19 +121,19 @@ def effects(runs: Runs, scorer: str, objective: str, against: str = BASELINE, on
 
 
 def overall(every: Iterable[Effect]) -> list[Overall]:
-    """Compute each arm's mean effect over the sets that have at least two splits."""
-    by_arm: dict[str, list[Effect]] = {}
+    """Compute each method's mean effect over the sets that have at least two splits."""
+    by_method: dict[str, list[Effect]] = {}
     for effect in every:
         if effect.error is not None:
-            by_arm.setdefault(effect.arm, []).append(effect)
+            by_method.setdefault(effect.method, []).append(effect)
     found = []
-    for arm, mine in by_arm.items():
+    for method, mine in by_method.items():
         means = [effect.interval.mean for effect in mine]
         errors = [effect.error or 0.0 for effect in mine]
         worst = min(mine, key=lambda effect: effect.interval.mean)
         found.append(
             Overall(
-                arm,
+                method,
                 len(mine),
                 over_these_sets(means, errors, [len(effect.differences) for effect in mine]),
                 over_sets(means, [max(error, LEAST_ERROR) for error in errors]),

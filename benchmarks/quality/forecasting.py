@@ -34,16 +34,16 @@ def observed(results: list[dict[str, Any]]) -> pd.DataFrame:
         results: what the files hold.
 
     Returns:
-        ``family`` (sets that share rows), ``data``, ``objective``, ``scorer``, ``splits``, ``gain``, ``error`` (of the
+        ``family`` (sets that share rows), ``data``, ``objective``, ``model``, ``splits``, ``gain``, ``error`` (of the
         mean over splits) and the features.
     """
     rows = []
     for one in results:
-        runs = pd.DataFrame([run for run in one["runs"] if run["scorer"] in (*SCORECARDS, TREES)])
-        trees = runs[runs.scorer == TREES]
-        for (data, objective, scorer), mine in runs[runs.scorer != TREES].groupby(["data", "objective", "scorer"]):
-            stage = mine[mine.arm == OWN_STAGE.get(objective)].set_index("seed").test
-            base = mine[mine.arm == "tuned_ce"].set_index("seed")
+        runs = pd.DataFrame([run for run in one["runs"] if run["model"] in (*SCORECARDS, TREES)])
+        trees = runs[runs.model == TREES]
+        for (data, objective, model), mine in runs[runs.model != TREES].groupby(["data", "objective", "model"]):
+            stage = mine[mine.method == OWN_STAGE.get(objective)].set_index("seed").test
+            base = mine[mine.method == "tuned_ce"].set_index("seed")
             reference = trees[(trees.data == data) & (trees.objective == objective)]
             shared = stage.index.intersection(base.index)
             if reference.empty or len(shared) < 2:
@@ -55,7 +55,7 @@ def observed(results: list[dict[str, Any]]) -> pd.DataFrame:
                 value=base.validation.mean(), reference_value=reference.validation.mean(),
                 positives=0.6 * (set_["positives"] or set_["rows"] / set_["classes"]),
             )  # fmt: skip
-            row = {"family": _family(data), "data": data, "objective": objective, "scorer": scorer}
+            row = {"family": _family(data), "data": data, "objective": objective, "model": model}
             row |= {"splits": len(gains), "gain": gains.mean(), "error": gains.sem()}
             rows.append(row | dict(zip(forecasts.FEATURES, features, strict=True)))
     return pd.DataFrame(rows)
@@ -125,12 +125,12 @@ def main() -> None:
     given = parser.parse_args()
     rows = observed([json.loads(path.read_text("utf-8")) for path in given.results])
     found = left_out(rows)
-    table = Table("set", "judged by", "scorer", "splits", *forecasts.FEATURES, "gain", "forecast, set left out")
+    table = Table("set", "judged by", "model", "splits", *forecasts.FEATURES, "gain", "forecast, set left out")
     for row in found.sort_values(["family", "data", "objective"]).to_dict("records"):
         features = [f"{row[name]:.3f}" for name in forecasts.FEATURES]
         gain = f"{row['gain']:+.3f} ({row['error']:.3f})"
         table.add_row(
-            row["data"], row["objective"], row["scorer"], str(row["splits"]), *features, gain, f"{row['forecast']:+.3f}"
+            row["data"], row["objective"], row["model"], str(row["splits"]), *features, gain, f"{row['forecast']:+.3f}"
         )
     Console(width=150).print(table)
     ships = shipped(rows, found)

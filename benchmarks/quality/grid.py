@@ -1,4 +1,4 @@
-"""What is run: sets, objectives, scorers, arms and splits, cut into units that are finished one by one."""
+"""What is run: sets, objectives, models, methods and splits, cut into units that are finished one by one."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from benchmarks.quality import arms
+from benchmarks.quality import methods
 
 from rareloss import Objective
 from rareloss.table import DataError, Table, load
-from rareloss.tabular.arms import Arm
 from rareloss.tabular.comparison.runs import TREES
+from rareloss.tabular.methods import Method
 
 __all__ = [
     "CORE",
@@ -21,8 +21,8 @@ __all__ = [
     "Block",
     "Size",
     "Unit",
-    "arms_of",
     "describe",
+    "methods_of",
     "objective_of",
     "open_set",
     "part_of",
@@ -50,14 +50,14 @@ class Block(NamedTuple):
     Args:
         name: of its folder.
         objectives: ``"ap"``, ``"recall@top=rate"`` (the top base rate), or as :class:`rareloss.Objective` reads them.
-        scorers: names.
-        arms: what is trained beside tuned cross-entropy, which always is: ``"core"`` or ``"more"``.
+        models: names.
+        methods: what is trained beside tuned cross-entropy, which always is: ``"core"`` or ``"more"``.
     """
 
     name: str
     objectives: tuple[str, ...]
-    scorers: tuple[str, ...]
-    arms: str
+    models: tuple[str, ...]
+    methods: str
 
 
 class Size(NamedTuple):
@@ -78,38 +78,38 @@ FULL = (
     *CORE,
     Block("networks", ("ap", AT_BASE_RATE), ("mlp8", "mlp32"), "core"),
     Block("points", ("recall@top=0.5%", "recall@fpr=0.5%"), (*SCORECARDS, TREES, "mlp"), "core"),
-    Block("arms", ("ap", AT_BASE_RATE), (*SCORECARDS, "mlp", "mlp8", "mlp32"), "more"),
+    Block("methods", ("ap", AT_BASE_RATE), (*SCORECARDS, "mlp", "mlp8", "mlp32"), "more"),
 )
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A scorer on one split of one set, under every arm of a block.
+    """A model on one split of one set, under every method of a block.
 
     Args:
         block: the part of the grid.
         data: the set's name.
         objective: as the block names it.
-        scorer: its name.
+        model: its name.
         seed: of the split.
     """
 
     block: Block
     data: str
     objective: str
-    scorer: str
+    model: str
     seed: int
 
     @property
     def named(self) -> dict[str, str]:
         """What names it, but for its split."""
-        return {"block": self.block.name, "data": self.data, "objective": self.objective, "scorer": self.scorer}
+        return {"block": self.block.name, "data": self.data, "objective": self.objective, "model": self.model}
 
     @property
     def folder(self) -> str:
         """Where the finished unit lies, inside the output folder; units of other settings lie elsewhere."""
         objective = "".join(letter if letter.isalnum() else "-" for letter in self.objective)
-        return f"{self.block.name}/{self.data}/{objective}/{self.scorer}"
+        return f"{self.block.name}/{self.data}/{objective}/{self.model}"
 
 
 def sets(folder: Path | None) -> list[str]:
@@ -141,12 +141,16 @@ def objective_of(text: str, table: Table) -> Objective:
     return Objective.parse(text.replace("rate", f"{100 * share:.3g}%"))
 
 
-def arms_of(unit: Unit, table: Table) -> tuple[Arm, ...]:
-    """Return what a unit trains; arms whose package is missing are left out."""
+def methods_of(unit: Unit, table: Table) -> tuple[Method, ...]:
+    """Return what a unit trains; methods whose package is missing are left out."""
     objective = objective_of(unit.objective, table)
-    if unit.scorer == TREES:
-        return arms.outside(objective)
-    return arms.core(objective) if unit.block.arms == "core" else arms.more(objective, unit.scorer, table.multiclass)
+    if unit.model == TREES:
+        return methods.outside(objective)
+    return (
+        methods.core(objective)
+        if unit.block.methods == "core"
+        else methods.more(objective, unit.model, table.multiclass)
+    )
 
 
 def size_of(table: Table) -> Size:
@@ -154,9 +158,9 @@ def size_of(table: Table) -> Size:
     return Size(len(table.target), len(table.classes))
 
 
-def splits_of(size: Size, scorer: str) -> int:
+def splits_of(size: Size, model: str) -> int:
     """Return how many splits a set has; half of them where a loss is computed for each of many classes."""
-    plan = SPLITS if scorer in SCORECARDS else SPLITS_OF_NETWORKS
+    plan = SPLITS if model in SCORECARDS else SPLITS_OF_NETWORKS
     splits = next(splits for most, splits in plan if size.rows < most)
     return splits if size.classes == 2 else max(1, splits // 2)
 
@@ -173,12 +177,12 @@ def units(blocks: Sequence[Block], sizes: Mapping[str, Size], most_splits: int |
     """
     for block in blocks:
         for seeds in WAVES:
-            for scorer in block.scorers:
+            for model in block.models:
                 for objective in block.objectives:
                     for seed in seeds:
                         for name, size in sizes.items():
-                            if seed < splits_of(size, scorer) and (most_splits is None or seed < most_splits):
-                                yield Unit(block, name, objective, scorer, FIRST_SEED + seed)
+                            if seed < splits_of(size, model) and (most_splits is None or seed < most_splits):
+                                yield Unit(block, name, objective, model, FIRST_SEED + seed)
 
 
 def part_of(every: Sequence[Unit], part: int, parts: int) -> list[Unit]:

@@ -23,7 +23,7 @@ from benchmarks.speed.machine import now
 from rareloss.table.folds import split
 from rareloss.tabular import DataError
 from rareloss.tabular.comparison.runs import one_thread, write_atomically
-from rareloss.tabular.models import find_scorer
+from rareloss.tabular.models import find_model
 from rareloss.tabular.training import Fitted, Task, logistic
 from rareloss.tabular.ways import draws_for, further
 from rareloss.training import ranking_losses
@@ -31,13 +31,13 @@ from rareloss.training import ranking_losses
 __all__ = ["ceiling", "main"]
 
 
-def ceiling(name: str, folder: Path | None, scorer: str, seed: int) -> dict[str, Any]:
+def ceiling(name: str, folder: Path | None, model: str, seed: int) -> dict[str, Any]:
     """Tune cross-entropy as the grid does; then let the test rows choose the place on the stage's path.
 
     Args:
         name: of a set of two classes.
         folder: of the npz files.
-        scorer: a scorecard.
+        model: a scorecard.
         seed: of the split.
 
     Returns:
@@ -45,7 +45,7 @@ def ceiling(name: str, folder: Path | None, scorer: str, seed: int) -> dict[str,
         (``"best_place"``).
     """
     table = open_set(name, folder)
-    objective, model = objective_of("ap", table), find_scorer(scorer)
+    objective, model = objective_of("ap", table), find_model(model)
     fold = split(table, seed)
     with one_thread():
         task = Task(table, fold, objective, seed)
@@ -56,7 +56,7 @@ def ceiling(name: str, folder: Path | None, scorer: str, seed: int) -> dict[str,
     seen = [look["validation"] for look in found.history]
     return {
         "data": name,
-        "scorer": scorer,
+        "model": model,
         "seed": seed,
         "tuned_ce": round(seen[0], 6),
         "best_place": round(max(seen), 6),
@@ -81,9 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     wanted = [
-        (name, given.data, scorer, FIRST_SEED + number)
+        (name, given.data, model, FIRST_SEED + number)
         for name in names
-        for scorer in SCORECARDS
+        for model in SCORECARDS
         for number in range(given.splits)
     ]
     run = joblib.Parallel(given.workers, verbose=5)

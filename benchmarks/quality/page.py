@@ -7,9 +7,9 @@ import numpy as np
 from benchmarks.quality.analysis import LEAST_ERROR, Effect, Overall, effects, overall
 from benchmarks.quality.grid import SCORECARDS
 
-from rareloss.tabular.arms import BASELINE
 from rareloss.tabular.comparison.runs import TREES
 from rareloss.tabular.comparison.statistics import Interval
+from rareloss.tabular.methods import BASELINE
 
 __all__ = ["CONTROL", "OWN_STAGE", "machines", "markdown_table", "not_run", "page", "ranged", "signed", "spoken"]
 
@@ -21,7 +21,7 @@ OBJECTIVES = {
     "recall@top=0.5%": "recall in the top .5 %",
     "recall@fpr=0.5%": "recall at a false-positive rate of .5 %",
 }
-SCORERS = {
+MODELS = {
     "linear": "Linear scorecard",
     "linear_normal": "Linear scorecard on quantile-normal inputs",
     "additive": "Additive scorecard",
@@ -56,14 +56,14 @@ def page(results: Results, ceilings: Results | None = None) -> str:
         results: what ``quality.json`` holds.
         ceilings: what ``headroom.json`` holds.
     """
-    pairs = list(dict.fromkeys((row["scorer"], row["objective"]) for row in results["plan"] if row["scorer"] != TREES))
+    pairs = list(dict.fromkeys((row["model"], row["objective"]) for row in results["plan"] if row["model"] != TREES))
     found = {pair: effects(results["runs"], *pair) for pair in pairs}
     done, planned = (sum(row[key] for row in results["plan"]) for key in ("done", "planned"))
     lines = [
         "# Evidence",
         "",
-        "What each loss is worth, where, and how sure that is: every arm of a grid that was written down before it was "
-        "run (`benchmarks/quality/PROTOCOL.md`). One command runs it, another writes this page:",
+        "What each loss is worth, where, and how sure that is: every method of a grid that was written down before it "
+        "was run (`benchmarks/quality/PROTOCOL.md`). One command runs it, another writes this page:",
         "",
         "```bash",
         'pip install -c constraints.txt -e ".[bench]"',
@@ -72,17 +72,17 @@ def page(results: Results, ceilings: Results | None = None) -> str:
         "python -m benchmarks.quality --data DIR --full --out FOLDER --page --add   # results file and this page",
         "```",
         "",
-        f"{done} of {planned} units (a scorer on one split of one set, under all arms) ran until {results['measured']} "
-        f"UTC: {machines(results)}. {results['trials']} random draws for each arm. What did not run stands "
-        "[below](#what-did-not-run).",
+        f"{done} of {planned} units (a model on one split of one set, under all methods) ran until "
+        f"{results['measured']} UTC: {machines(results)}. {results['trials']} random draws for each method. "
+        "What did not run stands [below](#what-did-not-run).",
         "",
-        "**How to read it.** Every difference is to *tuned cross-entropy* of the same scorer on the same split. In "
+        "**How to read it.** Every difference is to *tuned cross-entropy* of the same model on the same split. In "
         "brackets, the 95 % interval of that one comparison, which allows for splits sharing rows (Nadeau and Bengio). "
-        "An asterisk: still beyond chance at 5 % after Holm's adjustment for all arms and sets of the table. Over "
+        "An asterisk: still beyond chance at 5 % after Holm's adjustment for all methods and sets of the table. Over "
         "sets: *these* takes the sets as given, and only the splits as chance; *like these* is a random-effects model "
         "(REML, Hartung and Knapp), for a set not seen yet. "
         "*Cross-entropy continued* is the control: what it gains, further steps gain. Of *20 (5)* splits, the further "
-        "arms have 5.",
+        "methods have 5.",
         "",
         "## In short",
         "",
@@ -99,11 +99,11 @@ def page(results: Results, ceilings: Results | None = None) -> str:
         *_over_all(results, found),
     ]
     lines += _peer_tables(results, pairs)
-    for (scorer, objective), mine in found.items():
-        lines += ["", f"## {SCORERS.get(scorer, scorer)}, {spoken(objective)}", ""]
-        lines += _by_set(results, scorer, objective, mine) if mine else ["Nothing of it has run."]
+    for (model, objective), mine in found.items():
+        lines += ["", f"## {MODELS.get(model, model)}, {spoken(objective)}", ""]
+        lines += _by_set(results, model, objective, mine) if mine else ["Nothing of it has run."]
     lines += ["", "## What did not run", "", *not_run(results)]
-    lines += ["", "## The sets", "", *_sets(results), "", "## The arms", "", *_arms(results)]
+    lines += ["", "## The sets", "", *_sets(results), "", "## The methods", "", *_methods(results)]
     lines += ["", "The scripts: `benchmarks/quality/`; the numbers: `benchmarks/results/quality.json`.", ""]
     return "\n".join(lines)
 
@@ -129,11 +129,11 @@ def machines(results: Results) -> str:
 
 
 def _in_short(results: Results, found: Mapping[Pair, Sequence[Effect]]) -> list[str]:
-    label, kind = _of_arms(results, "label"), _of_arms(results, "kind")
+    label, kind = _of_methods(results, "label"), _of_methods(results, "kind")
     lines = []
-    for (scorer, objective), mine in found.items():
-        every = {one.arm: one for one in overall(mine)}
-        ours = [one for one in every.values() if kind[one.arm] == "ranking"]
+    for (model, objective), mine in found.items():
+        every = {one.method: one for one in overall(mine)}
+        ours = [one for one in every.values() if kind[one.method] == "ranking"]
         if not ours:
             continue
         best = every.get(OWN_STAGE.get(objective, "")) or max(ours, key=lambda one: one.these.mean)
@@ -145,31 +145,31 @@ def _in_short(results: Results, found: Mapping[Pair, Sequence[Effect]]) -> list[
         else:
             said = "is not told from nothing"
         text = (
-            f"- **{SCORERS.get(scorer, scorer)}, {spoken(objective)}** ({_sets_of(best.sets)}): {label[best.arm]} "
+            f"- **{MODELS.get(model, model)}, {spoken(objective)}** ({_sets_of(best.sets)}): {label[best.method]} "
             f"{said}, {ranged(best.these)} over these sets, {ranged(best.like)} over sets like these; the worst set is "
             f"{best.worst[0]} with {signed(best.worst[1])}"
         )
         text += f"; better beyond chance on {', '.join(best.better)}" if best.better else ""
         text += f"; worse beyond chance on {', '.join(best.worse)}" if best.worse else ""
-        fresh = [one for one in mine if one.arm == best.arm and one.data not in LOOKED_AT]
+        fresh = [one for one in mine if one.method == best.method and one.data not in LOOKED_AT]
         if fresh:
             each = ", ".join(f"{one.data} {ranged(one.interval)}" for one in fresh)
             text += f". On sets that took no part in making the defaults: {each}"
         if control := every.get(CONTROL):
             text += f". Cross-entropy continued: {ranged(control.these)}"
-        others = [one for one in every.values() if one is not best and kind[one.arm] != "control"]
+        others = [one for one in every.values() if one is not best and kind[one.method] != "control"]
         if others:
-            text += ". Others: " + "; ".join(f"{label[one.arm]} {ranged(one.these)}" for one in others)
+            text += ". Others: " + "; ".join(f"{label[one.method]} {ranged(one.these)}" for one in others)
         lines.append(text + ".")
-    return lines or ["Nothing can be said yet: no scorer has two splits of any set."]
+    return lines or ["Nothing can be said yet: no model has two splits of any set."]
 
 
 def _promised(results: Results, found: Mapping[Pair, Sequence[Effect]]) -> list[str]:
     """Say which of the protocol's bars are met by what ran."""
     positives = {run["data"]: run["test_positives"] for run in results["runs"]}
     lines = []
-    for scorer, objective, least in PROMISES:
-        mine = [effect for effect in found.get((scorer, objective), ()) if effect.arm == OWN_STAGE[objective]]
+    for model, objective, least in PROMISES:
+        mine = [effect for effect in found.get((model, objective), ()) if effect.method == OWN_STAGE[objective]]
         (one,) = overall(mine) or (None,)
         if one is None:
             continue
@@ -185,7 +185,7 @@ def _promised(results: Results, found: Mapping[Pair, Sequence[Effect]]) -> list[
         worst = f"{one.worst[0]} {signed(one.worst[1]) if met else f'{one.worst[1]:+.4f}'}"  # a miss may be a hair's
         parts.append((f"no set below {signed(LEAST_OF_A_SET)}", met, worst))
         said = "; ".join(f"{name}: {'met' if met else '**missed**'} ({value})" for name, met, value in parts)
-        lines.append(f"- {SCORERS[scorer]}, {spoken(objective)}: {said}.")
+        lines.append(f"- {MODELS[model]}, {spoken(objective)}: {said}.")
     return lines or ["Nothing of it can be judged yet."]
 
 
@@ -195,26 +195,28 @@ def _headroom(results: Results, ceilings: Results) -> list[str]:
     table: dict[str, dict[str, float]] = {}
     for data in ceilings["sets"]:
         tested = {
-            (run["scorer"], run["arm"], run["seed"]): run["test"]
+            (run["model"], run["method"], run["seed"]): run["test"]
             for run in results["runs"]
             if (run["data"], run["objective"]) == (data, "ap") and run["seed"] in seeds
         }
-        stages = {(scorer, arm, seed) for scorer in SCORECARDS for arm in (BASELINE, OWN_STAGE["ap"]) for seed in seeds}
-        if not stages <= tested.keys() or not any(scorer == TREES for scorer, _, _ in tested):
+        stages = {
+            (model, method, seed) for model in SCORECARDS for method in (BASELINE, OWN_STAGE["ap"]) for seed in seeds
+        }
+        if not stages <= tested.keys() or not any(model == TREES for model, _, _ in tested):
             continue  # other results than those that the ceilings stand beside
-        row = {"trees": np.mean([test for (scorer, _, _), test in tested.items() if scorer == TREES])}
-        for scorer in SCORECARDS:
-            mine = [one for one in ceilings["runs"] if (one["data"], one["scorer"]) == (data, scorer)]
-            row[scorer] = np.mean([one["tuned_ce"] for one in mine])
-            row[f"{scorer} at best"] = np.mean([one["best_place"] - one["tuned_ce"] for one in mine])
-            row[f"{scorer} stage"] = np.mean(
-                [tested[scorer, OWN_STAGE["ap"], seed] - tested[scorer, BASELINE, seed] for seed in seeds]
+        row = {"trees": np.mean([test for (model, _, _), test in tested.items() if model == TREES])}
+        for model in SCORECARDS:
+            mine = [one for one in ceilings["runs"] if (one["data"], one["model"]) == (data, model)]
+            row[model] = np.mean([one["tuned_ce"] for one in mine])
+            row[f"{model} at best"] = np.mean([one["best_place"] - one["tuned_ce"] for one in mine])
+            row[f"{model} stage"] = np.mean(
+                [tested[model, OWN_STAGE["ap"], seed] - tested[model, BASELINE, seed] for seed in seeds]
             )
         table[data] = {name: float(value) for name, value in row.items()}
     if not table:
         return []
     mean = {name: float(np.mean([row[name] for row in table.values()])) for name in next(iter(table.values()))}
-    most = ", ".join(f"{signed(mean[f'{scorer} at best'])} ({SCORERS[scorer].lower()})" for scorer in SCORECARDS)
+    most = ", ".join(f"{signed(mean[f'{model} at best'])} ({MODELS[model].lower()})" for model in SCORECARDS)
     said = (
         "*Best place* is a ceiling and no method: the place on the stage's path that the test rows themselves prefer. "
         "No rule by which validation keeps a place gains more than that on average over these sets: "
@@ -222,13 +224,13 @@ def _headroom(results: Results, ceilings: Results) -> list[str]:
         "needs no ranking loss, takes tuned cross-entropy of a linear scorecard from "
         f"{mean['linear_normal']:.3f} on quantile-normal inputs to {mean['linear']:.3f}."
     )
-    heads = [head for scorer in SCORECARDS for head in (f"{SCORERS[scorer].lower()}: tuned CE", "stage", "best place")]
+    heads = [head for model in SCORECARDS for head in (f"{MODELS[model].lower()}: tuned CE", "stage", "best place")]
     rows = []
     for name, row in (*table.items(), ("mean", mean)):
         cells = [
             cell
-            for scorer in SCORECARDS
-            for cell in (f"{row[scorer]:.3f}", signed(row[f"{scorer} stage"]), signed(row[f"{scorer} at best"]))
+            for model in SCORECARDS
+            for cell in (f"{row[model]:.3f}", signed(row[f"{model} stage"]), signed(row[f"{model} at best"]))
         ]
         rows.append((name, *cells, f"{row['trees']:.3f}"))
     return [
@@ -243,14 +245,14 @@ def _headroom(results: Results, ceilings: Results) -> list[str]:
 
 
 def _over_all(results: Results, found: Mapping[Pair, Sequence[Effect]]) -> list[str]:
-    label = _of_arms(results, "label")
+    label = _of_methods(results, "label")
     rows = []
-    for (scorer, objective), mine in found.items():
+    for (model, objective), mine in found.items():
         rows += [
             (
-                SCORERS.get(scorer, scorer),
+                MODELS.get(model, model),
                 spoken(objective),
-                label[one.arm],
+                label[one.method],
                 str(one.sets),
                 ranged(one.these),
                 "" if one.like.low is None else ranged(one.like),
@@ -259,23 +261,23 @@ def _over_all(results: Results, found: Mapping[Pair, Sequence[Effect]]) -> list[
             )
             for one in _in_order(overall(mine), label)
         ]
-    heads = ("scorer", "judged by", "arm", "sets", "these sets", "sets like these", "worst set", "better / worse*")
+    heads = ("model", "judged by", "method", "sets", "these sets", "sets like these", "worst set", "better / worse*")
     return markdown_table(heads, rows) if rows else ["Nothing has two splits of any set yet."]
 
 
 def _against_peers(results: Results, pairs: Iterable[Pair]) -> Iterator[tuple[Pair, str, list[Effect], Overall]]:
     """Compare our loss of the same name with each peer's, on the same splits."""
-    kind, loss = (_of_arms(results, key) for key in ("kind", "loss"))
-    for scorer, objective in pairs:
-        for own in (arm for arm in kind if kind[arm] == "ranking" and arm.endswith("_stage")):
-            for peer in (arm for arm in kind if kind[arm] == "peer" and loss[arm] == loss[own]):
-                mine = effects(results["runs"], scorer, objective, against=peer, only=own)
+    kind, loss = (_of_methods(results, key) for key in ("kind", "loss"))
+    for model, objective in pairs:
+        for own in (method for method in kind if kind[method] == "ranking" and method.endswith("_stage")):
+            for peer in (method for method in kind if kind[method] == "peer" and loss[method] == loss[own]):
+                mine = effects(results["runs"], model, objective, against=peer, only=own)
                 for one in overall(mine):
-                    yield (scorer, objective), peer, mine, one
+                    yield (model, objective), peer, mine, one
 
 
 def _promised_of_peers(results: Results, pairs: Iterable[Pair]) -> list[str]:
-    label = _of_arms(results, "label")
+    label = _of_methods(results, "label")
     found: dict[str, list[tuple[Pair, Overall]]] = {}
     for pair, peer, _, one in _against_peers(results, pairs):
         found.setdefault(peer, []).append((pair, one))
@@ -283,55 +285,58 @@ def _promised_of_peers(results: Results, pairs: Iterable[Pair]) -> list[str]:
     for peer, every in found.items():
         worse = sorted({data for _, one in every for data in one.worse})
         behind = [
-            f"{SCORERS.get(scorer, scorer).lower()}, {spoken(objective)} {signed(one.these.mean)}"
-            for (scorer, objective), one in every
+            f"{MODELS.get(model, model).lower()}, {spoken(objective)} {signed(one.these.mean)}"
+            for (model, objective), one in every
             if one.these.mean <= 0
         ]
         parts = (("on no set worse beyond chance", worse), ("better on average", behind))
         said = "; ".join(
             f"{name}: **missed** ({'; '.join(wrong)})" if wrong else f"{name}: met" for name, wrong in parts
         )
-        lines.append(f"- Against {label[peer]}, over each scorer and objective that ran ({len(every)}): {said}.")
+        lines.append(f"- Against {label[peer]}, over each model and objective that ran ({len(every)}): {said}.")
     return lines
 
 
 def _peer_tables(results: Results, pairs: Iterable[Pair]) -> list[str]:
-    label = _of_arms(results, "label")
+    label = _of_methods(results, "label")
     rows = []
-    for (scorer, objective), peer, mine, one in _against_peers(results, pairs):
+    for (model, objective), peer, mine, one in _against_peers(results, pairs):
         each = ", ".join(f"{effect.data} {signed(effect.interval.mean)}{'*' if effect.sure else ''}" for effect in mine)
-        rows.append((SCORERS.get(scorer, scorer), spoken(objective), label[peer], ranged(one.these), each))
+        rows.append((MODELS.get(model, model), spoken(objective), label[peer], ranged(one.these), each))
     if not rows:
         return []
-    heads = ("scorer", "judged by", "against", "ours less theirs, these sets", "by set")
+    heads = ("model", "judged by", "against", "ours less theirs, these sets", "by set")
     return ["", "## Against other libraries' loss of the same name", "", *markdown_table(heads, rows)]
 
 
-def _by_set(results: Results, scorer: str, objective: str, mine: Sequence[Effect]) -> list[str]:
-    label = _of_arms(results, "label")
+def _by_set(results: Results, model: str, objective: str, mine: Sequence[Effect]) -> list[str]:
+    label = _of_methods(results, "label")
     positives = {
         run["data"]: run["test_positives"]
         for run in results["runs"]
-        if (run["scorer"], run["objective"]) == (scorer, objective)
+        if (run["model"], run["objective"]) == (model, objective)
     }
-    arms = [arm for arm in label if any(effect.arm == arm for effect in mine)]
+    methods = [method for method in label if any(effect.method == method for effect in mine)]
     trees: dict[str, list[float]] = {}
     for run in results["runs"]:
-        if (run["scorer"], run["objective"]) == (TREES, objective):
+        if (run["model"], run["objective"]) == (TREES, objective):
             trees.setdefault(run["data"], []).append(run["test"])
     rows = []
     for data in dict.fromkeys(effect.data for effect in mine):
-        by_arm = {effect.arm: effect for effect in mine if effect.data == data}
-        most = max(by_arm.values(), key=lambda effect: len(effect.differences))
+        by_method = {effect.method: effect for effect in mine if effect.data == data}
+        most = max(by_method.values(), key=lambda effect: len(effect.differences))
         cells = [
-            f"{ranged(by_arm[arm].interval)}{'*' if by_arm[arm].sure else ''}" if arm in by_arm else "" for arm in arms
+            f"{ranged(by_method[method].interval)}{'*' if by_method[method].sure else ''}"
+            if method in by_method
+            else ""
+            for method in methods
         ]
-        fewer = min(len(effect.differences) for effect in by_arm.values())
+        fewer = min(len(effect.differences) for effect in by_method.values())
         splits = f"{len(most.differences)}" + (f" ({fewer})" if fewer < len(most.differences) else "")
         rows.append((data, splits, str(positives[data]), f"{most.base:.3f}", *cells))
         if trees:
             rows[-1] = (*rows[-1], f"{np.mean(trees[data]):.3f}" if data in trees else "")
-    heads = ("set", "splits", "test positives", "tuned CE", *(label[arm] for arm in arms))
+    heads = ("set", "splits", "test positives", "tuned CE", *(label[method] for method in methods))
     return markdown_table((*heads, "(boosted trees)") if trees else heads, rows)
 
 
@@ -339,22 +344,22 @@ def not_run(results: Results) -> list[str]:
     """Name what of the plan has not run, and what failed, a line each."""
     missing = [row for row in results["plan"] if row["done"] < row["planned"]]
     lines = []
-    for pair in dict.fromkeys((row["block"], row["scorer"], row["objective"]) for row in missing):
-        mine = [row for row in missing if (row["block"], row["scorer"], row["objective"]) == pair]
-        _, scorer, objective = pair
+    for pair in dict.fromkeys((row["block"], row["model"], row["objective"]) for row in missing):
+        mine = [row for row in missing if (row["block"], row["model"], row["objective"]) == pair]
+        _, model, objective = pair
         each = ", ".join(f"{row['data']} {row['done']} of {row['planned']} splits" for row in mine)
-        name = f"{SCORERS.get(scorer, scorer)}, {spoken(objective)}"
-        whole = [row for row in results["plan"] if (row["block"], row["scorer"], row["objective"]) == pair]
+        name = f"{MODELS.get(model, model)}, {spoken(objective)}"
+        whole = [row for row in results["plan"] if (row["block"], row["model"], row["objective"]) == pair]
         nothing = len(mine) == len(whole) and not any(row["done"] for row in whole)
-        more = ", the further arms" if pair[0] == "arms" else ""
+        more = ", the further methods" if pair[0] == "methods" else ""
         lines.append(f"- {name}{more}: {'nothing' if nothing else each}.")
     failed = dict.fromkeys(
-        f"- {failure['arm']} failed on {failure['data']} ({SCORERS.get(failure['scorer'], failure['scorer'])}, "
+        f"- {failure['method']} failed on {failure['data']} ({MODELS.get(failure['model'], failure['model'])}, "
         f"{spoken(failure['objective'])}, split {failure['seed']}): {failure['error']}"
         for failure in results["failed"]
     )
-    if not any(arm["kind"] == "peer" for arm in results["arms"]):
-        lines.append("- The arms of other libraries: they were not installed.")
+    if not any(method["kind"] == "peer" for method in results["methods"]):
+        lines.append("- The methods of other libraries: they were not installed.")
     return [*lines, *failed] or ["Everything of this plan has run."]
 
 
@@ -384,25 +389,25 @@ def _sets(results: Results) -> list[str]:
     return lines
 
 
-def _arms(results: Results) -> list[str]:
-    rows = [(arm["label"], arm["kind"], arm["about"]) for arm in results["arms"]]
+def _methods(results: Results) -> list[str]:
+    rows = [(method["label"], method["kind"], method["about"]) for method in results["methods"]]
     floor = (
-        f"In the model over sets, no set's standard error is taken below {LEAST_ERROR}: an arm that kept its start on "
-        "every split has none at all. Such sets weigh most there, which pulls *like these* towards 0."
+        f"In the model over sets, no set's standard error is taken below {LEAST_ERROR}: a method that kept its start "
+        "on every split has none at all. Such sets weigh most there, which pulls *like these* towards 0."
     )
-    return [*markdown_table(("arm", "kind", "what it is"), rows), "", floor]
+    return [*markdown_table(("method", "kind", "what it is"), rows), "", floor]
 
 
 # ------------------------------------------------------------------------------------------------------------- wording
 
 
-def _of_arms(results: Results, key: str) -> dict[str, str]:
-    return {arm["name"]: str(arm[key]) for arm in results["arms"] if arm["name"] != BASELINE}
+def _of_methods(results: Results, key: str) -> dict[str, str]:
+    return {method["name"]: str(method[key]) for method in results["methods"] if method["name"] != BASELINE}
 
 
 def _in_order(every: Iterable[Overall], label: Mapping[str, str]) -> list[Overall]:
     place = list(label)
-    return sorted(every, key=lambda one: place.index(one.arm))
+    return sorted(every, key=lambda one: place.index(one.method))
 
 
 def spoken(objective: str) -> str:

@@ -1,4 +1,4 @@
-"""Arms of other libraries, each optional: trained as their own documentation starts them, chosen like every arm."""
+"""Methods of other libraries, each optional: trained as their own pages start them, chosen like every method."""
 
 import copy
 import importlib
@@ -12,8 +12,8 @@ from benchmarks.speed.peers import load, versions
 from torch import Tensor, nn
 
 from rareloss import Objective
-from rareloss.tabular.arms import RECIPE, Arm
-from rareloss.tabular.models import Scorer, logits_of
+from rareloss.tabular.methods import RECIPE, Method
+from rareloss.tabular.models import Family, logits_of
 from rareloss.tabular.network import batches
 from rareloss.tabular.training import Fitted, Task, cross_entropy, descend, fitted, new_model
 from rareloss.tabular.ways import best_of, draws_for
@@ -34,11 +34,11 @@ SHARE_OF_POSITIVES = 0.1
 def missing() -> list[str]:
     """Return a sentence for each library that is not here."""
     found = versions()
-    return [f"{name} is not installed, and its arms are left out" for name in NAMES if found[name] is None]
+    return [f"{name} is not installed, and its methods are left out" for name in NAMES if found[name] is None]
 
 
-def imbalanced_losses(objective: Objective) -> tuple[Arm, ...]:
-    """Return the arm of imbalanced-losses that fits the objective, if it is installed and has one."""
+def imbalanced_losses(objective: Objective) -> tuple[Method, ...]:
+    """Return the method of imbalanced-losses that fits the objective, if it is installed and has one."""
     if load("imbalanced-losses") is None:
         return ()
     if objective.quantile is not None:
@@ -50,7 +50,7 @@ def imbalanced_losses(objective: Objective) -> tuple[Arm, ...]:
     else:
         return ()
     return (
-        Arm(
+        Method(
             f"imbalanced_losses_{loss}",
             f"{label} of imbalanced-losses",
             f"its {name} with its own temperature schedule and queue, in its LossWarmupWrapper; batches of 1024; "
@@ -62,12 +62,12 @@ def imbalanced_losses(objective: Objective) -> tuple[Arm, ...]:
     )
 
 
-def _imbalanced_losses(task: Task, scorer: Scorer, tuned: Fitted, trials: int) -> Fitted:
+def _imbalanced_losses(task: Task, family: Family, tuned: Fitted, trials: int) -> Fitted:
     size = max(1, min(RECIPE["network_batch"], len(task.train_target) // 8))
-    steps, warm_up = RECIPE["network_steps"], 0 if scorer.scorecard else RECIPE["network_steps"] // 2
+    steps, warm_up = RECIPE["network_steps"], 0 if family.scorecard else RECIPE["network_steps"] // 2
 
     def tried() -> Iterator[Fitted]:
-        for model, draw in _starts(task, scorer, tuned, trials):
+        for model, draw in _starts(task, family, tuned, trials):
             yield descend(
                 task,
                 model,
@@ -84,19 +84,19 @@ def _imbalanced_losses(task: Task, scorer: Scorer, tuned: Fitted, trials: int) -
     return best_of(tried())
 
 
-def _starts(task: Task, scorer: Scorer, tuned: Fitted, trials: int) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
+def _starts(task: Task, family: Family, tuned: Fitted, trials: int) -> Iterator[tuple[nn.Module, dict[str, Any]]]:
     """Yield where each trial begins, and its learning rate and weight decay."""
-    if not scorer.scorecard:
-        for draw in draws_for(scorer, task, trials):
-            yield new_model(task, scorer, tuned.kind), draw
+    if not family.scorecard:
+        for draw in draws_for(family, task, trials):
+            yield new_model(task, family, tuned.kind), draw
         return
     for rate in RATES:
-        yield _copy_of(task, scorer, tuned), {"learning_rate": rate, "weight_decay": 0.0}
+        yield _copy_of(task, family, tuned), {"learning_rate": rate, "weight_decay": 0.0}
 
 
-def _copy_of(task: Task, scorer: Scorer, tuned: Fitted) -> nn.Module:
+def _copy_of(task: Task, family: Family, tuned: Fitted) -> nn.Module:
     assert tuned.model is not None
-    model = new_model(task, scorer, tuned.kind)
+    model = new_model(task, family, tuned.kind)
     model.load_state_dict(tuned.model.state_dict())
     return model
 
@@ -146,13 +146,13 @@ class _Told(nn.Module):
         return value
 
 
-def libauc(objective: Objective) -> tuple[Arm, ...]:
-    """Return LibAUC's arm: its AP loss for average precision, its partial AUC by KL-DRO for everything else."""
+def libauc(objective: Objective) -> tuple[Method, ...]:
+    """Return LibAUC's method: its AP loss for average precision, its partial AUC by KL-DRO for everything else."""
     if load("libauc") is None:
         return ()
     loss, name, optimiser = ("pauc", *DRO) if objective.sets_threshold else ("smooth_ap", "APLoss", "SOAP")
     return (
-        Arm(
+        Method(
             f"libauc_{loss}",
             f"{name} of LibAUC",
             f"its {name} of sigmoid scores under its optimiser {optimiser}, from the tuned solution, as its tutorials "
@@ -165,7 +165,7 @@ def libauc(objective: Objective) -> tuple[Arm, ...]:
     )
 
 
-def _libauc(task: Task, scorer: Scorer, tuned: Fitted, trials: int) -> Fitted:
+def _libauc(task: Task, family: Family, tuned: Fitted, trials: int) -> Fitted:
     losses: Any = load("libauc")
     optimisers = importlib.import_module("libauc.optimizers")
     name, optimiser = DRO if task.objective.sets_threshold else ("APLoss", "SOAP")
@@ -173,8 +173,8 @@ def _libauc(task: Task, scorer: Scorer, tuned: Fitted, trials: int) -> Fitted:
     target = task.train_target
 
     def tried() -> Iterator[Fitted]:
-        for rate in RATES if scorer.scorecard else NETWORK_RATES:
-            model = _copy_of(task, scorer, tuned)
+        for rate in RATES if family.scorecard else NETWORK_RATES:
+            model = _copy_of(task, family, tuned)
             loss = getattr(losses, name)(data_len=len(target), device="cpu")
             steps = getattr(optimisers, optimiser)(model.parameters(), lr=rate, verbose=False, device="cpu")
             kept, best, looks = (

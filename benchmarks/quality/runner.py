@@ -10,13 +10,13 @@ from typing import Any
 
 import joblib
 import numpy as np
-from benchmarks.quality.grid import TRIALS, Unit, arms_of, describe, objective_of, open_set
+from benchmarks.quality.grid import TRIALS, Unit, describe, methods_of, objective_of, open_set
 from benchmarks.speed.machine import describe as describe_machine
 from benchmarks.speed.machine import now
 
 from rareloss.table.folds import split
-from rareloss.tabular.arms import RECIPE
 from rareloss.tabular.comparison.runs import Store, run_unit, write_atomically
+from rareloss.tabular.methods import RECIPE
 from rareloss.training import TEMPERATURES
 
 __all__ = ["collect", "lacking", "run", "save"]
@@ -44,14 +44,14 @@ def run(
         out: where finished units are kept.
         workers: processes.
         minutes: no unit begins later; None: no limit.
-        trials: random draws of each arm.
+        trials: random draws of each method.
         say: called with a sentence for each finished unit.
 
     Returns:
         how many of the units are still left.
     """
     end = None if minutes is None else time.monotonic() + 60 * minutes
-    left = [unit for unit in wanted if _store(unit, data, out, trials).find(unit.scorer, unit.seed) is None]
+    left = [unit for unit in wanted if _store(unit, data, out, trials).find(unit.model, unit.seed) is None]
     say(f"{len(wanted) - len(left)} of {len(wanted)} units are finished")
 
     def in_time() -> Iterator[Unit]:
@@ -69,7 +69,7 @@ def run(
         finished = parallel(joblib.delayed(_run)(unit, data, out, trials, in_process=False) for unit in in_time())
     for unit, found in finished:
         done += 1
-        failed = "".join(f"; {failure['arm']} failed: {failure['error']}" for failure in found["failed"])
+        failed = "".join(f"; {failure['method']} failed: {failure['error']}" for failure in found["failed"])
         say(f"{done} of {len(left)}: {unit.folder}, split {unit.seed}, {found['cpu_seconds']:.0f} s{failed}")
     return len(left) - done
 
@@ -78,7 +78,7 @@ def _run(unit: Unit, data: Path | None, out: Path, trials: int, in_process: bool
     table = open_set(unit.data, data)
     objective = objective_of(unit.objective, table)
     start = time.process_time()
-    found = run_unit(table, objective, arms_of(unit, table), unit.scorer, unit.seed, trials, in_process=in_process)
+    found = run_unit(table, objective, methods_of(unit, table), unit.model, unit.seed, trials, in_process=in_process)
     found["cpu_seconds"] = round(time.process_time() - start, 1)
     for one in found["runs"]:
         for key in ("curves", "history", "per_class"):  # what a report shows of one run; nothing here reads it
@@ -100,11 +100,13 @@ def _settings(unit: Unit, data: Path | None, trials: int) -> Record:
     """Everything that the numbers of a unit depend on, and what names it; the same for all its splits."""
     table = open_set(unit.data, data)
     objective = objective_of(unit.objective, table)
-    arms = arms_of(unit, table)
+    methods = methods_of(unit, table)
     return {
         "grid": unit.named,
         "judged_by": str(objective),
-        "arms": [{key: getattr(arm, key) for key in ("name", "label", "about", "kind", "loss")} for arm in arms],
+        "methods": [
+            {key: getattr(method, key) for key in ("name", "label", "about", "kind", "loss")} for method in methods
+        ],
         "trials": trials,
         "recipe": RECIPE,
         "temperatures": TEMPERATURES,
@@ -128,7 +130,7 @@ def collect(out: Path, wanted: Sequence[Unit], before: Record | None = None) -> 
         what ``quality.json`` holds.
     """
     sets: Record = {}
-    arms: Record = {}
+    methods: Record = {}
     machines: list[Record] = []
     units: list[Record] = []
     failed: list[Record] = []
@@ -138,7 +140,7 @@ def collect(out: Path, wanted: Sequence[Unit], before: Record | None = None) -> 
         settings = json.loads(path.read_text("utf-8"))
         named, trials = settings["grid"], settings["trials"]
         sets[named["data"]] = settings["set"]
-        arms |= {arm["name"]: arm for arm in settings["arms"]}
+        methods |= {method["name"]: method for method in settings["methods"]}
         for file in sorted(path.parent.glob("*-seed*.json")):
             found = json.loads(file.read_text("utf-8"))
             unit = {**named, "seed": found["seed"]}
@@ -153,7 +155,9 @@ def collect(out: Path, wanted: Sequence[Unit], before: Record | None = None) -> 
         units += [{**one, "machine": _index(machines, before["machines"][one["machine"]])} for one in old["units"]]
         failed, runs = failed + old["failed"], runs + old["runs"]
         sets = {one["data"]: before["sets"][one["data"]] for one in old["units"]} | sets
-        arms = {one["name"]: one for one in before["arms"] if any(run["arm"] == one["name"] for run in runs)} | arms
+        methods = {
+            one["name"]: one for one in before["methods"] if any(run["method"] == one["name"] for run in runs)
+        } | methods
     done = {_key(unit) for unit in units}
     return {
         "schema": SCHEMA,
@@ -161,12 +165,12 @@ def collect(out: Path, wanted: Sequence[Unit], before: Record | None = None) -> 
         "trials": trials,
         "machines": machines,
         "sets": dict(sorted(sets.items())),
-        "arms": list(arms.values()),
+        "methods": list(methods.values()),
         "plan": _plan(wanted, done),
         "units": units,
         "failed": failed,
         # Tuned cross-entropy is trained anew, and alike, in every block.
-        "runs": list({(*_key(one)[1:], one["arm"]): one for one in reversed(runs)}.values())[::-1],
+        "runs": list({(*_key(one)[1:], one["method"]): one for one in reversed(runs)}.values())[::-1],
     }
 
 
@@ -183,7 +187,7 @@ def _index(machines: list[Record], machine: Record) -> int:
 
 
 def _key(one: Record) -> tuple[Any, ...]:
-    return tuple(one[name] for name in ("block", "data", "objective", "scorer", "seed"))
+    return tuple(one[name] for name in ("block", "data", "objective", "model", "seed"))
 
 
 def _plan(wanted: Sequence[Unit], done: Set[tuple[Any, ...]]) -> list[Record]:
@@ -198,7 +202,7 @@ def _plan(wanted: Sequence[Unit], done: Set[tuple[Any, ...]]) -> list[Record]:
 def _short(one: Record, found: Record, unit: Record) -> Record:
     return {
         **unit,
-        "arm": one["arm"],
+        "method": one["method"],
         "test": round(one["test"], 6),
         "validation": round(one["validation"], 6),
         "kept": one["kept"],

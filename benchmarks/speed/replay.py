@@ -1,6 +1,6 @@
 """Replay the pools of a real training run: does a step get slow as scores grow and their tails get heavy?
 
-A ``rareloss compare`` is run, its Smooth-AP arms seen by a recorder around ``SmoothAPLoss.soft``; then every
+A ``rareloss compare`` is run, its Smooth-AP methods seen by a recorder around ``SmoothAPLoss.soft``; then every
 recorded pool is ranked again, in interleaved rounds, and its time set against the median of the pools of its size.
 """
 
@@ -28,7 +28,7 @@ def record(data: str, *, every: int = 10, trials: int = 2, networks: tuple[str, 
         data: what ``compare`` reads.
         every: in steps; each stage of ``compare`` has about a hundred.
         trials: of cross-entropy, from which the stages start.
-        networks: the scorers.
+        networks: the models.
 
     Returns:
         pools as ``scores``, ``positive``, ``weight`` (each ``[M, C]``) and ``temperature``, in the order of training.
@@ -51,16 +51,16 @@ def record(data: str, *, every: int = 10, trials: int = 2, networks: tuple[str, 
             steps += 1
         return original(metric, pool, temperature, *options, **more)
 
-    arms = ["smooth_ap_stage", "smooth_ap_warmup"]
+    methods = ["smooth_ap_stage", "smooth_ap_warmup"]
     with patch.object(ranking, "evaluate", recorder):
-        compare(data, objective="ap", seeds=1, trials=trials, network=networks, arms=arms, workers=1)
+        compare(data, objective="ap", seeds=1, trials=trials, models=networks, methods=methods, workers=1)
     return kept
 
 
 def replay(pools: list[Pool], *, device: str = "cpu", rounds: int = 9) -> dict[str, Any]:
     """Time every pool's forward and backward, and return the row of the table.
 
-    Pools of one size are compared with each other, whatever arm and temperature they come from: ``value`` is the
+    Pools of one size are compared with each other, whatever method and temperature they come from: ``value`` is the
     largest ratio of a pool's median time to the median over all pools of its size.
     """
     runs = [_step(pool, device) for pool in pools]

@@ -18,8 +18,8 @@ OPTIONS: dict[str, Any] = {
     "target": "y",
     "seeds": 2,
     "trials": 1,
-    "network": ["linear"],
-    "arms": ["smooth_ap_stage"],
+    "models": ["linear"],
+    "methods": ["smooth_ap_stage"],
 }
 
 
@@ -40,16 +40,18 @@ def finished(frame: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> t
 def numbers(comparison: Comparison) -> list[tuple[Any, ...]]:
     """What must not depend on where a comparison ran."""
     runs = [
-        (run["scorer"], run["arm"], run["seed"], run["validation"], run["test"]) for run in comparison.results["runs"]
+        (run["model"], run["method"], run["seed"], run["validation"], run["test"]) for run in comparison.results["runs"]
     ]
     return sorted(runs)
 
 
 def test_results_have_every_run_and_its_difference(finished: tuple[Comparison, Path]) -> None:
     results = finished[0].results
-    arms = ["tuned_ce", "ce_continued", "weighted_ce", "smooth_ap_stage", "trees"]
-    assert sorted((run["seed"], run["arm"]) for run in results["runs"]) == sorted((s, a) for s in (0, 1) for a in arms)
-    assert {row["arm"] for row in results["differences"]} == set(arms[1:])
+    methods = ["tuned_ce", "ce_continued", "weighted_ce", "smooth_ap_stage", "trees"]
+    assert sorted((run["seed"], run["method"]) for run in results["runs"]) == sorted(
+        (s, a) for s in (0, 1) for a in methods
+    )
+    assert {row["method"] for row in results["differences"]} == set(methods[1:])
     assert not results["failed"]
     assert not results["unfinished"]
     for row in results["differences"]:
@@ -80,7 +82,7 @@ def test_more_seeds_add_to_what_is_finished(finished: tuple[Comparison, Path], f
 
 @pytest.mark.parametrize(
     ("changed", "said"),
-    [({"trials": 2}, "trials 1 there, 2 now"), ({"objective": "recall@top=10%", "arms": None}, "arms")],
+    [({"trials": 2}, "trials 1 there, 2 now"), ({"objective": "recall@top=10%", "methods": None}, "methods")],
 )
 def test_other_settings_in_the_same_folder_are_refused(
     finished: tuple[Comparison, Path], frame: pd.DataFrame, changed: dict[str, Any], said: str
@@ -129,24 +131,24 @@ def test_dask_cluster_gives_the_same_numbers(frame: pd.DataFrame, finished: tupl
         assert numbers(compare(frame, **OPTIONS)) == numbers(finished[0])
 
 
-def test_table_and_notebook_show_every_arm(finished: tuple[Comparison, Path]) -> None:
+def test_table_and_notebook_show_every_method(finished: tuple[Comparison, Path]) -> None:
     from rich.console import Console
 
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(finished[0].table())
     text = console.export_text()
-    for arm in finished[0].results["arms"]:
-        assert arm["label"] in text
-        assert arm["label"] in finished[0]._repr_html_()
+    for method in finished[0].results["methods"]:
+        assert method["label"] in text
+        assert method["label"] in finished[0]._repr_html_()
 
 
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
         ({"objective": "accuracy"}, "an objective is 'ap'"),
-        ({"arms": ["magic"]}, "no arm 'magic'"),
-        ({"network": ["magic"]}, "no network 'magic'"),
-        ({"network": []}, "no network was named"),
+        ({"methods": ["magic"]}, "no method 'magic'"),
+        ({"models": ["magic"]}, "no model 'magic'"),
+        ({"models": []}, "no model was named"),
         ({"seeds": 0}, "seeds must be"),
         ({"trials": 0}, "at least 1"),
         ({"target": "z"}, "no column 'z'"),

@@ -61,16 +61,16 @@ def test_one_class_has_no_signals() -> None:
     assert all(np.isnan(signals(torch.arange(5.0), np.zeros(5, dtype=np.int64), AP)))
 
 
-def run(scorer: str, arm: str, seed: int, test: float, explained: float, validation: float) -> dict[str, Any]:
+def run(model: str, method: str, seed: int, test: float, explained: float, validation: float) -> dict[str, Any]:
     """A run as results.json holds it, of which a forecast reads these."""
-    known = {"signals": Signals(explained, 1.0, 0.1)._asdict()} if arm in ("tuned_ce", "trees") else {}
-    return {"scorer": scorer, "arm": arm, "seed": seed, "test": test, "validation": validation, **known}
+    known = {"signals": Signals(explained, 1.0, 0.1)._asdict()} if method in ("tuned_ce", "trees") else {}
+    return {"model": model, "method": method, "seed": seed, "test": test, "validation": validation, **known}
 
 
 def test_no_misfit_means_no_gain_and_more_of_it_more() -> None:
     def gain(explained: float, value: float, positives: float) -> float:
-        scorer, reference = Signals(explained, 1.0, 0.1), Signals(0.6, 1.0, 0.1)
-        return forecast(scorer, reference, value=value, reference_value=0.7, positives=positives).gain
+        model, reference = Signals(explained, 1.0, 0.1), Signals(0.6, 1.0, 0.1)
+        return forecast(model, reference, value=value, reference_value=0.7, positives=positives).gain
 
     assert gain(0.6, 0.7, 500) == gain(0.8, 0.9, 500) == 0
     assert 0 < gain(0.5, 0.6, 500) < gain(0.3, 0.4, 500)
@@ -78,25 +78,27 @@ def test_no_misfit_means_no_gain_and_more_of_it_more() -> None:
 
 
 def test_forecast_of_a_comparison_stands_beside_what_came_out() -> None:
-    arms = [{"name": "smooth_ap_stage", "label": "Smooth-AP, stage", "kind": "ranking"}]
+    methods = [{"name": "smooth_ap_stage", "label": "Smooth-AP, stage", "kind": "ranking"}]
     runs = [
-        run("linear", arm, seed, test + 0.01 * seed, explained, validation)
+        run("linear", method, seed, test + 0.01 * seed, explained, validation)
         for seed in range(2)
-        for arm, test, explained, validation in (
+        for method, test, explained, validation in (
             ("tuned_ce", 0.3, 0.3, 0.3),
             ("trees", 0.6, 0.6, 0.7),
             ("smooth_ap_stage", 0.36, 0.0, 0.4),
         )
     ]
-    (row,) = forecasts(runs, ["linear", "additive"], arms, positives=300)
+    (row,) = forecasts(runs, ["linear", "additive"], methods, positives=300)
     expected = forecast(Signals(0.3, 1.0, 0.1), Signals(0.6, 1.0, 0.1), value=0.3, reference_value=0.7, positives=300)
     assert row["gain"] == pytest.approx(expected.gain)
     assert row["low"] < row["gain"] < row["high"]
     assert row["observed"] == pytest.approx(0.06)
     assert row["sentence"].endswith("; Smooth-AP, stage gave +0.060")
-    (alone,) = forecasts([one for one in runs if one["arm"] != "smooth_ap_stage"], ["linear"], arms, positives=300)
+    (alone,) = forecasts(
+        [one for one in runs if one["method"] != "smooth_ap_stage"], ["linear"], methods, positives=300
+    )
     assert alone["observed"] is None
-    assert forecasts([one for one in runs if one["arm"] != "trees"], ["linear"], arms, positives=300) == []
+    assert forecasts([one for one in runs if one["method"] != "trees"], ["linear"], methods, positives=300) == []
 
 
 def test_factors_are_found_again_and_a_set_left_out_is_forecast_by_the_others() -> None:

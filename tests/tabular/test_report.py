@@ -16,7 +16,7 @@ pytest.importorskip("plotly")
 from rareloss.tabular.comparison.report import html_summary, write_report
 
 HOSTILE = "<script>alert(1)</script> & \"co\" 'x' {{ 7 * 7 }} </script>"
-ARMS = [
+METHODS = [
     ("tuned_ce", "Tuned cross-entropy", "baseline"),
     ("continued_ce", "Cross-entropy continued", "control"),
     ("weighted_ce", "Class-weighted cross-entropy", "reweight"),
@@ -60,19 +60,19 @@ def make_results(classes: tuple[str, ...] = ("on time", "cancelled"), seeds: int
     rng = np.random.default_rng(0)
     rows, rate = 6000, 0.0245
     runs, differences = [], []
-    for scorer, skill in (("linear", 1.2), ("mlp", 1.9)):
+    for model, skill in (("linear", 1.2), ("mlp", 1.9)):
         test: dict[str, list[float]] = {}
         for seed in range(seeds):
             positive = rng.random(rows) < rate
             noise = rng.standard_normal(rows)
-            for index, (arm, _, _) in enumerate(ARMS):
+            for index, (method, _, _) in enumerate(METHODS):
                 scores = noise + (skill + 0.06 * index) * positive - 4 + 0.2 * rng.standard_normal(rows)
                 drawn = curves(scores, positive)
                 value = float(np.interp(0.005, drawn["gain"]["share"], drawn["gain"]["recall"]))
-                test.setdefault(arm, []).append(value)
+                test.setdefault(method, []).append(value)
                 runs.append(
                     {
-                        "seed": seed, "scorer": scorer, "arm": arm, "validation": value + 0.004, "test": value,
+                        "seed": seed, "model": model, "method": method, "validation": value + 0.004, "test": value,
                         "metrics": {"ap": value, "recall@top=0.5%": value, "recall@fpr=0.5%": 0.1, "roc_auc": 0.8},
                         "per_class": [{"class": name, "test": value} for name in classes] if len(classes) > 2 else [],
                         "chosen": {"learning_rate": 0.01}, "kept": "start" if seed == 0 else "step 120", "seconds": 2.5,
@@ -84,14 +84,14 @@ def make_results(classes: tuple[str, ...] = ("on time", "cancelled"), seeds: int
                     }
                     | ({"curves_class": classes[-1]} if len(classes) > 2 else {})
                 )  # fmt: skip
-        for arm, _, _ in ARMS[1:]:
-            per_seed = np.array(test[arm]) - np.array(test["tuned_ce"])
+        for method, _, _ in METHODS[1:]:
+            per_seed = np.array(test[method]) - np.array(test["tuned_ce"])
             mean, half = float(per_seed.mean()), float(2.5 * per_seed.std() + 0.004)
             differences.append(
                 {
-                    "scorer": scorer, "arm": arm, "mean": mean, "low": mean - half, "high": mean + half, "level": 0.95,
-                    "method": "t over paired seeds, Bonferroni over 8 arms", "per_seed": per_seed.tolist(),
-                    "supported": mean - half > 0,
+                    "model": model, "method": method, "mean": mean, "low": mean - half, "high": mean + half,
+                    "level": 0.95, "interval": "t over paired seeds, Bonferroni over 8 methods",
+                    "per_seed": per_seed.tolist(), "supported": mean - half > 0,
                 }
             )  # fmt: skip
     counts = [rows - 147, 147] if len(classes) == 2 else [1000 - 90 * k for k in range(len(classes))]
@@ -107,20 +107,22 @@ def make_results(classes: tuple[str, ...] = ("on time", "cancelled"), seeds: int
             "folds": {"train": 3600, "validation": 1200, "test": 1200, "test_positives": 29},
         },
         "objective": {"text": "recall@top=0.5%", "name": "recall in the top 0.5%", "cap": 0.204},
-        "settings": {"seeds": list(range(seeds)), "trials": 8, "network": ["linear", "mlp"], "workers": 1,
+        "settings": {"seeds": list(range(seeds)), "trials": 8, "models": ["linear", "mlp"], "workers": 1,
                      "batch_size": 16384, "progress": False, "group": None},
-        "scorers": [
+        "models": [
             {"name": "linear", "about": "a linear scorecard on quantile-normal inputs"},
             {"name": "mlp", "about": "a network with hidden layers of 128 and 64"},
         ],
-        "arms": [{"name": arm, "label": label, "about": f"about {label}", "kind": kind} for arm, label, kind in ARMS],
+        "methods": [
+            {"name": name, "label": label, "about": f"about {label}", "kind": kind} for name, label, kind in METHODS
+        ],
         "runs": runs,
         "differences": differences,
         "verdicts": [
-            {"scorer": "linear", "sentence": "Smooth-AP, stage, gains .021.", "winner": "smooth_ap_stage"},
-            {"scorer": "mlp", "sentence": "None: keep cross-entropy; trees beat every arm here.", "winner": None},
+            {"model": "linear", "sentence": "Smooth-AP, stage, gains .021.", "winner": "smooth_ap_stage"},
+            {"model": "mlp", "sentence": "None: keep cross-entropy; trees beat every method here.", "winner": None},
         ],
-        "overall": "Boosted trees beat every arm here; for a linear scorecard, a Smooth-AP stage is worth it.",
+        "overall": "Boosted trees beat every method here; for a linear scorecard, a Smooth-AP stage is worth it.",
         "unfinished": [],
         "failed": [],
     }  # fmt: skip
@@ -180,8 +182,8 @@ def test_report_shows_verdicts_arms_and_facts(tmp_path: Path) -> None:
     page = parsed(results, tmp_path)
     for text in [results["overall"], *(row["sentence"] for row in results["verdicts"]), *results["data"]["notes"]]:
         assert text in page.text
-    for arm in results["arms"]:
-        assert page.text.count(arm["label"]) >= 1 + len(results["scorers"])
+    for method in results["methods"]:
+        assert page.text.count(method["label"]) >= 1 + len(results["models"])
     for text in ("2.45 %", "0.204", "group (day)", results["data"]["sha256"], results["command"], "2.13.0"):
         assert text in page.text
 
@@ -208,21 +210,21 @@ def test_report_loads_nothing_from_outside(tmp_path: Path) -> None:
 
 
 def test_text_of_the_user_is_never_markup(tmp_path: Path) -> None:
-    hostile = {place: HOSTILE + place for place in ("class", "arm", "scorer", "verdict", "overall", "note", "error")}
+    hostile = {place: HOSTILE + place for place in ("class", "method", "model", "verdict", "overall", "note", "error")}
     hostile |= {place: HOSTILE + place for place in ("name", "command")}
     results = make_results(classes=("on time", hostile["class"]))
-    results["arms"][4]["label"] = hostile["arm"]
-    results = json.loads(json.dumps(results).replace('"mlp"', json.dumps(hostile["scorer"])))
+    results["methods"][4]["label"] = hostile["method"]
+    results = json.loads(json.dumps(results).replace('"mlp"', json.dumps(hostile["model"])))
     results["overall"], results["verdicts"][0]["sentence"] = hostile["overall"], hostile["verdict"]
     results["data"]["notes"], results["command"] = [hostile["note"]], hostile["command"]
     results["data"]["name"] = hostile["name"]
-    error = {"seed": 0, "scorer": hostile["scorer"], "arm": "focal", "error": hostile["error"]}
+    error = {"seed": 0, "model": hostile["model"], "method": "focal", "error": hostile["error"]}
     page = parsed(results | {"failed": [error]}, tmp_path)
     for place, text in hostile.items():
         assert text in page.text, place
     assert len(page.scripts) == 3
     drawn = json.dumps(figures(page))
-    for place in ("class", "arm"):
+    for place in ("class", "method"):
         assert json.dumps(html.escape(hostile[place], quote=False))[1:-1] in drawn, place
     Page(html_summary(results))
     assert "<script" not in html_summary(results)
@@ -230,11 +232,11 @@ def test_text_of_the_user_is_never_markup(tmp_path: Path) -> None:
 
 def test_missing_values_curves_and_runs_are_survived(tmp_path: Path) -> None:
     results = make_results()
-    results["runs"] = [run for run in results["runs"] if run["scorer"] != "mlp"]
-    results["unfinished"] = [{"seed": seed, "scorer": "mlp"} for seed in range(3)]
-    results["differences"] = [row for row in results["differences"] if row["scorer"] != "mlp"]
-    results["failed"] = [{"seed": 1, "scorer": "linear", "arm": "focal", "error": "loss became NaN"}]
-    results["runs"] = [run for run in results["runs"] if (run["seed"], run["arm"]) != (1, "focal")]
+    results["runs"] = [run for run in results["runs"] if run["model"] != "mlp"]
+    results["unfinished"] = [{"seed": seed, "model": "mlp"} for seed in range(3)]
+    results["differences"] = [row for row in results["differences"] if row["model"] != "mlp"]
+    results["failed"] = [{"seed": 1, "model": "linear", "method": "focal", "error": "loss became NaN"}]
+    results["runs"] = [run for run in results["runs"] if (run["seed"], run["method"]) != (1, "focal")]
     results["runs"][0] |= {"curves": None, "history": [], "test": None, "validation": float("nan"), "kept": None}
     results["runs"][1]["curves"] = {"roc": None, "pr": {"recall": [], "precision": []}}
     results["runs"][2]["curves"]["roc"]["tpr"][3] = None
@@ -303,7 +305,7 @@ def test_warnings_of_the_runs_are_shown_once_with_their_number(tmp_path: Path) -
 def test_an_arm_solved_without_steps_is_a_level_line(tmp_path: Path) -> None:
     results = make_results(seeds=1)
     for run in results["runs"]:
-        if run["arm"] == "tuned_ce":
+        if run["method"] == "tuned_ce":
             run |= {"history": [], "validation": 0.125}
     lines = figures(parsed(results, tmp_path))["training/linear"]["data"]
     line = next(line for line in lines if line["meta"] == "tuned_ce")
@@ -339,5 +341,5 @@ def test_summary_holds_verdict_and_table_without_scripts() -> None:
     assert {tag for tag, _ in page.tags} >= {"table", "caption", "th"}
     assert "script" not in {tag for tag, _ in page.tags}
     assert results["overall"] in page.text
-    assert all(arm["label"] in page.text for arm in results["arms"])
+    assert all(method["label"] in page.text for method in results["methods"])
     assert len(text) < 60_000

@@ -20,7 +20,7 @@ from rareloss.tabular.comparison.statistics import (
     verdict,
 )
 
-ARMS = [
+METHODS = [
     {"name": "tuned_ce", "label": "Tuned cross-entropy", "kind": "baseline"},
     {"name": "ce_continued", "label": "Cross-entropy continued", "kind": "control"},
     {"name": "smooth_ap_stage", "label": "Smooth-AP, stage", "kind": "ranking"},
@@ -29,15 +29,15 @@ ARMS = [
 
 
 def judge(test: dict[str, list[float]], cap: float | None = None) -> dict[str, Any]:
-    """Return the verdict on a scorer's test values."""
+    """Return the verdict on a model's test values."""
     rows = []
-    for arm, values in test.items():
-        if arm != "tuned_ce":
+    for method, values in test.items():
+        if method != "tuned_ce":
             gaps = [one - other for one, other in zip(values, test["tuned_ce"], strict=True)]
             interval = paired_interval(gaps, test_over_train=1 / 3, comparisons=len(test) - 1)
             supported = interval.low is not None and interval.low > 0
-            rows.append({"arm": arm, **interval._asdict(), "supported": supported})
-    return verdict("linear", ARMS, rows, test, test_over_train=1 / 3, cap=cap)
+            rows.append({"method": method, **interval._asdict(), "supported": supported})
+    return verdict("linear", METHODS, rows, test, test_over_train=1 / 3, cap=cap)
 
 
 def test_interval_of_two_splits_by_hand() -> None:
@@ -88,12 +88,12 @@ def test_one_seed_has_no_winner() -> None:
 def test_control_and_trees_are_never_winners() -> None:
     found = judge({"tuned_ce": [0.4, 0.5, 0.6], "ce_continued": [0.5, 0.6, 0.7001], "trees": [0.8, 0.9001, 1.0]})
     assert found["winner"] is None
-    assert "Boosted trees beat every arm here (0.900)" in found["sentence"]
+    assert "Boosted trees beat every method here (0.900)" in found["sentence"]
 
 
 def test_trees_that_beat_cross_entropy_but_not_every_arm_are_said_to() -> None:
     found = judge({"tuned_ce": [0.4, 0.5, 0.6], "ce_continued": [0.4, 0.9, 0.6], "trees": [0.5, 0.6001, 0.7]})
-    assert "Boosted trees beat tuned cross-entropy here (0.600), though not every arm" in found["sentence"]
+    assert "Boosted trees beat tuned cross-entropy here (0.600), though not every method" in found["sentence"]
 
 
 def test_control_is_told_beside_a_winner() -> None:
@@ -105,13 +105,13 @@ def test_control_is_told_beside_a_winner() -> None:
 
 def test_capacity_below_the_base_rate_is_told() -> None:
     found = judge({"tuned_ce": [0.1, 0.2], "smooth_ap_stage": [0.1, 0.2]}, cap=0.25)
-    assert "No scorer can exceed 0.250" in found["sentence"]
+    assert "No model can exceed 0.250" in found["sentence"]
 
 
 def test_overall_names_winners_and_what_is_kept() -> None:
-    verdicts = [{"scorer": "linear", "winner": "smooth_ap_stage"}, {"scorer": "mlp", "winner": None}]
+    verdicts = [{"model": "linear", "winner": "smooth_ap_stage"}, {"model": "mlp", "winner": None}]
     means = {"linear": {"tuned_ce": 0.3, "trees": 0.7}, "mlp": {"tuned_ce": 0.5, "trees": 0.7}}
-    said = overall(verdicts, means, ARMS)
+    said = overall(verdicts, means, METHODS)
     assert said.startswith("Use Smooth-AP, stage for linear; keep cross-entropy for mlp.")
     assert "linear 0.300, mlp 0.500; boosted trees 0.700" in said
 

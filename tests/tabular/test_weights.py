@@ -71,30 +71,36 @@ class TestTable:
 
 
 def test_a_comparison_judges_by_weights() -> None:
-    options: dict[str, Any] = {"target": "y", "seeds": 1, "trials": 1, "network": ["linear"], "arms": ["recall_stage"]}
+    options: dict[str, Any] = {
+        "target": "y",
+        "seeds": 1,
+        "trials": 1,
+        "models": ["linear"],
+        "methods": ["recall_stage"],
+    }
     frame = sampled(everybody(30_000))
     once = compare(frame, weight="w", objective="recall@top=10%", **options).results
     plain = compare(frame, without=["w"], objective="recall@top=10%", **options).results
     whole = compare(everybody(30_000), objective="recall@top=10%", **options).results
     value = {
-        name: {run["arm"]: run["test"] for run in found["runs"]}
+        name: {run["method"]: run["test"] for run in found["runs"]}
         for name, found in {"weighted": once, "plain": plain, "whole": whole}.items()
     }
     assert once["data"]["rate"] == pytest.approx(whole["data"]["rate"], rel=0.1)
     # One in ten of the sampled rows holds fewer positives than one in ten of all.
-    for arm in value["whole"]:
-        assert abs(value["weighted"][arm] - value["whole"][arm]) < 0.1
-        assert value["plain"][arm] < value["whole"][arm] - 0.05
+    for method in value["whole"]:
+        assert abs(value["weighted"][method] - value["whole"][method]) < 0.1
+        assert value["plain"][method] < value["whole"][method] - 0.05
     # The forecast was learned on rows that count alike.
     assert once["forecasts"] == []
     assert plain["forecasts"] != []
 
 
 def test_a_factor_on_all_weights_changes_nothing() -> None:
-    options: dict[str, Any] = {"target": "y", "weight": "w", "seeds": 1, "trials": 1, "arms": ["smooth_ap_stage"]}
+    options: dict[str, Any] = {"target": "y", "weight": "w", "seeds": 1, "trials": 1, "methods": ["smooth_ap_stage"]}
     light = sampled(everybody(2_000))
     found = [
-        {(run["scorer"], run["arm"]): run["test"] for run in compare(frame, **options).results["runs"]}
+        {(run["model"], run["method"]): run["test"] for run in compare(frame, **options).results["runs"]}
         for frame in (light, light.assign(w=1024 * light["w"]))
     ]
     assert found[0] == found[1]

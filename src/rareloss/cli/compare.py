@@ -22,24 +22,24 @@ def compare(
         str, typer.Argument(help="A csv, parquet or npz file (X, y); or built-in: flights, digits.", show_default=True)
     ] = "flights",
     objective: Annotated[
-        str, typer.Option(help="What scorers are judged by, such as ap, recall@top=200/40000 or recall@precision=50%.")
+        str, typer.Option(help="What models are judged by, such as ap, recall@top=200/40000 or recall@precision=50%.")
     ] = "ap",
     seeds: Annotated[int, typer.Option(min=1, help="How many splits; an interval needs 2, a narrow one more.")] = 3,
     trials: Annotated[int, typer.Option(min=1, help="Draws of hyper-parameters for tuned cross-entropy.")] = 8,
-    network: Annotated[
+    models: Annotated[
         list[str],
-        typer.Option(help="Scorers: linear, additive, mlp, or module:function of your own; by commas or repeated."),
+        typer.Option(help="Models: linear, additive, mlp, or module:function of your own; by commas or repeated."),
     ] = ["linear", "additive", "mlp"],  # noqa: B006
-    arms: Annotated[
+    methods: Annotated[
         list[str] | None,
-        typer.Option(help="Arms, by commas or repeated; all that fit by default. Baselines always run."),
+        typer.Option(help="Methods, by commas or repeated; all that fit by default. Baselines always run."),
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; one per core by default.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for results.json, report.html and what is finished.")] = Path(
         "rareloss-compare"
     ),
 ) -> None:
-    """Train the same scorers under cross-entropy and every loss that fits, and say which is worth it."""
+    """Train the same models under cross-entropy and every loss that fits, and say which is worth it."""
     say = Console(soft_wrap=True, highlight=False)
     try:
         _compare(
@@ -49,8 +49,8 @@ def compare(
             objective=objective,
             seeds=seeds,
             trials=trials,
-            network=split_names(network),
-            arms=split_names(arms) or None,
+            models=split_names(models),
+            methods=split_names(methods) or None,
             workers=workers or os.cpu_count() or 1,
             out=out,
         )
@@ -82,14 +82,14 @@ def _compare(say: Console, *, out: Path, **options: Any) -> None:
     if results["runs"]:
         say.print(comparison.table())
     for failure in results["failed"]:
-        where = f"{failure['arm']} of {failure['scorer']}, seed {failure['seed']}"
+        where = f"{failure['method']} of {failure['model']}, seed {failure['seed']}"
         typer.echo(f"{where} failed and is left out: {failure['error']}", err=True)
     for warning in sorted({text for run in results["runs"] for text in run["warnings"]}):
         say.print(f"- {warning}", markup=False)
-    for scorer, sentence in comparison.verdicts.items():
-        say.print(f"{scorer}: {sentence}", markup=False)
-        if scorer in comparison.forecasts:
-            say.print(f"  {comparison.forecasts[scorer]}", markup=False)
+    for model, sentence in comparison.verdicts.items():
+        say.print(f"{model}: {sentence}", markup=False)
+        if model in comparison.forecasts:
+            say.print(f"  {comparison.forecasts[model]}", markup=False)
     say.print(results["overall"], markup=False)
     if not stopped and not comparison.verdicts:
         typer.echo("Nothing could be compared: see what failed above.", err=True)

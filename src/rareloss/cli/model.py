@@ -24,10 +24,10 @@ def fit(
         Path | None, typer.Option(help="A parquet or csv file for the rows that the model has not seen.")
     ] = None,
     objective: Annotated[str | None, typer.Option(help="As in compare; ap by default.")] = None,
-    arm: Annotated[
+    method: Annotated[
         str | None, typer.Option(help="How to train, as compare names it: tuned_ce (the default), smooth_ap_stage.")
     ] = None,
-    network: Annotated[
+    model: Annotated[
         str | None, typer.Option(help="linear (the default), additive, mlp, or module:function of your own.")
     ] = None,
     compared: Annotated[
@@ -43,14 +43,14 @@ def fit(
         from rareloss.tabular import metric_names
     try:
         with refusing():
-            model = fitted(
+            made = fitted(
                 data,
                 out=out,
                 held_out=held_out,
                 **table,
                 objective=objective,
-                arm=arm,
-                network=network,
+                method=method,
+                model=model,
                 compared=compared,
                 seed=seed,
                 trials=trials,
@@ -59,20 +59,20 @@ def fit(
     except KeyboardInterrupt:
         typer.echo(f"Stopped; trials that were finished are kept beside {out}: same command, go on.", err=True)
         raise typer.Exit(INTERRUPTED) from None
-    held = model.card["held_out"]
-    chosen = model.card["chosen"]
+    held = made.card["held_out"]
+    chosen = made.card["chosen"]
     say.print(
-        f"{chosen['scorer']} under {chosen['arm']}: on {held['rows']:,} held-out rows {held['alerts']:,} alerts "
+        f"{chosen['model']} under {chosen['method']}: on {held['rows']:,} held-out rows {held['alerts']:,} alerts "
         f"({held['alerts'] / held['rows']:.2%}), with {held['caught']:,} of {held['positives']:,} positives",
         markup=False,
     )
-    words = metric_names(model.card)
+    words = metric_names(made.card)
     for name, found in held["metrics"].items():
         if found:
             say.print(f"  {words[name]}: {found['value']:.4f}, {found['low']:.4f} to {found['high']:.4f}", markup=False)
     say.print(f"Written: {out}, described in {out / 'README.md'}", markup=False)
-    labelled = ["FILE"] if held_out is None else [str(held_out), "--keep", model.target]
-    weight = model.card["settings"]["weight"]
+    labelled = ["FILE"] if held_out is None else [str(held_out), "--keep", made.target]
+    weight = made.card["settings"]["weight"]
     labelled += [] if held_out is None or weight is None else ["--keep", weight]
     following = ["rareloss", "score", str(out), *labelled, "--out", "scores.parquet"]
     say.print(f"Next: {shlex.join(following)}", markup=False)

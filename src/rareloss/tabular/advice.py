@@ -413,14 +413,14 @@ def _repeats(column: pd.Series) -> bool:
 def _quick_fits(table: Table, goal: Objective) -> Finding:
     from rareloss.table import split
     from rareloss.tabular.comparison.forecast import forecast, signals
-    from rareloss.tabular.models import find_scorer
+    from rareloss.tabular.models import find_model
     from rareloss.tabular.training import Task, logistic, trees
 
     fold = split(table, 0)
     fold = fold._replace(train=_sample(table.target, fold.train))
     task = Task(table, fold, goal, 0)
     line = logistic(
-        task, find_scorer("linear"), [{"kind": kind, "C": 1.0, "class_weight": 1.0} for kind in ("standard", "normal")]
+        task, find_model("linear"), [{"kind": kind, "C": 1.0, "class_weight": 1.0} for kind in ("standard", "normal")]
     )
     usual = {"learning_rate": 0.1, "max_leaf_nodes": 31, "min_samples_leaf": 20, "l2_regularization": 0.0}
     forest = trees(task, [usual], most=100)
@@ -443,7 +443,7 @@ def _quick_fits(table: Table, goal: Objective) -> Finding:
         positives=int((table.target[split(table, 0).train] == 1).sum()),
     )
     value["forecast"] = told._asdict()
-    sentence += f" Expected of a ranking stage of the linear scorer: {told} (docs/forecast.md)."
+    sentence += f" Expected of a ranking stage of the linear model: {told} (docs/forecast.md)."
     return Finding("ranking_loss", value, "logistic regression and boosted trees on one split", sentence)
 
 

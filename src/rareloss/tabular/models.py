@@ -14,11 +14,11 @@ from rareloss.table import DataError
 from rareloss.tabular.network import perceptron
 from rareloss.tabular.preprocess import Kind
 
-__all__ = ["ON_REQUEST", "SCORERS", "Scorer", "find_scorer", "logits_of", "start_at_base_rate"]
+__all__ = ["MODELS", "ON_REQUEST", "Family", "find_model", "logits_of", "start_at_base_rate"]
 
 
 @dataclass(frozen=True)
-class Scorer:
+class Family:
     """A model family.
 
     Args:
@@ -42,20 +42,20 @@ def _linear(n_features: int, n_outputs: int) -> nn.Module:
     return model
 
 
-SCORERS = {
-    scorer.name: scorer
-    for scorer in (
-        Scorer(
+MODELS = {
+    family.name: family
+    for family in (
+        Family(
             "linear",
             "a linear scorecard on standardised or quantile-normal inputs, whichever validation prefers",
             ("standard", "normal"),
             True,
             _linear,
         ),
-        Scorer(
+        Family(
             "additive", "a scorecard: a sum of smooth curves (cubic splines) of each input", ("spline",), True, _linear
         ),
-        Scorer(
+        Family(
             "mlp",
             "a network with hidden layers of 128 and 64 on quantile-normal inputs",
             ("normal",),
@@ -64,12 +64,12 @@ SCORERS = {
         ),
     )
 }
-# Scorers that a comparison has where they are asked for: networks that cannot fit everything, and a linear scorecard
+# Models that a comparison has where they are asked for: networks that cannot fit everything, and a linear scorecard
 # whose inputs are given, as they are where a scorecard's columns are prescribed.
 ON_REQUEST = {
-    "linear_normal": Scorer("linear_normal", "a linear scorecard on quantile-normal inputs", ("normal",), True, _linear)
+    "linear_normal": Family("linear_normal", "a linear scorecard on quantile-normal inputs", ("normal",), True, _linear)
 } | {
-    f"mlp{units}": Scorer(
+    f"mlp{units}": Family(
         f"mlp{units}",
         f"a network of {units} hidden units on quantile-normal inputs",
         ("normal",),
@@ -80,21 +80,21 @@ ON_REQUEST = {
 }
 
 
-def find_scorer(name: str) -> Scorer:
-    """Return the scorer of a name: a built-in one, or ``module:function`` of the user's.
+def find_model(name: str) -> Family:
+    """Return the model of a name: a built-in one, or ``module:function`` of the user's.
 
     The function takes the number of features and of outputs and returns an ``nn.Module`` whose output is
     ``[n, n_outputs]``. It is trained as the built-in network is, on quantile-normal inputs.
 
     Raises:
-        DataError: there is no such scorer, or the function cannot be imported.
+        DataError: there is no such model, or the function cannot be imported.
     """
-    known = SCORERS | ON_REQUEST
+    known = MODELS | ON_REQUEST
     if name in known:
         return known[name]
     module, found, function = name.partition(":")
     if not found:
-        raise DataError(f"there is no network {name!r}; use {', '.join(known)} or module:function of your own")
+        raise DataError(f"there is no model {name!r}; use {', '.join(known)} or module:function of your own")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)  # an installed command does not look into the current folder by itself
@@ -102,12 +102,12 @@ def find_scorer(name: str) -> Scorer:
         build = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise DataError(
-            f"network {name!r} cannot be imported ({error}); write module:function, the module in the current folder "
+            f"model {name!r} cannot be imported ({error}); write module:function, the module in the current folder "
             "or installed"
         ) from error
     if not callable(build):
-        raise DataError(f"network {name!r} is no function of (n_features, n_outputs), but {build!r:.60}")
-    return Scorer(name, f"the network that {name} builds, on quantile-normal inputs", ("normal",), False, build)
+        raise DataError(f"model {name!r} is no function of (n_features, n_outputs), but {build!r:.60}")
+    return Family(name, f"the network that {name} builds, on quantile-normal inputs", ("normal",), False, build)
 
 
 def logits_of(model: nn.Module, x: Tensor, outputs: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Turn a frame of numbers and categories into what a scorer takes, fitted on the train fold alone."""
+"""Turn a frame of numbers and categories into what a model takes, fitted on the train fold alone."""
 
 from typing import Any, Literal
 
@@ -29,7 +29,7 @@ MOST_ROWS_FOR_QUANTILES = 100_000
 # The 0, 20, ..., 100 % quantiles of normal quantiles, of which scikit-learn's least and largest are at 5.2. Fixed,
 # since the quantiles of a column in which one value is common would coincide, and splines need knots apart.
 KNOTS = np.array([-5.2, *norm.ppf([0.2, 0.4, 0.6, 0.8]), 5.2])
-# Largest number of standard deviations that a scorer sees. Normal quantiles end at 5.2, so what lies beyond 10 is the
+# Largest number of standard deviations that a model sees. Normal quantiles end at 5.2, so what lies beyond 10 is the
 # rare value of a nearly constant column; a standardised outlier is as far as it is, but stays finite in float32.
 LARGEST = {"standard": 1e6, "normal": 10.0, "spline": 10.0}
 
@@ -50,7 +50,7 @@ def pipeline(frame: pd.DataFrame, kind: Kind, *, seed: int) -> Pipeline:
 
     Args:
         frame: Features of all rows; only types, gaps and the number of values are looked at.
-        kind: What the scorer wants.
+        kind: What the model wants.
         seed: Chooses the rows that quantiles of a large table are taken from.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Train one scorer: what is fitted on the train fold, and what validation chooses. The test fold is out of reach."""
+"""Train one model: what is fitted on the train fold, and what validation chooses. The test fold is out of reach."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rareloss import Objective, SigmoidFocalLoss, SoftmaxFocalLoss
 from rareloss.table import Fold, Table
 from rareloss.tabular.logistic import search, solve_logistic
-from rareloss.tabular.models import Scorer, logits_of, start_at_base_rate
+from rareloss.tabular.models import Family, logits_of, start_at_base_rate
 from rareloss.tabular.preprocess import Kind, pipeline, tree_categories
 from rareloss.tabular.trees import Trees
 from rareloss.training import Batch, Evaluation
@@ -127,7 +127,7 @@ class Task:
 
 @dataclass
 class Fitted:
-    """A trained scorer and how validation chose it.
+    """A trained model and how validation chose it.
 
     Args:
         kind: the inputs that it takes.
@@ -224,10 +224,10 @@ def score_with(model: nn.Module, outputs: int, x: Tensor) -> Tensor:
     return torch.cat([logits_of(model, part, outputs) for part in torch.split(x, 65_536)])
 
 
-def new_model(task: Task, scorer: Scorer, kind: Kind) -> nn.Module:
-    """Build the scorer as every arm of a seed starts it: the same weights, and the bias at the base rate."""
+def new_model(task: Task, family: Family, kind: Kind) -> nn.Module:
+    """Build the model as every method of a seed starts it: the same weights, and the bias at the base rate."""
     torch.manual_seed(task.seed)
-    model = scorer.build(task.inputs(kind)[0].shape[1], task.outputs)
+    model = family.build(task.inputs(kind)[0].shape[1], task.outputs)
     start_at_base_rate(model, task.counts, task.outputs)
     return model
 
@@ -235,7 +235,7 @@ def new_model(task: Task, scorer: Scorer, kind: Kind) -> nn.Module:
 # --------------------------------------------------------------------------------------------------------- scikit-learn
 
 
-def logistic(task: Task, scorer: Scorer, draws: Sequence[Mapping[str, Any]]) -> Fitted:
+def logistic(task: Task, family: Family, draws: Sequence[Mapping[str, Any]]) -> Fitted:
     """Solve logistic regression to convergence for each draw of (kind, C, class weight); validation chooses.
 
     Larger penalties than were drawn are tried while they are better, see
@@ -253,7 +253,7 @@ def logistic(task: Task, scorer: Scorer, draws: Sequence[Mapping[str, Any]]) -> 
         )
 
     def remembered(draw: Mapping[str, Any]) -> Fitted:
-        return task.remember({"scorer": scorer.name, **draw}, partial(solved, draw))
+        return task.remember({"model": family.name, **draw}, partial(solved, draw))
 
     return search(draws, remembered, lambda found: found.validation)[1]
 
@@ -268,7 +268,7 @@ def class_weights(counts: Tensor, weight: float) -> Tensor:
 def trees(task: Task, draws: Sequence[Mapping[str, Any]], *, most: int = 400, chunk: int = 20) -> Fitted:
     """Fit boosted trees, ``chunk`` rounds at a time, until validation has not improved for three looks."""
     fits = (
-        task.remember({"scorer": "trees", "most": most, **draw}, partial(_grown, task, draw, most, chunk))
+        task.remember({"model": "trees", "most": most, **draw}, partial(_grown, task, draw, most, chunk))
         for draw in draws
     )
     return max(fits, key=lambda found: found.validation)

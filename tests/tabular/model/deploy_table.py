@@ -9,7 +9,7 @@ ROWS = 500
 OPTIONS: dict[str, Any] = {
     "target": "outcome",
     "objective": "recall@top=10%",
-    "arm": "recall_stage",
+    "method": "recall_stage",
     "trials": 1,
     "seed": 3,
 }

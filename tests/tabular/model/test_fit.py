@@ -23,12 +23,12 @@ from rareloss import Objective
 from rareloss.table import load
 from rareloss.table.folds import split
 from rareloss.tabular import compare, training
-from rareloss.tabular.arms import arms_for
+from rareloss.tabular.methods import methods_for
 from rareloss.tabular.model import DataError, Model, fit, score_file
-from rareloss.tabular.models import SCORERS, find_scorer
+from rareloss.tabular.models import MODELS, find_model
 from rareloss.tabular.preprocess import pipeline
 from rareloss.tabular.training import Task
-from rareloss.tabular.ways import fit_arms
+from rareloss.tabular.ways import fit_methods
 
 FILES = {"model.json", "weights.safetensors", "card.json", "README.md"}
 
@@ -115,26 +115,26 @@ def test_scores_are_those_of_a_comparison_with_the_same_seed(
         objective="recall@top=10%",
         seeds=[3],
         trials=1,
-        network=["linear"],
-        arms=["recall_stage"],
+        models=["linear"],
+        methods=["recall_stage"],
         out=compared,
     ).results
-    run = next(run for run in results["runs"] if run["arm"] == "recall_stage")
+    run = next(run for run in results["runs"] if run["method"] == "recall_stage")
     model = Model.load(folder)
     assert model.card["held_out"]["metrics"]["recall@top=10%"]["value"] == run["test"]
     assert model.card["chosen"]["validation"] == run["validation"]
 
     winner = fit(csv, compared=compared, out=tmp_path / "winner")  # of one seed: tuned cross-entropy
-    base = next(run for run in results["runs"] if run["arm"] == "tuned_ce")
-    assert winner.card["chosen"]["arm"] == "tuned_ce"
+    base = next(run for run in results["runs"] if run["method"] == "tuned_ce")
+    assert winner.card["chosen"]["method"] == "tuned_ce"
     assert winner.card["held_out"]["metrics"]["recall@top=10%"]["value"] == base["test"]
     assert "none" in winner.card["compared"] or "Keep cross-entropy" in winner.card["compared"]
     with pytest.raises(DataError, match="compared other data"):
         fit(frame.iloc[:400], compared=compared, out=tmp_path / "other")
     with pytest.raises(DataError, match="objective come from the comparison"):
         fit(csv, compared=compared, objective="ap", out=tmp_path / "other")
-    named = fit(csv, compared=compared, arm="recall_stage", out=tmp_path / "named")
-    assert named.card["chosen"]["arm"] == "recall_stage"
+    named = fit(csv, compared=compared, method="recall_stage", out=tmp_path / "named")
+    assert named.card["chosen"]["method"] == "recall_stage"
     with pytest.raises(DataError, match=r"no results.json"):
         fit(csv, compared=tmp_path, out=tmp_path / "other")
 
@@ -146,9 +146,9 @@ def results_of(folder: Path, validation: dict[str, list[float]]) -> Path:
         "schema": 1,
         "settings": {**settings, "seeds": list(range(3))},
         "data": {"sha256": "of other data"},
-        "verdicts": [{"scorer": network, "winner": None} for network in validation],
+        "verdicts": [{"model": network, "winner": None} for network in validation],
         "runs": [
-            {"scorer": network, "arm": "tuned_ce", "seed": seed, "validation": value}
+            {"model": network, "method": "tuned_ce", "seed": seed, "validation": value}
             for network, values in validation.items()
             for seed, value in enumerate(values)
         ],
@@ -201,16 +201,16 @@ def test_a_file_of_results_runs_no_code(csv: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "payload.py").write_text("raise SystemExit('the code ran')")
     compared = results_of(tmp_path, {"payload:go": [0.9, 0.9, 0.9], "linear": [0.1, 0.1, 0.1]})
-    with pytest.raises(DataError, match="--network payload:go"):
+    with pytest.raises(DataError, match="--model payload:go"):
         fit(csv, compared=compared, out=tmp_path / "model")
     with pytest.raises(SystemExit, match="the code ran"):
-        fit(csv, compared=compared, network="payload:go", out=tmp_path / "model")
+        fit(csv, compared=compared, model="payload:go", out=tmp_path / "model")
 
 
 def test_a_comparison_of_rows_grouped_otherwise_is_refused(frame: pd.DataFrame, tmp_path: Path) -> None:
     grouped, other = (frame.assign(day=days) for days in (np.arange(len(frame)) // 5, np.arange(len(frame)) % 100))
     options: dict[str, Any] = {"target": "outcome", "group": "day", "seeds": [3], "trials": 1}
-    compare(grouped, network=["linear"], arms=["weighted_ce"], out=tmp_path / "compared", **options)
+    compare(grouped, models=["linear"], methods=["weighted_ce"], out=tmp_path / "compared", **options)
     with pytest.raises(DataError, match="compared other data"):
         fit(other, compared=tmp_path / "compared", out=tmp_path / "model")
     fit(grouped, compared=tmp_path / "compared", out=tmp_path / "model")
@@ -220,11 +220,11 @@ def test_a_comparison_of_rows_grouped_otherwise_is_refused(frame: pd.DataFrame, 
 def test_loaded_model_scores_as_the_engine_does_to_the_last_bit(
     frame: pd.DataFrame, tmp_path: Path, network: str, kind: str
 ) -> None:
-    options = {**OPTIONS, "arm": "tuned_ce", "objective": "ap"}
-    model = fit(frame, out=tmp_path / "model", network=network, **options)
+    options = {**OPTIONS, "method": "tuned_ce", "objective": "ap"}
+    model = fit(frame, out=tmp_path / "model", model=network, **options)
     table = load(frame, target="outcome")
     task = Task(table, split(table, 3), Objective.parse("ap"), 3)
-    ((_, found),) = fit_arms(task, find_scorer(network), arms_for(Objective.parse("ap"))[:1], 1)
+    ((_, found),) = fit_methods(task, find_model(network), methods_for(Objective.parse("ap"))[:1], 1)
     assert found.kind == kind
     rows = frame[frame["outcome"].notna()].iloc[task.fold.test]
     np.testing.assert_array_equal(model.score(rows)["score"], found.score(task.test_inputs(kind)).numpy())
@@ -279,7 +279,7 @@ def test_a_killed_fit_goes_on_and_ends_the_same(csv: Path, tmp_path: Path, monke
 def test_a_killed_fit_does_not_go_on_where_rows_are_grouped_otherwise(
     frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = {**OPTIONS, "arm": "tuned_ce", "group": "day"}
+    options = {**OPTIONS, "method": "tuned_ce", "group": "day"}
 
     def stop(*arguments: Any) -> Any:
         raise KeyboardInterrupt
@@ -295,7 +295,7 @@ def test_a_killed_fit_does_not_go_on_where_rows_are_grouped_otherwise(
 def test_a_fit_that_the_system_kills_leaves_no_model_and_goes_on(csv: Path, tmp_path: Path) -> None:
     out, runs = tmp_path / "model", tmp_path / "model.unfinished" / "runs"
     command = [sys.executable, "-c", "from rareloss.cli import main; main()", "fit", csv, "--target", "outcome"]
-    command += ["--network", "mlp8", "--trials", "2", "--out", out]
+    command += ["--model", "mlp8", "--trials", "2", "--out", out]
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
     try:
         while not list(runs.glob("*.safetensors")):
@@ -307,7 +307,7 @@ def test_a_fit_that_the_system_kills_leaves_no_model_and_goes_on(csv: Path, tmp_
     assert not out.exists()
     kept = len(list(runs.glob("*.safetensors")))
     said: list[str] = []
-    fit(csv, target="outcome", network="mlp8", trials=2, out=out, say=said.append)
+    fit(csv, target="outcome", model="mlp8", trials=2, out=out, say=said.append)
     assert sum("taken over" in sentence for sentence in said) == kept
     assert set(contents(out)) == FILES
 
@@ -352,9 +352,9 @@ class Odd(nn.Module):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"arm": "trees", "network": "linear"}, "grown in one way"),
-        ({"arm": "magic"}, "there is no arm 'magic'"),
-        ({"network": "mlp9"}, "no network 'mlp9'"),
+        ({"method": "trees", "model": "linear"}, "grown in one way"),
+        ({"method": "magic"}, "there is no method 'magic'"),
+        ({"model": "mlp9"}, "no model 'mlp9'"),
         ({"objective": "precision"}, "an objective is"),
         ({"seed": -1}, "seed must be"),
         ({"trials": 0}, "trials must be"),
@@ -391,7 +391,7 @@ def test_rows_held_out_are_written_as_they_were_found(frame: pd.DataFrame, tmp_p
     frame = frame.set_index(frame.index[::-1] * 7)
     frame.loc[frame.index[5], "opened"] = None  # without a time, as some are without a target
     rows = tmp_path / f"rows.{ending}"
-    options = {**OPTIONS, "time": "opened", "arm": "tuned_ce"}
+    options = {**OPTIONS, "time": "opened", "method": "tuned_ce"}
     model = fit(frame, out=tmp_path / "model", held_out=rows, **options)
     fold = split(load(frame, target="outcome", time="opened"), OPTIONS["seed"])
     expected = frame.dropna(subset=["outcome", "opened"]).iloc[fold.test].reset_index(drop=True)
@@ -409,7 +409,7 @@ def test_rows_of_a_csv_are_held_out_letter_by_letter(frame: pd.DataFrame, tmp_pa
     number = pd.array(range(2**60 + 1, 2**60 + 1 + len(frame)), dtype="Int64")
     odd["number"] = pd.Series(number).mask(frame.index % 3 == 0)
     frame.assign(amount=amount, **odd).to_csv(path, sep=";", decimal=",", index=False)
-    model = fit(path, out=tmp_path / "model", held_out=rows, **{**OPTIONS, "arm": "tuned_ce"})
+    model = fit(path, out=tmp_path / "model", held_out=rows, **{**OPTIONS, "method": "tuned_ce"})
     header, *lines = path.read_text().splitlines()
     written = rows.read_text().splitlines()
     assert written[0] == header
@@ -422,10 +422,10 @@ def test_rows_of_a_csv_are_held_out_letter_by_letter(frame: pd.DataFrame, tmp_pa
 def test_network_that_needs_its_code_is_refused(
     frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    odd = find_scorer("linear")
-    monkeypatch.setitem(SCORERS, "odd", type(odd)("odd", "", ("normal",), False, lambda n, k: Odd()))
+    odd = find_model("linear")
+    monkeypatch.setitem(MODELS, "odd", type(odd)("odd", "", ("normal",), False, lambda n, k: Odd()))
     with pytest.raises(DataError, match="cannot be saved without its code"):
-        fit(frame, out=tmp_path / "model", network="odd", **OPTIONS)
+        fit(frame, out=tmp_path / "model", model="odd", **OPTIONS)
     with pytest.raises(DataError, match="exists"):
         fit(frame, out=tmp_path, **OPTIONS)
     with pytest.raises(DataError, match="no folder"):
@@ -433,7 +433,7 @@ def test_network_that_needs_its_code_is_refused(
 
 
 def test_average_precision_cuts_as_many_as_there_are_positives(frame: pd.DataFrame, tmp_path: Path) -> None:
-    model = fit(frame, out=tmp_path / "model", **{**OPTIONS, "objective": "ap", "arm": "tuned_ce"})
+    model = fit(frame, out=tmp_path / "model", **{**OPTIONS, "objective": "ap", "method": "tuned_ce"})
     table = load(frame, target="outcome")
     rows = split(table, 3).validation
     found = model.score(frame[frame["outcome"].notna()].iloc[rows])["decision"]

@@ -204,7 +204,7 @@ def test_onnx_runtime_computes_the_same_scores(model: Model, frame: Any, tmp_pat
 
     from rareloss.tabular.model import fit, to_onnx
 
-    network = fit(frame, out=tmp_path / "network", **{**OPTIONS, "network": "mlp8", "arm": "tuned_ce"})
+    network = fit(frame, out=tmp_path / "network", **{**OPTIONS, "model": "mlp8", "method": "tuned_ce"})
     for each in (model, network):
         to_onnx(each, tmp_path / "model.onnx")
         session = runtime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])

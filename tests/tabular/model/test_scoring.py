@@ -138,15 +138,15 @@ def test_scores_never_replace_the_rows(model: Model, frame: pd.DataFrame, tmp_pa
 
 def test_columns_may_be_named_by_numbers(frame: pd.DataFrame, tmp_path: Path) -> None:
     numbered = frame.set_axis(range(frame.shape[1]), axis=1)
-    options = {**OPTIONS, "arm": "tuned_ce", "target": frame.shape[1] - 1}
+    options = {**OPTIONS, "method": "tuned_ce", "target": frame.shape[1] - 1}
     model = fit(numbered, out=tmp_path / "model", **options)
-    expected = fit(frame, out=tmp_path / "named", **{**OPTIONS, "arm": "tuned_ce"}).score(frame)
+    expected = fit(frame, out=tmp_path / "named", **{**OPTIONS, "method": "tuned_ce"}).score(frame)
     pd.testing.assert_frame_equal(model.score(numbered), expected)
 
 
 def test_marks_with_digits_are_missing_where_they_were_at_the_fit(frame: pd.DataFrame, tmp_path: Path) -> None:
     marked = frame.assign(limit=frame["limit"].mask(frame.index % 50 == 0, "<0.1"))
-    model = fit(marked, out=tmp_path / "model", **{**OPTIONS, "arm": "tuned_ce"})
+    model = fit(marked, out=tmp_path / "model", **{**OPTIONS, "method": "tuned_ce"})
     rows = marked.iloc[:5]
     found = [model.score(rows.assign(limit=limit))["score"] for limit in ("<0.3", "none", None)]
     np.testing.assert_array_equal(found[0], found[2])
@@ -175,7 +175,7 @@ def test_a_file_with_its_index_is_scored_by_the_model_of_one(frame: pd.DataFrame
     flags = frame["new"].map({True: "TRUE", False: "FALSE"}).where(frame.index % 7 > 0)
     helps = frame.assign(new=flags.where(frame["outcome"] != "bad", "TRUE"))
     helps.to_csv(tmp_path / "rows.csv")
-    model = fit(tmp_path / "rows.csv", out=tmp_path / "model", **{**OPTIONS, "arm": "tuned_ce"})
+    model = fit(tmp_path / "rows.csv", out=tmp_path / "model", **{**OPTIONS, "method": "tuned_ce"})
     score_file(model, tmp_path / "rows.csv", tmp_path / "scores.csv")
     whole = model.score(pd.read_csv(tmp_path / "rows.csv"))
     np.testing.assert_allclose(read(tmp_path / "scores.csv")["score"], whole["score"], rtol=1e-5, atol=1e-5)

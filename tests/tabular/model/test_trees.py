@@ -39,7 +39,7 @@ def make_frame(rows: int = 1_500) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "trees"
-    fit(make_frame(), out=path, network="trees", **OPTIONS)
+    fit(make_frame(), out=path, model="trees", **OPTIONS)
     return path
 
 
@@ -50,14 +50,14 @@ def run(*words: object) -> Result:
 def test_scores_are_those_of_the_comparison(folder: Path) -> None:
     frame = make_frame()
     options = {name: value for name, value in OPTIONS.items() if name != "seed"}
-    made = compare(frame, seeds=[1], network=["linear"], arms=["tuned_ce"], **options)
-    (run,) = (run for run in made.results["runs"] if run["arm"] == "trees")
+    made = compare(frame, seeds=[1], models=["linear"], methods=["tuned_ce"], **options)
+    (run,) = (run for run in made.results["runs"] if run["method"] == "trees")
     model = Model.load(folder)
     test = split(load(frame, target="y"), 1).test
     scores = torch.from_numpy(model.score(frame)["score"].to_numpy()[test])
     value = model.objective.metric(scores, torch.from_numpy(frame["y"].to_numpy()[test])).value
     assert value.item() == pytest.approx(run["test"], abs=1e-12)
-    assert model.card["chosen"]["scorer"] == model.card["chosen"]["arm"] == "trees"
+    assert model.card["chosen"]["model"] == model.card["chosen"]["method"] == "trees"
     assert {name: model.card["chosen"][name] for name in run["chosen"]} == run["chosen"]
 
 
@@ -104,7 +104,7 @@ def test_a_model_of_trees_is_scored_and_reported_as_any_other(folder: Path, tmp_
 
 def test_a_killed_fit_takes_over_the_trees_that_were_grown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {**OPTIONS, "trials": 3}
-    first = fit(make_frame(), out=tmp_path / "whole", network="trees", **options)
+    first = fit(make_frame(), out=tmp_path / "whole", model="trees", **options)
     grown = HistGradientBoostingClassifier.fit
     calls: list[int] = []
 
@@ -116,9 +116,9 @@ def test_a_killed_fit_takes_over_the_trees_that_were_grown(tmp_path: Path, monke
 
     monkeypatch.setattr(HistGradientBoostingClassifier, "fit", stops)
     with pytest.raises(KeyboardInterrupt):
-        fit(make_frame(), out=tmp_path / "stopped", network="trees", **options)
+        fit(make_frame(), out=tmp_path / "stopped", model="trees", **options)
     said: list[str] = []
-    second = fit(make_frame(), out=tmp_path / "stopped", network="trees", say=said.append, **options)
+    second = fit(make_frame(), out=tmp_path / "stopped", model="trees", say=said.append, **options)
     assert any(sentence.startswith("taken over") for sentence in said)
     pd.testing.assert_frame_equal(first.score(make_frame()), second.score(make_frame()), check_exact=True)
 
@@ -181,7 +181,7 @@ def test_a_folder_of_other_trees_is_refused(folder: Path, tmp_path: Path) -> Non
 def test_trees_of_numbers_are_exported(tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     frame = make_frame().drop(columns="town")
-    model = fit(frame, out=tmp_path / "model", network="trees", **OPTIONS)
+    model = fit(frame, out=tmp_path / "model", model="trees", **OPTIONS)
     to_onnx(model, tmp_path / "model.onnx")
     inputs = model.inputs.transform(model.features(frame.drop(columns="y"))).astype(np.float32)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
@@ -198,15 +198,23 @@ def test_trees_of_categories_are_not(folder: Path, tmp_path: Path) -> None:
 
 def test_other_ways_to_grow_trees_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="grown in one way"):
-        fit(make_frame(), out=tmp_path / "model", network="trees", arm="focal", **OPTIONS)
-    assert fit(make_frame(), out=tmp_path / "model", arm="trees", **OPTIONS).card["chosen"]["scorer"] == "trees"
+        fit(make_frame(), out=tmp_path / "model", model="trees", method="focal", **OPTIONS)
+    assert fit(make_frame(), out=tmp_path / "model", method="trees", **OPTIONS).card["chosen"]["model"] == "trees"
 
 
 def test_the_best_of_everything_is_said_and_the_printed_command_fits_it(tmp_path: Path) -> None:
     make_frame().to_csv(tmp_path / "data.csv", index=False)
     options = ["--target", "y", "--objective", "recall@top=10%", "--seeds", 2, "--trials", 1, "--workers", 1]
     told = run(
-        "compare", tmp_path / "data.csv", *options, "--network", "linear", "--arms", "tuned_ce", "--out", tmp_path / "c"
+        "compare",
+        tmp_path / "data.csv",
+        *options,
+        "--models",
+        "linear",
+        "--methods",
+        "tuned_ce",
+        "--out",
+        tmp_path / "c",
     )
     assert told.exit_code == 0, told.output
     (sentence,) = re.findall(
@@ -218,7 +226,7 @@ def test_the_best_of_everything_is_said_and_the_printed_command_fits_it(tmp_path
     fitted = run(*words)
     assert fitted.exit_code == 0, fitted.output
     assert sentence.rstrip(".") in fitted.output
-    assert Model.load(tmp_path / "model").card["chosen"]["arm"] == "trees"
-    other = run(*words[:-1], tmp_path / "linear", "--network", "linear")
+    assert Model.load(tmp_path / "model").card["chosen"]["method"] == "trees"
+    other = run(*words[:-1], tmp_path / "linear", "--model", "linear")
     assert other.exit_code == 0, other.output
-    assert Model.load(tmp_path / "linear").card["chosen"]["scorer"] == "linear"
+    assert Model.load(tmp_path / "linear").card["chosen"]["model"] == "linear"

@@ -22,13 +22,13 @@ from rich.table import Table as RichTable
 
 from rareloss import Objective
 from rareloss.table import Data, DataError, Fold, Table, TableOptions, load, split
-from rareloss.tabular.arms import RECIPE, Arm, choose_arms
 from rareloss.tabular.comparison.choice import choose
 from rareloss.tabular.comparison.forecast import forecasts
 from rareloss.tabular.comparison.report import html_summary, write_report
 from rareloss.tabular.comparison.runs import TREES, Store, run_unit, unit_name, write_atomically
 from rareloss.tabular.comparison.statistics import LEVEL, judge
-from rareloss.tabular.models import SCORERS, find_scorer
+from rareloss.tabular.methods import RECIPE, Method, choose_methods
+from rareloss.tabular.models import MODELS, find_model
 from rareloss.training import TEMPERATURES
 
 __all__ = ["Comparison", "Interrupted", "compare", "versions"]
@@ -59,13 +59,13 @@ class Comparison:
 
     @property
     def verdicts(self) -> dict[str, str]:
-        """One plain sentence per scorer."""
-        return {row["scorer"]: row["sentence"] for row in self.results["verdicts"]}
+        """One plain sentence per model."""
+        return {row["model"]: row["sentence"] for row in self.results["verdicts"]}
 
     @property
     def forecasts(self) -> dict[str, str]:
         """One plain sentence per scorecard: what was expected of a ranking stage, and what came out."""
-        return {row["scorer"]: row["sentence"] for row in self.results["forecasts"]}
+        return {row["model"]: row["sentence"] for row in self.results["forecasts"]}
 
     def save(self, folder: str | Path) -> None:
         """Write ``results.json`` and ``report.html`` into a folder."""
@@ -78,17 +78,17 @@ class Comparison:
         """Return the table that the command line prints: test means over seeds, and differences with intervals."""
         results = self.results
         title = f"{results['data']['name']}: {results['objective']['name']}, mean over test folds"
-        table = RichTable("arm", title=title, title_justify="left")
+        table = RichTable("method", title=title, title_justify="left")
         for heading in ("test", "difference", f"{LEVEL:.0%} interval"):
             table.add_column(heading, justify="right", no_wrap=True)
-        gaps = {(gap["scorer"], gap["arm"]): gap for gap in results["differences"]}
-        for scorer in results["scorers"]:
+        gaps = {(gap["model"], gap["method"]): gap for gap in results["differences"]}
+        for family in results["models"]:
             table.add_section()
-            table.add_row(f"[bold]{scorer['name']}[/bold]")
-            for arm in results["arms"]:
-                key = scorer["name"], arm["name"]
-                tests = [run["test"] for run in results["runs"] if (run["scorer"], run["arm"]) == key]
-                row = [f"  {arm['label']}", f"{np.mean(tests):.3f}" if tests else "–"]
+            table.add_row(f"[bold]{family['name']}[/bold]")
+            for method in results["methods"]:
+                key = family["name"], method["name"]
+                tests = [run["test"] for run in results["runs"] if (run["model"], run["method"]) == key]
+                row = [f"  {method['label']}", f"{np.mean(tests):.3f}" if tests else "–"]
                 if gap := gaps.get(key):
                     row.append(f"{gap['mean']:+.3f}{'*' if gap['supported'] else ' '}")
                     if gap["low"] is not None:
@@ -112,8 +112,8 @@ def compare(
     objective: str = "ap",
     seeds: int | Sequence[int] = 5,
     trials: int = 8,
-    network: Sequence[str] = tuple(SCORERS),
-    arms: Sequence[str] | None = None,
+    models: Sequence[str] = tuple(MODELS),
+    methods: Sequence[str] | None = None,
     out: str | Path | None = None,
     workers: int | None = 1,
     progress: bool = False,
@@ -121,10 +121,10 @@ def compare(
     command: str | None = None,
     **table_options: Unpack[TableOptions],
 ) -> Comparison:
-    """Train the same scorers under every loss that fits an objective, and judge each on held-out rows.
+    """Train the same models under every loss that fits an objective, and judge each on held-out rows.
 
-    Everything is chosen on validation; each test fold is scored once per arm. Each seed is a split of its own, shared
-    by all arms. With ``workers``, units (a seed of a scorer) run in joblib's processes; inside
+    Everything is chosen on validation; each test fold is scored once per method. Each seed is a split of its own,
+    shared by all methods. With ``workers``, units (a seed of a model) run in joblib's processes; inside
     ``joblib.parallel_config("dask")`` or another backend they run there. The numbers are the same in every case.
 
     Args:
@@ -132,8 +132,8 @@ def compare(
         objective: ``"ap"``, ``"recall@top=0.5%"``, ``"recall@fpr=0.1%"`` or ``"pauc@fpr=0-0.5%"``.
         seeds: how many splits, or which.
         trials: draws of hyper-parameters for tuned cross-entropy.
-        network: scorers: ``linear``, ``additive``, ``mlp``, or ``module:function``.
-        arms: names of arms; all that fit by default. Tuned and weighted cross-entropy and the trees always run.
+        models: ``linear``, ``additive``, ``mlp``, or ``module:function``.
+        methods: names of methods; all that fit by default. Tuned and weighted cross-entropy and the trees always run.
         out: folder for ``results.json``, ``report.html`` and finished units; the same call resumes from it.
         workers: processes; None: one per core, or as many as an active joblib backend has.
         progress: show progress bars.
@@ -154,30 +154,30 @@ def compare(
         judged = Objective.parse(objective)
     except (TypeError, ValueError) as error:
         raise DataError(str(error)) from error
-    chosen = choose_arms(judged, arms)
+    chosen = choose_methods(judged, methods)
     numbers = _seeds(seeds)
     if trials < 1 or (workers is not None and workers < 1):
         raise DataError(f"trials and workers must be at least 1, got {trials} and {workers}")
-    scorers = [find_scorer(name) for name in dict.fromkeys(network)]
-    if not scorers:
-        raise DataError(f"no network was named; use {', '.join(SCORERS)} or module:function of your own")
+    families = [find_model(name) for name in dict.fromkeys(models)]
+    if not families:
+        raise DataError(f"no model was named; use {', '.join(MODELS)} or module:function of your own")
     table = load(data, **table_options)
     for sentence in table.notes:
         say(sentence)
     folds = {seed: split(table, seed) for seed in numbers}  # refuses what cannot be split before any work
-    own = {"trials": trials, "arms": [arm.name for arm in chosen], "objective": str(judged), "recipe": RECIPE}
+    own = {"trials": trials, "methods": [method.name for method in chosen], "objective": str(judged), "recipe": RECIPE}
     own |= {"temperatures": TEMPERATURES}
     identity = {**own, "data": table.sha256, "split_by": table.split_by, "versions": versions()}
     identity["group_and_time"] = table.split_sha256
     store = Store(None if out is None else Path(out), identity)
 
-    wanted = [(scorer.name, seed) for seed in numbers for scorer in sorted(scorers, key=lambda s: s.scorecard)]
+    wanted = [(family.name, seed) for seed in numbers for family in sorted(families, key=lambda s: s.scorecard)]
     wanted += [(TREES, seed) for seed in numbers]
     units = {key: unit for key in wanted if (unit := store.find(*key)) is not None}
     if units:
         say(f"{len(units)} of {len(wanted)} units were finished before and are taken over from {out}")
 
-    names = [scorer.name for scorer in scorers]
+    names = [family.name for family in families]
     described: dict[str, Any] = {
         "schema": 1,
         "versions": versions(),
@@ -185,20 +185,20 @@ def compare(
         "command": command or "rareloss.tabular.compare(...)",
         "data": _described(table, folds[numbers[0]]),
         "objective": {"text": str(judged), "name": judged.name, "cap": _cap(judged, table)},
-        "settings": {"seeds": numbers, "network": names, "workers": workers, **table.spec.to_dict(), **own},
-        "scorers": [{"name": scorer.name, "about": scorer.about} for scorer in scorers],
-        "arms": [{key: getattr(arm, key) for key in ("name", "label", "about", "kind")} for arm in chosen],
+        "settings": {"seeds": numbers, "models": names, "workers": workers, **table.spec.to_dict(), **own},
+        "models": [{"name": family.name, "about": family.about} for family in families],
+        "methods": [{key: getattr(method, key) for key in ("name", "label", "about", "kind")} for method in chosen],
     }
 
     def found() -> Comparison:
         finished = [units[key] for key in wanted if key in units]
-        unfinished = [{"seed": seed, "scorer": name} for name, seed in wanted if (name, seed) not in units]
+        unfinished = [{"seed": seed, "model": name} for name, seed in wanted if (name, seed) not in units]
         ratio = float(np.mean([len(fold.test) / len(fold.train) for fold in folds.values()]))
         judged_runs = judge(finished, described, ratio, shared=TREES)
         expected = forecasts(
             judged_runs["runs"],
-            [scorer.name for scorer in scorers if scorer.scorecard],
-            described["arms"],
+            [family.name for family in families if family.scorecard],
+            described["methods"],
             float(np.mean(np.bincount(table.target[folds[numbers[0]].train])[0 if table.multiclass else 1 :])),
         )
         results = {**described, **judged_runs, "forecasts": expected, "unfinished": unfinished}
@@ -212,7 +212,7 @@ def compare(
             left = [key for key in wanted if key not in units]
             for unit in _all(left, partial(run_unit, table, judged, chosen, trials=trials, ticks=ticks), workers):
                 store.keep(unit)
-                units[unit["scorer"], unit["seed"]] = unit
+                units[unit["model"], unit["seed"]] = unit
                 finished(unit)
     except KeyboardInterrupt:
         stopped = found()
@@ -241,19 +241,19 @@ def _all(
 
 @contextlib.contextmanager
 def _bars(
-    shown: bool, wanted: Sequence[tuple[str, int]], units: Mapping[Any, Any], arms: Sequence[Arm]
+    shown: bool, wanted: Sequence[tuple[str, int]], units: Mapping[Any, Any], methods: Sequence[Method]
 ) -> Iterator[tuple[Callable[[dict[str, Any]], None], str | None]]:
-    """Show a bar for all units and one for each that runs, which moves arm by arm; yield what moves them."""
+    """Show a bar for all units and one for each that runs, which moves method by method; yield what moves them."""
     if not shown:
         yield lambda unit: None, None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with tempfile.TemporaryDirectory() as ticks, Progress(*columns, transient=True) as bars:
-        whole = bars.add_task("splits and scorers", total=len(wanted), completed=len(units))
+        whole = bars.add_task("splits and models", total=len(wanted), completed=len(units))
         rows = {}
         for name, seed in (key for key in wanted if key not in units):
-            total = len([arm for arm in arms if (arm.kind == "reference") == (name == TREES)])
-            rows[name, seed] = bars.add_task(f"{name}, seed {seed}: arms", total=total, visible=False)
+            total = len([method for method in methods if (method.kind == "reference") == (name == TREES)])
+            rows[name, seed] = bars.add_task(f"{name}, seed {seed}: methods", total=total, visible=False)
         done = threading.Event()
 
         def watch() -> None:
@@ -265,7 +265,7 @@ def _bars(
                     bars.update(row, completed=max(0, ticked - 1))
 
         def finished(unit: dict[str, Any]) -> None:
-            bars.update(rows.pop((unit["scorer"], unit["seed"])), visible=False)
+            bars.update(rows.pop((unit["model"], unit["seed"])), visible=False)
             bars.advance(whole)
 
         watcher = threading.Thread(target=watch, daemon=True)

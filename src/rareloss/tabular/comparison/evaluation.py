@@ -1,4 +1,4 @@
-"""What is reported of a scorer's test fold: metrics, and the curves of the report."""
+"""What is reported of a model's test fold: metrics, and the curves of the report."""
 
 from typing import Any
 

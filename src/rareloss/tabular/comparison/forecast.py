@@ -1,4 +1,4 @@
-"""What a ranking stage will bring, from what is known before it: how much a scorer misfits, and where."""
+"""What a ranking stage will bring, from what is known before it: how much a model misfits, and where."""
 
 import json
 import math
@@ -23,14 +23,14 @@ LARGEST_SLOPE = 10.0
 
 
 class Signals(NamedTuple):
-    r"""What the validation scores of a trained scorer say of its misfit.
+    r"""What the validation scores of a trained model say of its misfit.
 
     Scores s are first mapped to log-odds :math:`z = a + b s` by logistic regression, since a class weight or a focal
     loss shifts and stretches them.
 
     Args:
         explained: the share of the entropy of the labels that z explains, :math:`1 - L(z) / L_0` (McFadden); the
-            difference of two scorers' is how much the one misfits where the other does not.
+            difference of two models' is how much the one misfits where the other does not.
         slope: that of a logistic regression of the labels on z among the rows at the top alone: three times the base
             rate, or the operating point's share. 1 where the model is right there; below 1, z tells less at the top
             than it does elsewhere.
@@ -43,7 +43,7 @@ class Signals(NamedTuple):
 
 
 def signals(scores: Tensor, labels: np.ndarray, objective: Objective) -> Signals:
-    """Compute the signals of a scorer, the mean over the classes that have both labels.
+    """Compute the signals of a model, the mean over the classes that have both labels.
 
     Args:
         scores: raw logits ``[n]``, or ``[n, C]``, of rows that trained nothing.
@@ -113,21 +113,21 @@ class Forecast(NamedTuple):
 
 
 def features(
-    scorer: Signals, reference: Signals, *, value: float, reference_value: float, positives: float
+    model: Signals, reference: Signals, *, value: float, reference_value: float, positives: float
 ) -> list[float]:
-    r"""Compute what the forecast is linear in; all are 0 for a scorer that fits as well as the reference.
+    r"""Compute what the forecast is linear in; all are 0 for a model that fits as well as the reference.
 
     With m the misfit, the difference of what both explain, g the gap between their objectives on validation, both cut
     at 0, and s = :math:`P / (P + 100)` for P train positives: s m, s g and s m g.
 
     Args:
-        scorer: signals of the scorer under tuned cross-entropy.
-        reference: of a flexible scorer, boosted trees, on the same rows.
-        value: the scorer's objective on validation.
+        model: signals of the model under tuned cross-entropy.
+        reference: of a flexible model, boosted trees, on the same rows.
+        value: the model's objective on validation.
         reference_value: that of the reference.
         positives: in train.
     """
-    misfit, gap = max(0.0, reference.explained - scorer.explained), max(0.0, reference_value - value)
+    misfit, gap = max(0.0, reference.explained - model.explained), max(0.0, reference_value - value)
     support = positives / (positives + ENOUGH)
     return [support * misfit, support * gap, support * misfit * gap]
 
@@ -138,42 +138,44 @@ def fit(rows: Sequence[Sequence[float]], gains: Sequence[float], sample_weight: 
     return np.asarray(model.fit(np.asarray(rows), np.asarray(gains), np.asarray(sample_weight)).coef_)
 
 
-def forecast(
-    scorer: Signals, reference: Signals, *, value: float, reference_value: float, positives: float
-) -> Forecast:
+def forecast(model: Signals, reference: Signals, *, value: float, reference_value: float, positives: float) -> Forecast:
     """Forecast what a ranking stage adds to a scorecard; see :func:`features`."""
     known = _known()
-    row = features(scorer, reference, value=value, reference_value=reference_value, positives=positives)
+    row = features(model, reference, value=value, reference_value=reference_value, positives=positives)
     gain = float(np.dot(list(known["factors"].values()), row))
     return Forecast(gain, gain - known["below"], gain + known["above"])
 
 
 def forecasts(
-    runs: Sequence[Mapping[str, Any]], scorecards: Sequence[str], arms: Sequence[Mapping[str, Any]], positives: float
+    runs: Sequence[Mapping[str, Any]], scorecards: Sequence[str], methods: Sequence[Mapping[str, Any]], positives: float
 ) -> list[dict[str, Any]]:
     """Forecast the ranking stage of each scorecard of a comparison, and put what came out beside it.
 
     Args:
         runs: as in results.json.
-        scorecards: names of the scorers that are scorecards; of others nothing is forecast.
-        arms: as in results.json.
+        scorecards: names of the models that are scorecards; of others nothing is forecast.
+        methods: as in results.json.
         positives: train rows of the positive class, or of one class on average.
 
     Returns:
-        rows with ``scorer``, ``gain``, ``low``, ``high``, ``arm``, ``observed`` (None where the stage did not run) and
-        ``sentence``.
+        rows with ``model``, ``gain``, ``low``, ``high``, ``method``, ``observed`` (None where the stage did not run)
+        and ``sentence``.
     """
-    stage = next((arm for arm in arms if arm["kind"] == "ranking" and arm["name"].endswith("_stage")), None)
+    stage = next(
+        (method for method in methods if method["kind"] == "ranking" and method["name"].endswith("_stage")), None
+    )
     found = []
     for name in scorecards:
         of = {
-            arm: [run for run in runs if (run["scorer"], run["arm"]) == (name, arm) and "signals" in run]
-            for arm in ("tuned_ce", "trees")
+            method: [run for run in runs if (run["model"], run["method"]) == (name, method) and "signals" in run]
+            for method in ("tuned_ce", "trees")
         }
         if not all(of.values()):
             continue
-        known = {arm: Signals(*np.mean([list(run["signals"].values()) for run in of[arm]], axis=0)) for arm in of}
-        value, reference = (float(np.mean([run["validation"] for run in of[arm]])) for arm in of)
+        known = {
+            method: Signals(*np.mean([list(run["signals"].values()) for run in of[method]], axis=0)) for method in of
+        }
+        value, reference = (float(np.mean([run["validation"] for run in of[method]])) for method in of)
         expected = forecast(
             known["tuned_ce"], known["trees"], value=value, reference_value=reference, positives=positives
         )
@@ -182,13 +184,15 @@ def forecasts(
         gaps = [
             run["test"] - base[run["seed"]]
             for run in runs
-            if stage is not None and (run["scorer"], run["arm"]) == (name, stage["name"]) and run["seed"] in base
+            if stage is not None and (run["model"], run["method"]) == (name, stage["name"]) and run["seed"] in base
         ]
         observed = float(np.mean(gaps)) if gaps else None
         if stage is not None and observed is not None:
             sentence += f"; {stage['label']} gave {observed:+.3f}"
-        arm = None if stage is None else stage["name"]
-        found.append({"scorer": name, **expected._asdict(), "arm": arm, "observed": observed, "sentence": sentence})
+        method = None if stage is None else stage["name"]
+        found.append(
+            {"model": name, **expected._asdict(), "method": method, "observed": observed, "sentence": sentence}
+        )
     return found
 
 

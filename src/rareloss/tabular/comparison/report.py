@@ -22,7 +22,7 @@ __all__ = ["html_summary", "write_report"]
 
 Array = NDArray[np.float64]
 Run = Mapping[str, Any]
-Runs = Mapping[str, Sequence[Run]]  # of one scorer, by arm
+Runs = Mapping[str, Sequence[Run]]  # of one model, by method
 
 INK, GROUND = "#1b1f24", "#fffffe"  # the page replaces these by its own text and ground colours, light or dark
 # Okabe and Ito's palette without its yellow, which vanishes on white: told apart under every common colour blindness.
@@ -40,7 +40,7 @@ DASHES = ["solid", "dash", "dot", "dashdot"]
 BASELINE = "tuned_ce"
 
 
-class Arm(NamedTuple):
+class Method(NamedTuple):
     name: str
     label: str
     about: str
@@ -89,11 +89,11 @@ def _template() -> Template:
 
 def _view(results: Mapping[str, Any], figures: bool = True) -> dict[str, Any]:
     """Everything the template shows, in the order it shows it."""
-    arms = _arms(results)
+    methods = _methods(results)
     runs: dict[tuple[str, str], list[Run]] = {}
     for run in sorted(results["runs"], key=lambda run: run["seed"]):
-        runs.setdefault((run["scorer"], run["arm"]), []).append(run)
-    scorers = _scorers(results)
+        runs.setdefault((run["model"], run["method"]), []).append(run)
+    models = _models_of(results)
     point = Objective.parse(results["objective"]["text"])
     cap = results["objective"]["cap"]
     view: dict[str, Any] = {
@@ -102,9 +102,9 @@ def _view(results: Mapping[str, Any], figures: bool = True) -> dict[str, Any]:
         "data": results["data"],
         "objective": results["objective"],
         "cap": cap if cap is not None and cap < 1 else None,
-        "arms": arms,
+        "methods": methods,
         "multiclass": len(results["data"]["classes"]) > 2,
-        "scorers": [_panel(scorer, arms, runs, results) for scorer in scorers],
+        "models": [_panel(model, methods, runs, results) for model in models],
         "metrics": {metric: _metric_cap(metric, results) for metric in _metric_names(results)},
         "said": Counter(text for run in results["runs"] for text in run.get("warnings") or []),
         "positive": _positive_name(results),
@@ -113,9 +113,9 @@ def _view(results: Mapping[str, Any], figures: bool = True) -> dict[str, Any]:
     if figures:
         span, rate = _difference_span(results), _positive_rate(results)
         drawn: dict[str, Any] = {}
-        for panel in view["scorers"]:
-            name, mine = panel["name"], {arm.name: runs.get((panel["name"], arm.name), []) for arm in arms}
-            shown = [arm for arm in arms if mine[arm.name]]
+        for panel in view["models"]:
+            name, mine = panel["name"], {method.name: runs.get((panel["name"], method.name), []) for method in methods}
+            shown = [method for method in methods if mine[method.name]]
             charts = {
                 "pr": _pr(shown, mine, point, rate, panel["default"]),
                 "roc": _roc(shown, mine, point),
@@ -129,11 +129,11 @@ def _view(results: Mapping[str, Any], figures: bool = True) -> dict[str, Any]:
             if panel["differences"]:
                 drawn[f"differences/{name}"] = _plain(_differences(panel["differences"], span))
             panel["histograms"] = []
-            for arm in shown:
-                figure, seed = _scores(mine[arm.name], results)
+            for method in shown:
+                figure, seed = _scores(mine[method.name], results)
                 if figure is not None:
-                    panel["histograms"].append((arm, seed))
-                    drawn[f"scores/{name}/{arm.name}"] = _plain(figure)
+                    panel["histograms"].append((method, seed))
+                    drawn[f"scores/{name}/{method.name}"] = _plain(figure)
         view["figures"] = drawn
     return view
 
@@ -141,26 +141,26 @@ def _view(results: Mapping[str, Any], figures: bool = True) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------------- what is shown
 
 
-def _arms(results: Mapping[str, Any]) -> list[Arm]:
-    """The arms with a colour and a dash each: a kind has its own colours, arms of one loss share theirs."""
-    members: dict[str, dict[str, int]] = {}  # of each kind, how many arms of each loss so far
-    arms = []
-    for arm in results["arms"]:
-        losses = members.setdefault(arm["kind"], {})
-        loss = arm["name"].rpartition("_")[0] or arm["name"]  # smooth_ap_stage and smooth_ap_warmup are one loss
+def _methods(results: Mapping[str, Any]) -> list[Method]:
+    """The methods with a colour and a dash each: a kind has its own colours, methods of one loss share theirs."""
+    members: dict[str, dict[str, int]] = {}  # of each kind, how many methods of each loss so far
+    methods = []
+    for method in results["methods"]:
+        losses = members.setdefault(method["kind"], {})
+        loss = method["name"].rpartition("_")[0] or method["name"]  # smooth_ap_stage and smooth_ap_warmup are one loss
         losses[loss] = losses.get(loss, -1) + 1
-        palette = PALETTE.get(arm["kind"], [GREY])
+        palette = PALETTE.get(method["kind"], [GREY])
         turns, place = divmod(list(losses).index(loss), len(palette))
         dash = DASHES[(2 * turns + losses[loss]) % len(DASHES)]
-        arms.append(Arm(arm["name"], arm["label"], arm["about"], arm["kind"], palette[place], dash))
-    return arms
+        methods.append(Method(method["name"], method["label"], method["about"], method["kind"], palette[place], dash))
+    return methods
 
 
-def _scorers(results: Mapping[str, Any]) -> list[Run]:
-    """The scorers of the results, and after them any that only a run names."""
-    known = {scorer["name"]: scorer for scorer in results["scorers"]}
+def _models_of(results: Mapping[str, Any]) -> list[Run]:
+    """The models of the results, and after them any that only a run names."""
+    known = {model["name"]: model for model in results["models"]}
     for run in results["runs"]:
-        known.setdefault(run["scorer"], {"name": run["scorer"], "about": ""})
+        known.setdefault(run["model"], {"name": run["model"], "about": ""})
     return list(known.values())
 
 
@@ -181,26 +181,26 @@ def _metric_cap(metric: str, results: Mapping[str, Any]) -> float | None:
 
 
 def _panel(
-    scorer: Mapping[str, Any],
-    arms: Sequence[Arm],
+    model: Mapping[str, Any],
+    methods: Sequence[Method],
     runs: Mapping[tuple[str, str], Sequence[Run]],
     results: Mapping[str, Any],
 ) -> dict[str, Any]:
-    name = scorer["name"]
-    differences = {row["arm"]: row for row in results["differences"] if row["scorer"] == name}
+    name = model["name"]
+    differences = {row["method"]: row for row in results["differences"] if row["model"] == name}
     rows = []
-    for arm in arms:
-        mine = runs.get((name, arm.name), [])
-        failed = [row for row in results["failed"] if row["scorer"] == name and row["arm"] == arm.name]
+    for method in methods:
+        mine = runs.get((name, method.name), [])
+        failed = [row for row in results["failed"] if row["model"] == name and row["method"] == method.name]
         kept = [run.get("kept") for run in mine]
         rows.append(
             {
-                "arm": arm,
+                "method": method,
                 "seeds": len(mine),
                 "failed": len(failed),
                 "test": _mean(run.get("test") for run in mine),
                 "validation": _mean(run.get("validation") for run in mine),
-                "difference": differences.get(arm.name),
+                "difference": differences.get(method.name),
                 "metrics": {
                     metric: _mean((run.get("metrics") or {}).get(metric) for run in mine)
                     for metric in _metric_names(results)
@@ -209,46 +209,50 @@ def _panel(
                 "seconds": _mean(run.get("seconds") for run in mine),
             }
         )
-    verdict = next((row["sentence"] for row in results["verdicts"] if row["scorer"] == name), None)
-    forecast = next((row["sentence"] for row in results.get("forecasts", ()) if row["scorer"] == name), None)
+    verdict = next((row["sentence"] for row in results["verdicts"] if row["model"] == name), None)
+    forecast = next((row["sentence"] for row in results.get("forecasts", ()) if row["model"] == name), None)
     return {
         "name": name,
-        "about": scorer["about"],
+        "about": model["about"],
         "verdict": verdict,
         "forecast": forecast,
         "rows": rows,
-        "default": _default_arms(rows),
-        "per_class": _per_class(arms, runs, name, results),
+        "default": _default_methods(rows),
+        "per_class": _per_class(methods, runs, name, results),
     }
 
 
-def _default_arms(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Tuned cross-entropy, the ranking arm that validation prefers, and the reference: what a reader compares first."""
+def _default_methods(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Tuned cross-entropy, the ranking method that validation prefers, and the reference: what is compared first."""
     done = [row for row in rows if row["seeds"]]
-    ranking = [row for row in done if row["arm"].kind == "ranking" and np.isfinite(row["validation"])]
-    best = max(ranking, key=lambda row: row["validation"])["arm"].name if ranking else None
-    chosen = [row["arm"].name for row in done if row["arm"].name in (BASELINE, best) or row["arm"].kind == "reference"]
-    return chosen or [row["arm"].name for row in done[:3]]
+    ranking = [row for row in done if row["method"].kind == "ranking" and np.isfinite(row["validation"])]
+    best = max(ranking, key=lambda row: row["validation"])["method"].name if ranking else None
+    chosen = [
+        row["method"].name
+        for row in done
+        if row["method"].name in (BASELINE, best) or row["method"].kind == "reference"
+    ]
+    return chosen or [row["method"].name for row in done[:3]]
 
 
 def _per_class(
-    arms: Sequence[Arm],
+    methods: Sequence[Method],
     runs: Mapping[tuple[str, str], Sequence[Run]],
-    scorer: str,
+    model: str,
     results: Mapping[str, Any],
 ) -> dict[str, Any] | None:
-    """Mean test value of every class under every arm, the rarest class first."""
+    """Mean test value of every class under every method, the rarest class first."""
     values: dict[tuple[str, str], list[Any]] = {}
-    for arm in arms:
-        for run in runs.get((scorer, arm.name), []):
+    for method in methods:
+        for run in runs.get((model, method.name), []):
             for row in run.get("per_class") or []:
-                values.setdefault((row["class"], arm.name), []).append(row["test"])
+                values.setdefault((row["class"], method.name), []).append(row["test"])
     if not values:
         return None
     counts = dict(zip(results["data"]["classes"], results["data"]["class_counts"], strict=True))
-    columns = [arm for arm in arms if any(name == arm.name for _, name in values)]
+    columns = [method for method in methods if any(name == method.name for _, name in values)]
     rows = [
-        (label, counts[label], [_mean(values.get((label, arm.name), [])) for arm in columns])
+        (label, counts[label], [_mean(values.get((label, method.name), [])) for method in columns])
         for label in sorted(counts, key=lambda label: counts[label])
     ]
     return {"columns": columns, "rows": rows}
@@ -278,34 +282,34 @@ def _positive_rate(results: Mapping[str, Any]) -> float | None:
 
 
 def _differences(rows: Sequence[Mapping[str, Any]], span: tuple[float, float]) -> go.Figure:
-    """Dot plot: one row per arm, its label above it, so that nothing is cut off on a narrow screen."""
+    """Dot plot: one row per method, its label above it, so that nothing is cut off on a narrow screen."""
     figure = go.Figure()
     figure.add_vline(x=0, line={"color": INK, "width": 1})
     for height, row in enumerate(reversed(rows)):
-        arm, difference = row["arm"], row["difference"]
+        method, difference = row["method"], row["difference"]
         mean, low, high = (_float(difference[key]) for key in ("mean", "low", "high"))
         per_seed = _floats(difference.get("per_seed"))
         style = {"showlegend": False, "hoverlabel": {"namelength": 0}}
         figure.add_scatter(
             x=per_seed, y=[height - 0.16] * len(per_seed), mode="markers", **style,
-            marker={"symbol": "circle-open", "size": 7, "color": arm.colour},
+            marker={"symbol": "circle-open", "size": 7, "color": method.colour},
             hovertemplate="one seed: %{x:+.4f}<extra></extra>",
         )  # fmt: skip
         figure.add_scatter(
             x=[low, high], y=[height, height], mode="lines", **style,
-            line={"color": arm.colour, "width": 3}, hovertemplate="interval: %{x:+.4f}<extra></extra>",
+            line={"color": method.colour, "width": 3}, hovertemplate="interval: %{x:+.4f}<extra></extra>",
         )  # fmt: skip
         figure.add_scatter(
             x=[mean], y=[height], mode="markers", **style,
             marker={
                 "symbol": "diamond" if difference["supported"] else "diamond-open",
-                "size": 12, "color": arm.colour, "line": {"width": 2, "color": arm.colour},
+                "size": 12, "color": method.colour, "line": {"width": 2, "color": method.colour},
             },
             hovertemplate="mean: %{x:+.4f}<extra></extra>",
         )  # fmt: skip
         figure.add_annotation(
             x=0, xref="paper", xanchor="left", y=height + 0.18, yanchor="bottom", showarrow=False,
-            text=f"{_text(arm.label)}  {_signed(mean)}", font={"size": 12, "color": INK},
+            text=f"{_text(method.label)}  {_signed(mean)}", font={"size": 12, "color": INK},
             bgcolor=GROUND, borderpad=1,
         )  # fmt: skip
     figure.update_xaxes(title="difference in the test objective", range=list(span), tickformat="~g", nticks=6)
@@ -315,7 +319,7 @@ def _differences(rows: Sequence[Mapping[str, Any]], span: tuple[float, float]) -
 
 
 def _difference_span(results: Mapping[str, Any]) -> tuple[float, float]:
-    """One axis for every scorer, so that their panels compare, with 0 inside."""
+    """One axis for every model, so that their panels compare, with 0 inside."""
     rows = results["differences"]
     values = _floats([value for row in rows for value in (row["low"], row["high"], *(row.get("per_seed") or []))])
     values = np.append(values[np.isfinite(values)], 0.0)
@@ -325,7 +329,7 @@ def _difference_span(results: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _pr(
-    arms: Sequence[Arm],
+    methods: Sequence[Method],
     mine: Runs,
     point: Objective,
     rate: float | None,
@@ -333,10 +337,10 @@ def _pr(
 ) -> go.Figure | None:
     end = 1.0
     if point.budget is not None:
-        recalls = [_recall_at(run, point) for arm in default for run in mine.get(arm, [])]
+        recalls = [_recall_at(run, point) for method in default for run in mine.get(method, [])]
         end = min(1.0, max([0.1, *(1.6 * found for found in recalls if found)])) if any(recalls) else 1.0
     grid = np.union1d(np.linspace(0, end, 121), np.linspace(0, 1, 61))  # finest where the plot opens
-    figure = _banded(arms, mine, "pr", ("recall", "precision"), grid)
+    figure = _banded(methods, mine, "pr", ("recall", "precision"), grid)
     if figure is None:
         return None
     if point.budget is not None and rate:
@@ -361,21 +365,21 @@ def _recall_at(run: Run, point: Objective) -> float | None:
     return None if line is None or point.budget is None else float(np.interp(point.budget, *line))
 
 
-def _roc(arms: Sequence[Arm], mine: Runs, point: Objective) -> go.Figure | None:
+def _roc(methods: Sequence[Method], mine: Runs, point: Objective) -> go.Figure | None:
     return _log_share(
-        arms, mine, "roc", ("fpr", "tpr"), point if point.quantile is None else None,
+        methods, mine, "roc", ("fpr", "tpr"), point if point.quantile is None else None,
         ("false-positive rate", "recall (true-positive rate)"),
     )  # fmt: skip
 
 
 def _gain(
-    arms: Sequence[Arm],
+    methods: Sequence[Method],
     mine: Runs,
     point: Objective,
     rate: float | None,
 ) -> go.Figure | None:
     figure = _log_share(
-        arms, mine, "gain", ("share", "recall"), None if point.quantile is None else point,
+        methods, mine, "gain", ("share", "recall"), None if point.quantile is None else point,
         ("share of all rows reviewed", "recall"),
     )  # fmt: skip
     if figure is not None and rate:
@@ -388,7 +392,7 @@ def _gain(
 
 
 def _log_share(
-    arms: Sequence[Arm],
+    methods: Sequence[Method],
     mine: Runs,
     curve: str,
     axes: tuple[str, str],
@@ -403,7 +407,7 @@ def _log_share(
     low = max(float(shares.min()), 1e-6)
     budget = mark.budget if mark else None
     low = min(low, 0.1, budget / 3 if budget else 1.0)
-    figure = _banded(arms, mine, curve, axes, np.geomspace(low, 1, 161))
+    figure = _banded(methods, mine, curve, axes, np.geomspace(low, 1, 161))
     if figure is None:
         return None
     if mark and budget:
@@ -425,11 +429,11 @@ def _log_share(
     return figure
 
 
-def _calibration(arms: Sequence[Arm], mine: Runs, rate: float | None) -> go.Figure | None:
+def _calibration(methods: Sequence[Method], mine: Runs, rate: float | None) -> go.Figure | None:
     rare = rate is not None and rate < 0.1
     figure, lowest = go.Figure(), 1.0
-    for arm in arms:
-        pooled = _pooled_calibration(mine[arm.name], rare)
+    for method in methods:
+        pooled = _pooled_calibration(mine[method.name], rare)
         if pooled is None:
             continue
         predicted, observed, count = pooled
@@ -439,11 +443,11 @@ def _calibration(arms: Sequence[Arm], mine: Runs, rate: float | None) -> go.Figu
         if not predicted.size:
             continue
         lowest = min(lowest, float(predicted.min()), float(observed.min()))
-        wide = arm.name == BASELINE  # it lies below the others, and shows where one equals it
+        wide = method.name == BASELINE  # it lies below the others, and shows where one equals it
         figure.add_scatter(
-            x=predicted, y=observed, customdata=count, mode="lines+markers", name=_text(arm.label), meta=arm.name,
-            line={"color": arm.colour, "width": 3 if wide else 1.5, "dash": arm.dash},
-            marker={"size": 9 if wide else 6, "color": arm.colour},
+            x=predicted, y=observed, customdata=count, mode="lines+markers", name=_text(method.label), meta=method.name,
+            line={"color": method.colour, "width": 3 if wide else 1.5, "dash": method.dash},
+            marker={"size": 9 if wide else 6, "color": method.colour},
             hovertemplate="predicted %{x:.3g}, observed %{y:.3g} of %{customdata:,.0f} rows",
         )  # fmt: skip
     if not figure.data:
@@ -480,20 +484,20 @@ def _pooled_calibration(runs: Sequence[Run], rare: bool) -> tuple[Array, Array, 
     return np.bincount(group, predicted * count) / total, np.bincount(group, observed * count) / total, total
 
 
-def _training(arms: Sequence[Arm], mine: Runs) -> go.Figure | None:
+def _training(methods: Sequence[Method], mine: Runs) -> go.Figure | None:
     looks = [look["step"] for runs in mine.values() for run in runs for look in run.get("history") or []]
     if not looks:
         return None
     last = max(looks)
-    histories: dict[str, list[dict[str, Any]]] = {arm.name: [] for arm in arms}
-    for arm in arms:
-        for run in mine[arm.name]:
+    histories: dict[str, list[dict[str, Any]]] = {method.name: [] for method in methods}
+    for method in methods:
+        for run in mine[method.name]:
             # What was solved, not stepped towards, is a level line to compare with.
             level = [{"step": step, "validation": run.get("validation")} for step in (0, last)]
             history = run.get("history") or level
             line = {key: [look.get(key) for look in history] for key in ("step", "validation")}
-            histories[arm.name].append({"curves": {"history": line}})
-    figure = _banded(arms, histories, "history", ("step", "validation"), np.linspace(0, max(last, 1), 161))
+            histories[method.name].append({"curves": {"history": line}})
+    figure = _banded(methods, histories, "history", ("step", "validation"), np.linspace(0, max(last, 1), 161))
     if figure is not None:
         figure.update_xaxes(title="step (trees: boosting round)", rangemode="tozero")
         figure.update_yaxes(title="validation objective", tickformat="~g")
@@ -523,16 +527,16 @@ def _scores(runs: Sequence[Run], results: Mapping[str, Any]) -> tuple[go.Figure 
 
 
 def _banded(
-    arms: Sequence[Arm],
+    methods: Sequence[Method],
     mine: Runs,
     curve: str,
     axes: tuple[str, str],
     grid: Array,
 ) -> go.Figure | None:
-    """One line per arm, the mean over its seeds, in a band from the lowest to the highest seed."""
+    """One line per method, the mean over its seeds, in a band from the lowest to the highest seed."""
     figure = go.Figure()
-    for arm in arms:
-        lines = [line for run in mine[arm.name] if (line := _curve(run, curve, *axes)) is not None]
+    for method in methods:
+        lines = [line for run in mine[method.name] if (line := _curve(run, curve, *axes)) is not None]
         if not lines:
             continue
         values = np.stack([np.interp(grid, x, y, left=np.nan, right=np.nan) for x, y in lines])
@@ -543,12 +547,12 @@ def _banded(
         if len(lines) > 1:
             figure.add_scatter(
                 x=np.concatenate([at, at[::-1]]), y=_single([*values.max(axis=0), *values.min(axis=0)[::-1]]),
-                fill="toself", fillcolor=arm.colour, opacity=0.13, line={"width": 0}, mode="lines",
-                meta=arm.name, hoverinfo="skip",
+                fill="toself", fillcolor=method.colour, opacity=0.13, line={"width": 0}, mode="lines",
+                meta=method.name, hoverinfo="skip",
             )  # fmt: skip
         figure.add_scatter(
-            x=at, y=_single(values.mean(axis=0)), mode="lines", name=_text(arm.label), meta=arm.name,
-            line={"color": arm.colour, "width": 3.5 if arm.name == BASELINE else 1.8, "dash": arm.dash},
+            x=at, y=_single(values.mean(axis=0)), mode="lines", name=_text(method.label), meta=method.name,
+            line={"color": method.colour, "width": 3.5 if method.name == BASELINE else 1.8, "dash": method.dash},
             hovertemplate="%{x:.4~g}: %{y:.3f}",
         )  # fmt: skip
     return figure if figure.data else None

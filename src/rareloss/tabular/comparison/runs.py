@@ -1,4 +1,4 @@
-"""One unit of work, a scorer on one split under every arm, and where finished ones are kept."""
+"""One unit of work, a model on one split under every method, and where finished ones are kept."""
 
 import contextlib
 import hashlib
@@ -18,16 +18,16 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from rareloss import Objective
 from rareloss.table import DataError, Table, split, whole_file
-from rareloss.tabular.arms import Arm
 from rareloss.tabular.comparison.evaluation import evaluate
 from rareloss.tabular.comparison.forecast import signals
-from rareloss.tabular.models import find_scorer
+from rareloss.tabular.methods import Method
+from rareloss.tabular.models import find_model
 from rareloss.tabular.training import Fitted, Task
-from rareloss.tabular.ways import fit_arms, fit_trees
+from rareloss.tabular.ways import fit_methods, fit_trees
 
 __all__ = ["TREES", "Store", "one_thread", "run_unit", "unit_name", "write_atomically"]
 
-# The trees are no scorer's own: they are fitted once per seed.
+# The trees are no model's own: they are fitted once per seed.
 TREES = "trees"
 
 
@@ -46,43 +46,43 @@ def one_thread() -> Iterator[None]:
 def run_unit(
     table: Table,
     objective: Objective,
-    arms: Sequence[Arm],
-    scorer: str,
+    methods: Sequence[Method],
+    family: str,
     seed: int,
     trials: int,
     *,
     in_process: bool = True,
     ticks: str | None = None,
 ) -> dict[str, Any]:
-    """Train a scorer on one split under each arm, and score each one's test fold, once, in one thread.
+    """Train a model on one split under each method, and score each one's test fold, once, in one thread.
 
     Args:
         table: the data.
         objective: what is judged by.
-        arms: what to train; the trees are left to the unit of that name.
-        scorer: a scorer's name, or :data:`TREES`.
+        methods: what to train; the trees are left to the unit of that name.
+        family: a model's name, or :data:`TREES`.
         seed: of the split and everything after it.
         trials: draws of hyper-parameters.
         in_process: whether this is the caller's own process.
-        ticks: a folder where a file appears at the start and for each finished arm, for whoever shows progress.
+        ticks: a folder where a file appears at the start and for each finished method, for whoever shows progress.
 
     Returns:
-        ``seed``, ``scorer``, ``runs`` and ``failed``, as in results.json.
+        ``seed``, ``model``, ``runs`` and ``failed``, as in results.json.
     """
     if not in_process:
         with contextlib.suppress(ValueError):  # not the main thread of a worker: nothing would reach it anyway
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to answer
-    unit: dict[str, Any] = {"seed": seed, "scorer": scorer, "runs": [], "failed": []}
+    unit: dict[str, Any] = {"seed": seed, "model": family, "runs": [], "failed": []}
     with one_thread(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         task = Task(table, split(table, seed), objective, seed)
-        _tick(ticks, scorer, seed, "start")
+        _tick(ticks, family, seed, "start")
         last = time.perf_counter()
-        for arm, fitted in _fitted(task, arms, scorer, trials):
-            found = fitted if isinstance(fitted, Exception) else _run(task, arm, scorer, fitted)
+        for method, fitted in _fitted(task, methods, family, trials):
+            found = fitted if isinstance(fitted, Exception) else _run(task, method, family, fitted)
             if isinstance(found, Exception):
                 error = f"{type(found).__name__}: {found}"
-                unit["failed"].append({"seed": seed, "scorer": scorer, "arm": arm.name, "error": error})
+                unit["failed"].append({"seed": seed, "model": family, "method": method.name, "error": error})
             else:
                 # Of what is said, a user needs what the losses say of their operating point.
                 said = {str(each.message) for each in caught if "are needed for a stable gradient" in str(each)}
@@ -90,33 +90,35 @@ def run_unit(
                 unit["runs"].append({**found, "seconds": seconds, "warnings": sorted(said)})
             caught.clear()
             last = time.perf_counter()
-            _tick(ticks, scorer, seed, arm.name)
+            _tick(ticks, family, seed, method.name)
     return unit
 
 
-def _fitted(task: Task, arms: Sequence[Arm], scorer: str, trials: int) -> Iterator[tuple[Arm, Fitted | Exception]]:
-    if scorer != TREES:
-        yield from fit_arms(task, find_scorer(scorer), arms, trials)
+def _fitted(
+    task: Task, methods: Sequence[Method], family: str, trials: int
+) -> Iterator[tuple[Method, Fitted | Exception]]:
+    if family != TREES:
+        yield from fit_methods(task, find_model(family), methods, trials)
         return
-    for arm in arms:
-        if arm.kind == "reference":
-            yield arm, fit_trees(task, trials)
+    for method in methods:
+        if method.kind == "reference":
+            yield method, fit_trees(task, trials)
 
 
-def _run(task: Task, arm: Arm, scorer: str, fitted: Fitted) -> dict[str, Any] | Exception:
+def _run(task: Task, method: Method, family: str, fitted: Fitted) -> dict[str, Any] | Exception:
     scores = fitted.score(task.test_inputs(fitted.kind))
     if not bool(torch.isfinite(scores).all()):
         return FloatingPointError("its scores of the test fold are not finite")
     known: dict[str, Any] = {}
-    # What a forecast of the ranking arms knows; it was learned on rows that count alike.
-    if arm.kind in ("baseline", "reference") and task.table.weight is None:
+    # What a forecast of the ranking methods knows; it was learned on rows that count alike.
+    if method.kind in ("baseline", "reference") and task.table.weight is None:
         x = task.inputs(fitted.kind)[1]
         known = {"signals": signals(fitted.score(x), task.validation_target.numpy(), task.objective)._asdict()}
     history = [{key: None if math.isnan(value) else value for key, value in row.items()} for row in fitted.history]
     return {
         "seed": task.seed,
-        "scorer": scorer,
-        "arm": arm.name,
+        "model": family,
+        "method": method.name,
         "validation": fitted.validation,
         **evaluate(scores, task.table.target[task.fold.test], task.table, task.objective, task.test_weight),
         "chosen": fitted.chosen,
@@ -126,20 +128,20 @@ def _run(task: Task, arm: Arm, scorer: str, fitted: Fitted) -> dict[str, Any] | 
     }
 
 
-def _tick(folder: str | None, scorer: str, seed: int, name: str) -> None:
+def _tick(folder: str | None, family: str, seed: int, name: str) -> None:
     if folder is not None:
         with contextlib.suppress(OSError):  # another machine of a cluster has no such folder
-            (Path(folder) / f"{unit_name(scorer, seed)}.{name}").touch()
+            (Path(folder) / f"{unit_name(family, seed)}.{name}").touch()
 
 
-def unit_name(scorer: str, seed: int) -> str:
+def unit_name(family: str, seed: int) -> str:
     """Name a unit's file; of the user's own code (``module:function``) by what its file holds too."""
-    plain = "".join(letter if letter.isalnum() else "-" for letter in scorer)
-    if ":" in scorer:
-        module = importlib.import_module(scorer.partition(":")[0])
+    plain = "".join(letter if letter.isalnum() else "-" for letter in family)
+    if ":" in family:
+        module = importlib.import_module(family.partition(":")[0])
         source = Path(inspect.getsourcefile(module) or "")
         held = source.read_bytes() if source.is_file() else b""
-        plain += "-" + hashlib.sha256(scorer.encode() + b"\0" + held).hexdigest()[:12]
+        plain += "-" + hashlib.sha256(family.encode() + b"\0" + held).hexdigest()[:12]
     return f"{plain}-seed{seed}"
 
 
@@ -179,9 +181,9 @@ class Store:
             reason = error.strerror if isinstance(error, OSError) else "its settings.json is broken"
             raise DataError(f"{folder} cannot be used as output folder: {reason}; name another one") from error
 
-    def find(self, scorer: str, seed: int) -> dict[str, Any] | None:
-        """Return a finished unit; None where it is missing, or where an arm failed and deserves another try."""
-        path = self._path(scorer, seed)
+    def find(self, family: str, seed: int) -> dict[str, Any] | None:
+        """Return a finished unit; None where it is missing, or where a method failed and deserves another try."""
+        path = self._path(family, seed)
         if path is None or not path.exists():
             return None
         unit: dict[str, Any] = json.loads(path.read_text("utf-8"))
@@ -189,12 +191,12 @@ class Store:
 
     def keep(self, unit: Mapping[str, Any]) -> None:
         """Write a finished unit."""
-        path = self._path(unit["scorer"], unit["seed"])
+        path = self._path(unit["model"], unit["seed"])
         if path is not None:
             write_atomically(path, json.dumps(unit))
 
-    def _path(self, scorer: str, seed: int) -> Path | None:
-        return None if self.runs is None else self.runs / f"{unit_name(scorer, seed)}.json"
+    def _path(self, family: str, seed: int) -> Path | None:
+        return None if self.runs is None else self.runs / f"{unit_name(family, seed)}.json"
 
 
 def write_atomically(path: Path, text: str) -> None:

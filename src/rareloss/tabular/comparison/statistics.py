@@ -173,41 +173,41 @@ def over_sets(means: Sequence[float], errors: Sequence[float]) -> Interval:
 
 
 def verdict(
-    scorer: str,
-    arms: Sequence[Mapping[str, Any]],
+    model: str,
+    methods: Sequence[Mapping[str, Any]],
     differences: Sequence[Mapping[str, Any]],
     test: Mapping[str, Sequence[float]],
     *,
     test_over_train: float,
     cap: float | None,
 ) -> dict[str, Any]:
-    """Say in one sentence what a scorer's results support.
+    """Say in one sentence what a model's results support.
 
     Args:
-        scorer: its name.
-        arms: as in results.json.
-        differences: this scorer's, to tuned cross-entropy.
-        test: by arm, the objective on test, one per seed, paired.
+        model: its name.
+        methods: as in results.json.
+        differences: this model's, to tuned cross-entropy.
+        test: by method, the objective on test, one per seed, paired.
         test_over_train: rows of test over rows of train.
         cap: the best reachable value, where it is below 1.
 
     Returns:
-        ``scorer``, ``sentence`` and ``winner``, an arm that is better beyond its interval, or None.
+        ``model``, ``sentence`` and ``winner``, a method that is better beyond its interval, or None.
     """
-    label = {arm["name"]: arm["label"] for arm in arms}
-    kind = {arm["name"]: arm["kind"] for arm in arms}
+    label = {method["name"]: method["label"] for method in methods}
+    kind = {method["name"]: method["kind"] for method in methods}
     seeds = len(test[BASELINE])
-    by_arm = {row["arm"]: row for row in differences}
-    candidates = [row for row in differences if kind[row["arm"]] in ("reweight", "ranking")]
+    by_method = {row["method"]: row for row in differences}
+    candidates = [row for row in differences if kind[row["method"]] in ("reweight", "ranking")]
     won = [row for row in candidates if row["supported"]]
     winner = max(won, key=lambda row: float(row["mean"])) if won else None
-    control = next((by_arm[name] for name in by_arm if kind[name] == "control"), None)
+    control = next((by_method[name] for name in by_method if kind[name] == "control"), None)
     base = float(np.mean(test[BASELINE]))
     if seeds < 2:
         sentence = f"none: one seed has no interval, so keep cross-entropy ({base:.3f}); run at least 3"
     elif winner is not None:
         sentence = (
-            f"{label[winner['arm']]}: {winner['mean']:+.3f} over tuned cross-entropy ({base:.3f}), interval "
+            f"{label[winner['method']]}: {winner['mean']:+.3f} over tuned cross-entropy ({base:.3f}), interval "
             f"[{winner['low']:+.3f}, {winner['high']:+.3f}] over {seeds} seeds"
         )
         if control is not None and abs(control["mean"]) >= 0.0005:
@@ -216,38 +216,40 @@ def verdict(
         sentence = f"none: keep cross-entropy ({base:.3f}); of no other loss does the interval lie above 0"
         best = max(candidates, key=lambda row: float(row["mean"]), default=None)
         if best is not None and best["mean"] > 0:
-            sentence += f" (the nearest is {label[best['arm']]}, {_range(best)})"
+            sentence += f" (the nearest is {label[best['method']]}, {_range(best)})"
         if seeds < 5:
             sentence += f"; {seeds} seeds make wide intervals, --seeds 10 would narrow them"
     if "trees" in test:
         sentence += f". {_trees(test, test_over_train)}"
     if cap is not None and cap < 1:
-        sentence += f". No scorer can exceed {cap:.3f} here, since the capacity is below the base rate"
-    return {"scorer": scorer, "sentence": sentence + ".", "winner": winner["arm"] if winner else None}
+        sentence += f". No model can exceed {cap:.3f} here, since the capacity is below the base rate"
+    return {"model": model, "sentence": sentence + ".", "winner": winner["method"] if winner else None}
 
 
 def overall(
-    verdicts: Sequence[Mapping[str, Any]], means: Mapping[str, Mapping[str, float]], arms: Sequence[Mapping[str, Any]]
+    verdicts: Sequence[Mapping[str, Any]],
+    means: Mapping[str, Mapping[str, float]],
+    methods: Sequence[Mapping[str, Any]],
 ) -> str:
-    """Say in one sentence what all scorers' results support together.
+    """Say in one sentence what all models' results support together.
 
     Args:
-        verdicts: one per scorer.
-        means: test means by scorer and arm.
-        arms: as in results.json.
+        verdicts: one per model.
+        means: test means by model and method.
+        methods: as in results.json.
     """
-    label = {arm["name"]: arm["label"] for arm in arms}
-    winners = [f"{label[row['winner']]} for {row['scorer']}" for row in verdicts if row["winner"]]
+    label = {method["name"]: method["label"] for method in methods}
+    winners = [f"{label[row['winner']]} for {row['model']}" for row in verdicts if row["winner"]]
     sentence = f"Use {' and '.join(winners)}" if winners else "Keep cross-entropy: no other loss is better beyond doubt"
-    kept = [row["scorer"] for row in verdicts if not row["winner"]]
+    kept = [row["model"] for row in verdicts if not row["winner"]]
     if winners and kept:
         sentence += f"; keep cross-entropy for {' and '.join(kept)}"
-    scorers = {name: found[BASELINE] for name, found in means.items() if BASELINE in found}
-    if len(scorers) > 1:
-        listed = ", ".join(f"{name} {value:.3f}" for name, value in scorers.items())
+    models = {name: found[BASELINE] for name, found in means.items() if BASELINE in found}
+    if len(models) > 1:
+        listed = ", ".join(f"{name} {value:.3f}" for name, value in models.items())
         reference = next((found["trees"] for found in means.values() if "trees" in found), None)
         listed += "" if reference is None else f"; boosted trees {reference:.3f}"
-        sentence += f". Under tuned cross-entropy the scorers reach: {listed}"
+        sentence += f". Under tuned cross-entropy the models reach: {listed}"
     return sentence + "."
 
 
@@ -257,71 +259,72 @@ def judge(
     """Put the units' runs together, and judge what they support.
 
     Args:
-        units: each with its ``seed``, ``scorer``, ``runs`` and ``failed``.
-        described: ``scorers``, ``arms`` and ``objective``, as in results.json.
+        units: each with its ``seed``, ``model``, ``runs`` and ``failed``.
+        described: ``models``, ``methods`` and ``objective``, as in results.json.
         test_over_train: rows of test over rows of train.
-        shared: the name of the units whose runs stand beside every scorer's.
+        shared: the name of the units whose runs stand beside every model's.
 
     Returns:
         ``runs``, ``differences``, ``verdicts``, ``overall`` and ``failed``, as in results.json.
     """
-    scorers, arms = [scorer["name"] for scorer in described["scorers"]], described["arms"]
-    reference = [run for unit in units if unit["scorer"] == shared for run in unit["runs"]]
-    runs = [run for unit in units if unit["scorer"] != shared for run in unit["runs"]]
-    runs += [{**run, "scorer": scorer} for scorer in scorers for run in reference]
+    models, methods = [model["name"] for model in described["models"]], described["methods"]
+    reference = [run for unit in units if unit["model"] == shared for run in unit["runs"]]
+    runs = [run for unit in units if unit["model"] != shared for run in unit["runs"]]
+    runs += [{**run, "model": model} for model in models for run in reference]
     differences, verdicts, means = [], [], {}
-    for scorer in scorers:
-        test = _paired(runs, scorer, [arm["name"] for arm in arms])
+    for model in models:
+        test = _paired(runs, model, [method["name"] for method in methods])
         if BASELINE not in test:
             continue
         seeds, others = len(test[BASELINE]), [name for name in test if name != BASELINE]
-        method = f"corrected resampled t (Nadeau and Bengio), {seeds} paired splits, Bonferroni over {len(others)} arms"
+        how = f"corrected resampled t (Nadeau and Bengio), {seeds} paired splits, Bonferroni over {len(others)} methods"
         mine = []
         for name in others:
             gaps = np.subtract(test[name], test[BASELINE]).tolist()
             interval = paired_interval(gaps, test_over_train=test_over_train, comparisons=len(others))
-            row = {"scorer": scorer, "arm": name, **interval._asdict(), "level": LEVEL, "method": method}
+            row = {"model": model, "method": name, **interval._asdict(), "level": LEVEL, "interval": how}
             supported = interval.low is not None and interval.low > 0
             mine.append({**row, "per_seed": gaps, "supported": supported})
         differences += mine
-        means[scorer] = {name: float(np.mean(values)) for name, values in test.items()}
+        means[model] = {name: float(np.mean(values)) for name, values in test.items()}
         cap = described["objective"]["cap"]
-        verdicts.append(verdict(scorer, arms, mine, test, test_over_train=test_over_train, cap=cap))
+        verdicts.append(verdict(model, methods, mine, test, test_over_train=test_over_train, cap=cap))
     return {
         "runs": runs,
         "differences": differences,
         "verdicts": verdicts,
-        "overall": overall(verdicts, means, arms) if verdicts else "Nothing is finished yet.",
+        "overall": overall(verdicts, means, methods) if verdicts else "Nothing is finished yet.",
         "failed": [failure for unit in units for failure in unit["failed"]],
     }
 
 
-def _paired(runs: Sequence[Mapping[str, Any]], scorer: str, arms: Sequence[str]) -> dict[str, list[float]]:
-    """Return each arm's test values over the seeds that all arms with any run share."""
-    by_arm = {
-        arm: {run["seed"]: run["test"] for run in runs if (run["scorer"], run["arm"]) == (scorer, arm)} for arm in arms
+def _paired(runs: Sequence[Mapping[str, Any]], model: str, methods: Sequence[str]) -> dict[str, list[float]]:
+    """Return each method's test values over the seeds that all methods with any run share."""
+    by_method = {
+        method: {run["seed"]: run["test"] for run in runs if (run["model"], run["method"]) == (model, method)}
+        for method in methods
     }
-    by_arm = {arm: tests for arm, tests in by_arm.items() if tests}
-    shared = sorted(set.intersection(*map(set, by_arm.values()))) if by_arm else []
-    return {arm: [tests[seed] for seed in shared] for arm, tests in by_arm.items()} if shared else {}
+    by_method = {method: tests for method, tests in by_method.items() if tests}
+    shared = sorted(set.intersection(*map(set, by_method.values()))) if by_method else []
+    return {method: [tests[seed] for seed in shared] for method, tests in by_method.items()} if shared else {}
 
 
 def _trees(test: Mapping[str, Sequence[float]], test_over_train: float) -> str:
-    others = {arm: values for arm, values in test.items() if arm != "trees"}
+    others = {method: values for method, values in test.items() if method != "trees"}
     gaps = {
-        arm: paired_interval(
+        method: paired_interval(
             np.subtract(test["trees"], values).tolist(), test_over_train=test_over_train, comparisons=len(others)
         )
-        for arm, values in others.items()
+        for method, values in others.items()
     }
     mean = float(np.mean(test["trees"]))
     if all(gap.low is not None and gap.low > 0 for gap in gaps.values()):
-        return f"Boosted trees beat every arm here ({mean:.3f})"
+        return f"Boosted trees beat every method here ({mean:.3f})"
     if all(gap.high is not None and gap.high < 0 for gap in gaps.values()):
-        return f"Every arm beats boosted trees here ({mean:.3f})"
+        return f"Every method beats boosted trees here ({mean:.3f})"
     if (low := gaps[BASELINE].low) is not None and low > 0:
-        return f"Boosted trees beat tuned cross-entropy here ({mean:.3f}), though not every arm beyond its interval"
-    return f"Boosted trees reach {mean:.3f}; whether they beat every arm here, or none, these seeds do not say"
+        return f"Boosted trees beat tuned cross-entropy here ({mean:.3f}), though not every method beyond its interval"
+    return f"Boosted trees reach {mean:.3f}; whether they beat every method here, or none, these seeds do not say"
 
 
 def _range(row: Mapping[str, Any]) -> str:

@@ -112,7 +112,7 @@ def page(card: Mapping[str, Any]) -> str:
     lines = [
         f"# {data['name']}: {card['classes'][1]}",
         "",
-        f"Scores how likely a row is {card['classes'][1]!r}, by `{chosen['scorer']}` under `{chosen['arm']}`, chosen "
+        f"Scores how likely a row is {card['classes'][1]!r}, by `{chosen['model']}` under `{chosen['method']}`, chosen "
         f"for {card['objective']['name']}. A score above {float(card['threshold']['value']):.6g} is an alert "
         f"({card['threshold']['about']}); probabilities are by {card['calibration']['method']}.",
         "",

@@ -32,18 +32,18 @@ from rareloss.table import (
     whole_file,
     writable,
 )
-from rareloss.tabular.arms import BASELINE, RECIPE, Arm, arms_for
 from rareloss.tabular.comparison.choice import choose
 from rareloss.tabular.comparison.comparison import Comparison, versions
 from rareloss.tabular.comparison.runs import TREES, Store, one_thread
+from rareloss.tabular.methods import BASELINE, RECIPE, Method, methods_for
 from rareloss.tabular.model.card import measure
 from rareloss.tabular.model.inputs import Inputs
 from rareloss.tabular.model.model import Model, layers_of, network_of, replace_folder
 from rareloss.tabular.model.profile import Profile
 from rareloss.tabular.model.reading import written_threshold
-from rareloss.tabular.models import find_scorer
+from rareloss.tabular.models import find_model
 from rareloss.tabular.training import Fitted, Task, score_with
-from rareloss.tabular.ways import fit_arms, fit_trees
+from rareloss.tabular.ways import fit_methods, fit_trees
 from rareloss.training import TEMPERATURES
 
 __all__ = ["fit"]
@@ -58,8 +58,8 @@ def fit(
     out: str | Path,
     held_out: str | Path | None = None,
     objective: str | Objective | None = None,
-    arm: str | None = None,
-    network: str | None = None,
+    method: str | None = None,
+    model: str | None = None,
     compared: str | Path | None = None,
     seed: int | None = None,
     trials: int | None = None,
@@ -78,13 +78,14 @@ def fit(
             seen, to score and report on.
         objective: an operating point; ``"ap"`` by default. For average precision the threshold lets as many rows pass
             as there are positives.
-        arm: how to train, by the name that a comparison has for it: ``"tuned_ce"`` by default, ``"smooth_ap_stage"``.
-        network: what to train: ``"linear"`` by default, ``"additive"``, ``"mlp"``, ``"trees"`` (boosted, the same as
-            ``arm="trees"``), or ``module:function`` for an ``nn.Sequential`` of ``nn.Linear`` and ``nn.ReLU``.
+        method: how to train, by the name that a comparison has for it: ``"tuned_ce"`` by default,
+            ``"smooth_ap_stage"``.
+        model: what to train: ``"linear"`` by default, ``"additive"``, ``"mlp"``, ``"trees"`` (boosted, the same as
+            ``method="trees"``), or ``module:function`` for an ``nn.Sequential`` of ``nn.Linear`` and ``nn.ReLU``.
         compared: folder of a comparison of these data, or its ``results.json``, in place of objective and what it was
-            called with. Of each network its verdict's winner, or else tuned cross-entropy, is a candidate. The simplest
-            within one standard error of the best on validation is trained, unless ``network`` or ``arm`` names another;
-            code of the user's (``module:function``) runs only where ``network`` names it here too.
+            called with. Of each model its verdict's winner, or else tuned cross-entropy, is a candidate. The simplest
+            within one standard error of the best on validation is trained, unless ``model`` or ``method`` names
+            another; code of the user's (``module:function``) runs only where ``model`` names it here too.
         seed: of the split and everything after it; 0 by default, with ``compared`` its first.
         trials: draws of hyper-parameters; 8 by default.
         say: called with each sentence that a user should read.
@@ -107,8 +108,8 @@ def fit(
     spec = TableSpec.of(**table_options)
     settings: dict[str, Any] = {
         "objective": None if objective is None else str(objective),
-        "arm": arm,
-        "network": network,
+        "method": method,
+        "model": model,
         "seed": seed,
         "trials": trials,
     }
@@ -117,11 +118,11 @@ def fit(
         if spec != TableSpec(header=spec.header):
             raise DataError("which column is what comes from the comparison; give it, or the folder of a comparison")
         told, spec = _told(Path(compared), settings, say)
-    if TREES in (settings["network"], settings["arm"]):  # the one names the other
-        settings |= {name: settings[name] or TREES for name in ("network", "arm")}
-    defaults = {"objective": "ap", "arm": BASELINE, "network": "linear", "seed": 0, "trials": 8}
+    if TREES in (settings["model"], settings["method"]):  # the one names the other
+        settings |= {name: settings[name] or TREES for name in ("model", "method")}
+    defaults = {"objective": "ap", "method": BASELINE, "model": "linear", "seed": 0, "trials": 8}
     settings |= {name: value for name, value in defaults.items() if settings[name] is None}
-    judged, chosen, scorer = _checked(settings)
+    judged, chosen, family = _checked(settings)
 
     table = load(data, spec)
     settings |= table.spec.to_dict()
@@ -147,19 +148,17 @@ def fit(
     Store(work, identity)
     task = Task(table, fold, judged, settings["seed"], remember=_Trials(work / "runs", say))
     with one_thread():  # as a comparison does, so that the numbers are the same
-        if scorer is None:
+        if family is None:
             found: Fitted | Exception = fit_trees(task, settings["trials"])
         else:
-            (_, found), *_ = fit_arms(task, scorer, [chosen], settings["trials"])
+            (_, found), *_ = fit_methods(task, family, [chosen], settings["trials"])
         if isinstance(found, Exception):
-            raise DataError(
-                f"{chosen.name} of {settings['network']} failed: {type(found).__name__}: {found}"
-            ) from found
-        model = _model(task, found, {"arm": chosen.name, "scorer": settings["network"]}, settings, told)
+            raise DataError(f"{chosen.name} of {settings['model']} failed: {type(found).__name__}: {found}") from found
+        fitted = _model(task, found, {"method": chosen.name, "model": settings["model"]}, settings, told)
     try:
         if apart is not None:
             _write_rows(data, table, fold.test, apart)
-        model.write(work / "model")
+        fitted.write(work / "model")
         replace_folder(work / "model", out)
     except OSError as error:
         raise DataError(f"{out} cannot be written: {error.strerror}; the work is kept in {work}") from error
@@ -181,33 +180,33 @@ def _write_rows(data: Data | None, table: Table, rows: np.ndarray, path: Path) -
             pq.write_table(found, file)
 
 
-def _checked(settings: Mapping[str, Any]) -> tuple[Objective, Arm, Any]:
+def _checked(settings: Mapping[str, Any]) -> tuple[Objective, Method, Any]:
     try:
         judged = Objective.parse(settings["objective"])
     except (TypeError, ValueError) as error:
         raise DataError(str(error)) from error
-    known = {arm.name: arm for arm in arms_for(judged)}
-    if settings["arm"] not in known:
-        raise DataError(f"there is no arm {settings['arm']!r} for {judged}; there are {', '.join(known)}")
-    chosen = known[settings["arm"]]
-    if (chosen.name == TREES) != (settings["network"] == TREES):
+    known = {method.name: method for method in methods_for(judged)}
+    if settings["method"] not in known:
+        raise DataError(f"there is no method {settings['method']!r} for {judged}; there are {', '.join(known)}")
+    chosen = known[settings["method"]]
+    if (chosen.name == TREES) != (settings["model"] == TREES):
         raise DataError(
-            f"boosted trees are grown in one way, network {TREES!r} by arm {TREES!r}, got network "
-            f"{settings['network']!r} by {settings['arm']!r}"
+            f"boosted trees are grown in one way, model {TREES!r} by method {TREES!r}, got model "
+            f"{settings['model']!r} by {settings['method']!r}"
         )
     for name, least in (("seed", 0), ("trials", 1)):
         if type(settings[name]) is not int or settings[name] < least:
             raise DataError(f"{name} must be a whole number of at least {least}, got {settings[name]!r}")
     if chosen.name == TREES:
         return judged, chosen, None
-    scorer = find_scorer(settings["network"])
-    layers_of(scorer.build(3, 1))  # refused before it is trained, not after
-    return judged, chosen, scorer
+    family = find_model(settings["model"])
+    layers_of(family.build(3, 1))  # refused before it is trained, not after
+    return judged, chosen, family
 
 
 def _told(folder: Path, settings: dict[str, Any], say: Callable[[str], None]) -> tuple[dict[str, Any], TableSpec]:
     """Take over what a comparison was called with, and what it found best."""
-    own = ("seed", "trials", "network", "arm")
+    own = ("seed", "trials", "model", "method")
     given = [name for name, value in settings.items() if value is not None and name not in own]
     if given:
         raise DataError(f"{', '.join(given)} come from the comparison; give them, or the folder of a comparison")
@@ -222,16 +221,16 @@ def _told(folder: Path, settings: dict[str, Any], say: Callable[[str], None]) ->
         raise DataError(f"{folder} holds no results.json of rareloss compare: {error}") from error
     if not results["verdicts"] or not known:
         raise DataError(f"the comparison in {folder} has no verdict yet; let it finish")
-    choice = choose(results, network=settings["network"], arm=settings["arm"])
+    choice = choose(results, model=settings["model"], method=settings["method"])
     if choice.sentence:
         say(choice.sentence)
-    network = choice.network
-    if ":" in network and settings["network"] is None:
+    model = choice.model
+    if ":" in model and settings["model"] is None:
         raise DataError(
-            f"the comparison names the code {network!r} as its network; a file of results runs no code: if it is "
-            f"yours, name it too (--network {network})"
+            f"the comparison names the code {model!r} as its model; a file of results runs no code: if it is "
+            f"yours, name it too (--model {model})"
         )
-    taken |= {"network": network, "arm": choice.arm, "seed": first}
+    taken |= {"model": model, "method": choice.method, "seed": first}
     settings |= {name: value for name, value in taken.items() if settings[name] is None}
     return results, spec
 
@@ -251,7 +250,7 @@ def _model(
     }
     for part, values in scores.items():
         if not np.isfinite(values).all():
-            raise DataError(f"the scores of the {part} rows are not finite; try another arm or network")
+            raise DataError(f"the scores of the {part} rows are not finite; try another method or model")
     labels = table.target == 1
     validation = scores["validation"].astype(np.float64)
     weights = {

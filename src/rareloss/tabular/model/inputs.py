@@ -1,4 +1,4 @@
-"""The fitted inputs of a scorer as names and arrays: what is saved is data, and loading it runs nothing."""
+"""The fitted inputs of a model as names and arrays: what is saved is data, and loading it runs nothing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -133,7 +133,7 @@ class Inputs:
         return curves + len(self.flags) + len(self.gaps) + sum(category.width for category in self.categories)
 
     def transform(self, features: pd.DataFrame) -> np.ndarray:
-        """Compute the inputs of a scorer, ``[n, width]``: float32, of trees float64."""
+        """Compute the inputs of a model, ``[n, width]``: float32, of trees float64."""
         if len(features) == 0:
             return np.zeros((0, self.width), dtype=np.float64 if self.kind == "trees" else np.float32)
         if self.kind == "trees":

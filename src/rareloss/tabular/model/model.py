@@ -1,4 +1,4 @@
-"""A trained scorer with everything that turns a row of a file into a decision, and the folder that holds it."""
+"""A trained model with everything that turns a row of a file into a decision, and the folder that holds it."""
 
 import hashlib
 import json
@@ -37,7 +37,7 @@ MODEL, WEIGHTS, CARD, PAGE = "model.json", "weights.safetensors", "card.json", "
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A scorer of two classes, ready for tomorrow's file.
+    """A model of two classes, ready for tomorrow's file.
 
     Args:
         network: layers of ``nn.Linear`` and ``nn.ReLU``, or boosted trees; one output.

@@ -1,4 +1,4 @@
-"""The arms of the grid: those of ``rareloss compare``, cheap rivals, and the losses of other libraries."""
+"""The methods of the grid: those of ``rareloss compare``, cheap rivals, and the losses of other libraries."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -10,9 +10,9 @@ from benchmarks.quality import peers
 from torch import Tensor, nn
 
 from rareloss import Objective
-from rareloss.tabular.arms import Arm, arms_for
 from rareloss.tabular.logistic import solve_logistic
-from rareloss.tabular.models import Scorer, find_scorer, logits_of
+from rareloss.tabular.methods import Method, methods_for
+from rareloss.tabular.models import Family, find_model, logits_of
 from rareloss.tabular.training import Fitted, Task, cross_entropy
 from rareloss.tabular.tuning import between, cube
 from rareloss.tabular.ways import best_of, draws_for, fit_trees, further, network
@@ -20,29 +20,29 @@ from rareloss.tabular.ways import best_of, draws_for, fit_trees, further, networ
 __all__ = ["core", "missing", "more", "outside"]
 
 
-def core(objective: Objective) -> tuple[Arm, ...]:
+def core(objective: Objective) -> tuple[Method, ...]:
     """Return tuned cross-entropy, its continuation, our pure stage, focal loss, and imbalanced-losses."""
-    ours = {arm.name: arm for arm in arms_for(objective)}
+    ours = {method.name: method for method in methods_for(objective)}
     chosen = [ours[name] for name in ("tuned_ce", "ce_continued", f"{objective.loss_name}_stage")]
     chosen.append(
-        Arm("focal", "Focal loss", "gamma 1 or 2; scorecards from the tuned solution", "reweight", fit=_focal)
+        Method("focal", "Focal loss", "gamma 1 or 2; scorecards from the tuned solution", "reweight", fit=_focal)
     )
     return (*chosen, *peers.imbalanced_losses(objective))
 
 
-def more(objective: Objective, scorer: str, multiclass: bool) -> tuple[Arm, ...]:
-    """Return the arms of the full grid, beside tuned cross-entropy, where they start."""
-    ours = {arm.name: arm for arm in arms_for(objective)}
+def more(objective: Objective, family: str, multiclass: bool) -> tuple[Method, ...]:
+    """Return the methods of the full grid, beside tuned cross-entropy, where they start."""
+    ours = {method.name: method for method in methods_for(objective)}
     names = [f"{objective.loss_name}_warmup", *(["pauc_stage"] if "pauc_stage" in ours else [])]
     rivals = [
-        Arm(
+        Method(
             "logit_adjusted",
             "Logit-adjusted cross-entropy",
             "logits shifted by the log-odds of the base rate (Menon et al., 2021), strength .5 or 1",
             "reweight",
             fit=_logit_adjusted,
         ),
-        Arm(
+        Method(
             "hard_examples",
             "Hard-example cross-entropy",
             "the mean of the largest 10 or 30 % of the rows' losses",
@@ -50,13 +50,13 @@ def more(objective: Objective, scorer: str, multiclass: bool) -> tuple[Arm, ...]
             fit=_hard_examples,
         ),
     ]
-    if find_scorer(scorer).scorecard:
+    if find_model(family).scorecard:
         about = "logistic regression on the probabilities of boosted trees, penalty and inputs chosen on validation"
-        rivals.append(Arm("distilled", "Distilled from trees", about, "reweight", fit=_distilled))
+        rivals.append(Method("distilled", "Distilled from trees", about, "reweight", fit=_distilled))
     else:
         # A scorecard's tuned cross-entropy has the class weight among its draws already.
         about = "cross-entropy, the positives' weight from .3 to 100 drawn beside rate and decay"
-        rivals.append(Arm("class_weight", "Class weight, tuned", about, "reweight", fit=_class_weight))
+        rivals.append(Method("class_weight", "Class weight, tuned", about, "reweight", fit=_class_weight))
     return (
         ours["tuned_ce"],
         *(ours[name] for name in names),
@@ -65,40 +65,40 @@ def more(objective: Objective, scorer: str, multiclass: bool) -> tuple[Arm, ...]
     )
 
 
-def outside(objective: Objective) -> tuple[Arm, ...]:
+def outside(objective: Objective) -> tuple[Method, ...]:
     """Return what no loss of this package takes part in: boosted trees."""
-    return tuple(arm for arm in arms_for(objective) if arm.kind == "reference")
+    return tuple(method for method in methods_for(objective) if method.kind == "reference")
 
 
 def missing() -> list[str]:
-    """Return a sentence for each library that is not installed, whose arms are left out."""
+    """Return a sentence for each library that is not installed, whose methods are left out."""
     return peers.missing()
 
 
 # -------------------------------------------------------------------------------------------------------------- rivals
 
 
-def _focal(task: Task, scorer: Scorer, tuned: Fitted, trials: int) -> Fitted:
-    return _tried(task, scorer, tuned, trials, cross_entropy, [{"gamma": 2.0}, {"gamma": 1.0}])
+def _focal(task: Task, family: Family, tuned: Fitted, trials: int) -> Fitted:
+    return _tried(task, family, tuned, trials, cross_entropy, [{"gamma": 2.0}, {"gamma": 1.0}])
 
 
-def _logit_adjusted(task: Task, scorer: Scorer, tuned: Fitted, trials: int) -> Fitted:
+def _logit_adjusted(task: Task, family: Family, tuned: Fitted, trials: int) -> Fitted:
     def make(outputs: int, strength: float) -> nn.Module:
         return LogitAdjusted(task.counts, strength, outputs)
 
-    return _tried(task, scorer, tuned, trials, make, [{"strength": 1.0}, {"strength": 0.5}])
+    return _tried(task, family, tuned, trials, make, [{"strength": 1.0}, {"strength": 0.5}])
 
 
-def _hard_examples(task: Task, scorer: Scorer, tuned: Fitted, trials: int) -> Fitted:
-    return _tried(task, scorer, tuned, trials, HardExamples, [{"share": 0.1}, {"share": 0.3}])
+def _hard_examples(task: Task, family: Family, tuned: Fitted, trials: int) -> Fitted:
+    return _tried(task, family, tuned, trials, HardExamples, [{"share": 0.1}, {"share": 0.3}])
 
 
-def _class_weight(task: Task, scorer: Scorer, tuned: Fitted, trials: int) -> Fitted:
+def _class_weight(task: Task, family: Family, tuned: Fitted, trials: int) -> Fitted:
     weights = [between(share, 0.3, 100) for (share,) in cube(trials, 1, task.seed)]
-    return network(task, scorer, draws_for(scorer, task, trials), [{"class_weight": weight} for weight in weights])
+    return network(task, family, draws_for(family, task, trials), [{"class_weight": weight} for weight in weights])
 
 
-def _distilled(task: Task, scorer: Scorer, tuned: Fitted, trials: int) -> Fitted:
+def _distilled(task: Task, family: Family, tuned: Fitted, trials: int) -> Fitted:
     """Teach a scorecard the probabilities of trees: every row counts once as each class, by its probability."""
     teacher = fit_trees(task, 1)
     scores = teacher.score(task.inputs("trees")[0]).double()
@@ -106,7 +106,7 @@ def _distilled(task: Task, scorer: Scorer, tuned: Fitted, trials: int) -> Fitted
     classes = np.repeat(np.arange(taught.shape[1]), len(taught))
 
     def tried() -> Iterator[Fitted]:
-        for draw in draws_for(scorer, task, trials):
+        for draw in draws_for(family, task, trials):
             x, x_validation = task.inputs(draw["kind"])
             model, converged = solve_logistic(
                 x.repeat(taught.shape[1], 1),
@@ -129,17 +129,17 @@ def _scores(model: nn.Module, outputs: int, x: Tensor) -> Tensor:
 
 def _tried(
     task: Task,
-    scorer: Scorer,
+    family: Family,
     tuned: Fitted,
     trials: int,
     make_loss: Callable[..., nn.Module],
     variants: Sequence[Mapping[str, Any]],
 ) -> Fitted:
     """Scorecards go on from the tuned solution, with each variant; networks train from the start, variants in turn."""
-    if scorer.scorecard:
+    if family.scorecard:
         losses = [make_loss(task.outputs, **variant) for variant in variants]
-        return further(task, scorer, tuned, losses, variants)
-    return network(task, scorer, draws_for(scorer, task, trials), variants, make_loss)
+        return further(task, family, tuned, losses, variants)
+    return network(task, family, draws_for(family, task, trials), variants, make_loss)
 
 
 class LogitAdjusted(nn.Module):

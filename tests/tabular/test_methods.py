@@ -1,4 +1,4 @@
-"""Arms: which fit an objective, that all start alike, and that validation chooses."""
+"""Methods: which fit an objective, that all start alike, and that validation chooses."""
 
 from dataclasses import replace
 
@@ -11,12 +11,12 @@ pytest.importorskip("sklearn")
 from rareloss import Objective, SmoothAPLoss
 from rareloss.table import DataError, load
 from rareloss.table.folds import split
-from rareloss.tabular.arms import RECIPE, Arm, arms_for, choose_arms
 from rareloss.tabular.comparison.runs import run_unit
-from rareloss.tabular.models import Scorer, find_scorer
+from rareloss.tabular.methods import RECIPE, Method, choose_methods, methods_for
+from rareloss.tabular.models import Family, find_model
 from rareloss.tabular.network import batches
 from rareloss.tabular.training import Fitted, Task, cross_entropy, descend, new_model
-from rareloss.tabular.ways import fit_arms, fit_trees
+from rareloss.tabular.ways import fit_methods, fit_trees
 
 
 @pytest.fixture(autouse=True)
@@ -46,19 +46,19 @@ def make_task(objective: str = "ap", classes: int = 2, rows: int = 300) -> Task:
     ],
 )
 def test_ranking_arms_fit_the_objective(objective: str, ranking: set[str]) -> None:
-    arms = arms_for(Objective.parse(objective))
-    assert {arm.name for arm in arms if arm.kind == "ranking"} == ranking
-    assert arms[0].name == "tuned_ce"
+    methods = methods_for(Objective.parse(objective))
+    assert {method.name for method in methods if method.kind == "ranking"} == ranking
+    assert methods[0].name == "tuned_ce"
 
 
 def test_chosen_arms_keep_the_baselines_and_the_control() -> None:
-    chosen = choose_arms(Objective.parse("ap"), ["smooth_ap_stage"])
-    assert [arm.name for arm in chosen] == ["tuned_ce", "ce_continued", "weighted_ce", "smooth_ap_stage", "trees"]
+    chosen = choose_methods(Objective.parse("ap"), ["smooth_ap_stage"])
+    assert [method.name for method in chosen] == ["tuned_ce", "ce_continued", "weighted_ce", "smooth_ap_stage", "trees"]
 
 
 def test_unknown_arm_is_refused() -> None:
-    with pytest.raises(DataError, match="no arm 'recall_stage' for the objective ap"):
-        choose_arms(Objective.parse("ap"), ["recall_stage"])
+    with pytest.raises(DataError, match="no method 'recall_stage' for the objective ap"):
+        choose_methods(Objective.parse("ap"), ["recall_stage"])
 
 
 @pytest.mark.filterwarnings("ignore:.*are needed for a stable gradient")
@@ -66,27 +66,29 @@ def test_unknown_arm_is_refused() -> None:
 @pytest.mark.parametrize("objective", ["ap", "recall@top=10%", "recall@fpr=10%", "pauc@fpr=0-10%"])
 def test_every_arm_of_a_scorecard_is_fitted(objective: str, classes: int) -> None:
     task = make_task(objective, classes)
-    arms = arms_for(task.objective)
-    fitted = dict(fit_arms(task, find_scorer("linear"), arms, trials=2))
-    assert [arm.name for arm in fitted] == [arm.name for arm in arms if arm.name != "trees"]
-    for arm, found in fitted.items():
-        assert isinstance(found, Fitted), (arm.name, found)
+    methods = methods_for(task.objective)
+    fitted = dict(fit_methods(task, find_model("linear"), methods, trials=2))
+    assert [method.name for method in fitted] == [method.name for method in methods if method.name != "trees"]
+    for method, found in fitted.items():
+        assert isinstance(found, Fitted), (method.name, found)
         scores = found.score(task.inputs(found.kind)[1])
-        assert task.judge(scores) == pytest.approx(found.validation, abs=1e-9), arm.name
+        assert task.judge(scores) == pytest.approx(found.validation, abs=1e-9), method.name
 
 
 @pytest.mark.slow
 def test_every_arm_of_a_network_is_fitted() -> None:
     task = make_task()
-    fitted = dict(fit_arms(task, find_scorer("mlp"), arms_for(task.objective), trials=2))
-    for arm, found in fitted.items():
-        assert isinstance(found, Fitted), (arm.name, found)
-        assert found.validation > 0.2, arm.name
+    fitted = dict(fit_methods(task, find_model("mlp"), methods_for(task.objective), trials=2))
+    for method, found in fitted.items():
+        assert isinstance(found, Fitted), (method.name, found)
+        assert found.validation > 0.2, method.name
 
 
 def test_a_stage_is_never_below_its_start_on_validation() -> None:
     task = make_task()
-    fitted = {arm.name: found for arm, found in fit_arms(task, find_scorer("linear"), arms_for(task.objective), 1)}
+    fitted = {
+        method.name: found for method, found in fit_methods(task, find_model("linear"), methods_for(task.objective), 1)
+    }
     start = fitted["tuned_ce"]
     assert isinstance(start, Fitted)
     for name in ("ce_continued", "focal", "smooth_ap_stage"):
@@ -96,30 +98,30 @@ def test_a_stage_is_never_below_its_start_on_validation() -> None:
         assert found.history[0]["validation"] == pytest.approx(start.validation)
 
 
-def shrunk(task: Task, scorer: Scorer, tuned: Fitted, trials: int) -> Fitted:
-    """An arm from outside: the tuned solution with scores a hundred times smaller, which ranks alike."""
+def shrunk(task: Task, family: Family, tuned: Fitted, trials: int) -> Fitted:
+    """A method from outside: the tuned solution with scores a hundred times smaller, which ranks alike."""
     return replace(tuned, score=lambda x: tuned.score(x) / 100, chosen={"trials": trials})
 
 
 def test_arm_from_outside_is_trained_by_its_own_function() -> None:
     task = make_task()
-    own = Arm("shrunk", "Shrunk", "ranks as tuned cross-entropy does", "reweight", fit=shrunk)
-    arms = (*arms_for(task.objective)[:1], own)
-    unit = run_unit(task.table, task.objective, arms, "linear", seed=0, trials=2)
+    own = Method("shrunk", "Shrunk", "ranks as tuned cross-entropy does", "reweight", fit=shrunk)
+    methods = (*methods_for(task.objective)[:1], own)
+    unit = run_unit(task.table, task.objective, methods, "linear", seed=0, trials=2)
     tuned, found = unit["runs"]
-    assert found["arm"] == "shrunk"
+    assert found["method"] == "shrunk"
     assert found["chosen"] == {"trials": 2}
     assert found["test"] == tuned["test"]
 
 
 def test_arm_from_outside_that_fails_is_told() -> None:
-    def fail(task: Task, scorer: Scorer, tuned: Fitted, trials: int) -> Fitted:
+    def fail(task: Task, family: Family, tuned: Fitted, trials: int) -> Fitted:
         raise RuntimeError("no such loss")
 
     task = make_task()
-    arms = (*arms_for(task.objective)[:1], Arm("broken", "Broken", "fails", "reweight", fit=fail))
-    unit = run_unit(task.table, task.objective, arms, "linear", seed=0, trials=1)
-    assert [run["arm"] for run in unit["runs"]] == ["tuned_ce"]
+    methods = (*methods_for(task.objective)[:1], Method("broken", "Broken", "fails", "reweight", fit=fail))
+    unit = run_unit(task.table, task.objective, methods, "linear", seed=0, trials=1)
+    assert [run["method"] for run in unit["runs"]] == ["tuned_ce"]
     assert unit["failed"][0]["error"] == "RuntimeError: no such loss"
 
 
@@ -132,15 +134,15 @@ def test_trees_keep_the_round_that_validation_prefers() -> None:
 
 
 def test_a_seed_starts_every_arm_at_the_same_weights() -> None:
-    task, scorer = make_task(), find_scorer("mlp")
-    one, other = (new_model(task, scorer, "normal").state_dict() for _ in range(2))
+    task, family = make_task(), find_model("mlp")
+    one, other = (new_model(task, family, "normal").state_dict() for _ in range(2))
     for name, value in one.items():
         torch.testing.assert_close(value, other[name], rtol=0, atol=0)
 
 
 def test_the_best_checkpoint_is_kept_even_if_it_is_the_start() -> None:
     task = make_task()
-    model = new_model(task, find_scorer("linear"), "normal")
+    model = new_model(task, find_model("linear"), "normal")
     everything = [(slice(None), None)]
 
     def reversed_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -8,12 +8,12 @@ from rareloss.objectives import Objective, PartialAUC
 from rareloss.table import DataError
 from rareloss.tabular.network import NETWORK
 
-__all__ = ["BASELINE", "RECIPE", "Arm", "arms_for", "choose_arms", "ranking_objectives"]
+__all__ = ["BASELINE", "RECIPE", "Method", "choose_methods", "methods_for", "ranking_objectives"]
 
 BASELINE = "tuned_ce"
 ALWAYS = (BASELINE, "weighted_ce", "trees")
 
-# Every number that the arms share; results.json repeats it.
+# Every number that the methods share; results.json repeats it.
 RECIPE: dict[str, Any] = {
     "network_steps": NETWORK["steps"],
     "network_batch": NETWORK["batch"],
@@ -32,7 +32,7 @@ LABELS = {"smooth_ap": "Smooth-AP", "recall": "Recall", "pauc": "Partial AUC"}
 
 
 @dataclass(frozen=True)
-class Arm:
+class Method:
     """One way of training.
 
     Args:
@@ -41,9 +41,9 @@ class Arm:
         about: one sentence for the report.
         kind: "baseline", "control", "reweight", "ranking" or "reference".
         loss: the ranking loss, if it has one.
-        fit: trains an arm that comes from outside; called with the ``Task``, the ``Scorer``, tuned cross-entropy's
+        fit: trains a method that comes from outside; called with the ``Task``, the ``Model``, tuned cross-entropy's
             ``Fitted`` and the number of trials, it returns a ``Fitted``. A function of a module, so that it can be
-            sent to other processes. None for the arms of this package.
+            sent to other processes. None for the methods of this package.
     """
 
     name: str
@@ -54,30 +54,30 @@ class Arm:
     fit: Callable[..., Any] | None = None
 
 
-def arms_for(objective: Objective) -> tuple[Arm, ...]:
-    """Return every arm that fits an objective."""
-    arms = [
-        Arm(
+def methods_for(objective: Objective) -> tuple[Method, ...]:
+    """Return every method that fits an objective."""
+    methods = [
+        Method(
             BASELINE,
             "Tuned cross-entropy",
             "scorecards: logistic regression solved to convergence, penalty, class weight and inputs chosen on "
             "validation; networks: AdamW, learning rate and weight decay from random draws, best checkpoint",
             "baseline",
         ),
-        Arm(
+        Method(
             "ce_continued",
             "Cross-entropy continued",
             "the control: a ranking stage's path or steps, on the same rows, with cross-entropy",
             "control",
         ),
-        Arm(
+        Method(
             "weighted_ce",
             "Weighted cross-entropy",
             "the first half of the draws; scorecards: all classes weigh the same; networks: weighted by inverse share "
             "or its square root",
             "reweight",
         ),
-        Arm(
+        Method(
             "focal",
             "Focal loss",
             "gamma 1 or 2; scorecards: steps from the tuned solution; networks: from the start, the first half of the "
@@ -86,8 +86,8 @@ def arms_for(objective: Objective) -> tuple[Arm, ...]:
         ),
     ]
     for loss in ranking_objectives(objective):
-        arms += [
-            Arm(
+        methods += [
+            Method(
                 f"{loss}_stage",
                 f"{LABELS[loss]}, stage",
                 f"{LABELS[loss]} loss alone, from tuned cross-entropy; validation chooses how far a scorecard goes, "
@@ -95,7 +95,7 @@ def arms_for(objective: Objective) -> tuple[Arm, ...]:
                 "ranking",
                 loss,
             ),
-            Arm(
+            Method(
                 f"{loss}_warmup",
                 f"{LABELS[loss]}, warm-up",
                 f"{LABELS[loss]} loss in LossWarmupWrapper, from the start",
@@ -104,26 +104,26 @@ def arms_for(objective: Objective) -> tuple[Arm, ...]:
             ),
         ]
     reference = "histogram gradient boosting, stopped early on the objective; no loss of this library takes part"
-    return (*arms, Arm("trees", "Boosted trees", reference, "reference"))
+    return (*methods, Method("trees", "Boosted trees", reference, "reference"))
 
 
-def choose_arms(objective: Objective, names: Sequence[str] | None) -> tuple[Arm, ...]:
-    """Return the arms that are asked for, with the baselines that always run, and the control beside any stage.
+def choose_methods(objective: Objective, names: Sequence[str] | None) -> tuple[Method, ...]:
+    """Return the methods that are asked for, with the baselines that always run, and the control beside any stage.
 
     Raises:
-        DataError: a name that is no arm of this objective.
+        DataError: a name that is no method of this objective.
     """
-    every = arms_for(objective)
+    every = methods_for(objective)
     if names is None:
         return every
-    known = [arm.name for arm in every]
+    known = [method.name for method in every]
     for name in names:
         if name not in known:
-            raise DataError(f"there is no arm {name!r} for the objective {objective}; there are {', '.join(known)}")
+            raise DataError(f"there is no method {name!r} for the objective {objective}; there are {', '.join(known)}")
     wanted = {*names, *ALWAYS}
     if any(name.endswith("_stage") for name in wanted):
         wanted.add("ce_continued")
-    return tuple(arm for arm in every if arm.name in wanted)
+    return tuple(method for method in every if method.name in wanted)
 
 
 def ranking_objectives(objective: Objective) -> dict[str, Objective]:
