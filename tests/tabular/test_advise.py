@@ -203,3 +203,39 @@ def test_command_prints_and_writes(tmp_path: Path) -> None:
     refused = CliRunner().invoke(app, ["advise", "--rows", "1e6", "--rate", "much"])
     assert refused.exit_code == 2
     assert "rate must be a share" in refused.stderr
+
+
+def clicks(rows: int = 6_000) -> pd.DataFrame:
+    """Apps whose numbers say nothing of their size, ages that do, and clicks that depend on both."""
+    rng = np.random.default_rng(0)
+    app, age = rng.integers(0, 60, rows), rng.integers(18, 80, rows)
+    good = rng.permutation(60)[:6]
+    chance = 1 / (1 + np.exp(4.5 - 4 * np.isin(app, good) - 0.03 * (age - 40)))
+    return pd.DataFrame({"app": app, "age": age, "y": (rng.random(rows) < chance).astype(int)})
+
+
+def test_codes_that_are_read_as_quantities_are_found_and_the_command_names_them() -> None:
+    said: list[str] = []
+    advice = advise(clicks(), target="y", say=said.append)
+    assert list(advice["codes"].value) == ["app"]
+    assert advice["codes"].value["app"] > advice["ranking_loss"].value["logistic"]["validation"] + 0.05
+    assert "--category app" in advice.command
+    assert "age" not in advice["codes"].sentence
+    assert any("app" in step for step in said)
+    named = advise(clicks(), target="y", category="app")
+    assert "codes" not in {finding.name for finding in named.findings}
+    assert named["ranking_loss"].value["logistic"]["validation"] == pytest.approx(
+        advice["codes"].value["app"], abs=0.08
+    )
+
+
+def test_the_answer_is_said_first(tmp_path: Path) -> None:
+    clicks(3_000).to_csv(tmp_path / "a.csv", index=False)
+    told = CliRunner().invoke(app, ["advise", str(tmp_path / "a.csv"), "--target", "y"])
+    assert told.exit_code == 0, told.output
+    lines = told.output.splitlines()
+    assert lines[0].startswith("ap: 3,000 rows")
+    assert "The test fold" in lines[1]
+    assert "Quick fits" in lines[1]
+    assert lines[-1].startswith("Next: rareloss compare")
+    assert lines.index("What was read:") > 3

@@ -602,9 +602,173 @@ class TestBuiltIn:
     def test_flights_can_be_split_by_rows_or_time(self) -> None:
         by_rows, by_time = load("flights", group="none"), load("flights", time="date")
         assert by_rows.split_by.startswith("rows")
-        assert list(by_rows.frame.columns) == list(by_time.frame.columns)
+        assert [*by_rows.frame.columns, "date_weekday"] == list(by_time.frame.columns)
         assert by_time.group is None
         assert by_time.time is not None
         assert len(set(by_time.time)) == 365
         with pytest.raises(DataError, match="'delayed'"):
             load("flights", target="delayed")
+
+
+class TestNames:
+    """Whole numbers that are names."""
+
+    def codes(self, tmp_path: Path, **columns: object) -> Path:
+        frame().assign(**columns).to_csv(tmp_path / "a.csv", index=False)
+        return tmp_path / "a.csv"
+
+    def test_a_named_category_is_one_however_it_is_stored(self, tmp_path: Path) -> None:
+        app = np.random.default_rng(0).integers(100, 140, 200)
+        path = self.codes(tmp_path, app=app)
+        whole = frame().assign(app=app)
+        gaps = whole.assign(app=whole.app.astype(float).where(whole.index > 4))
+        for data in (path, whole, gaps, whole.assign(app=whole.app.astype(str))):
+            table = load(data, target="fraud", category=["app"])
+            assert table.frame["app"].dtype == "category"
+            expected = sorted(set(map(str, app[5:] if data is gaps else app)))
+            assert list(table.frame["app"].cat.categories) == expected
+        with pytest.raises(DataError, match="no column 'aap' to read as a category; did you mean 'app'"):
+            load(path, target="fraud", category=["aap"])
+        with pytest.raises(DataError, match="'fraud' is the target"):
+            load(path, target="fraud", category=["fraud"])
+
+    def test_zeros_before_a_number_make_it_a_name(self, tmp_path: Path) -> None:
+        path = self.codes(tmp_path, zip=[f"{i % 30:05d}" for i in range(200)])
+        table = load(path, target="fraud")
+        assert list(table.frame["zip"].cat.categories)[:2] == ["00000", "00001"]
+        assert noted(table.notes, "'zip'", "codes")
+
+    def test_whole_numbers_as_text_are_names_and_other_numbers_as_text_are_numbers(self, tmp_path: Path) -> None:
+        data = frame().assign(app=[str(i % 30) for i in range(200)], paid=lambda f: f.amount.map("{:.2f}".format))
+        data.to_parquet(tmp_path / "a.parquet")
+        for source in (data, tmp_path / "a.parquet"):
+            table = load(source, target="fraud")
+            assert table.frame["app"].dtype == "category"
+            assert table.frame["paid"].dtype == "float64"
+
+    def test_text_in_quotes_is_text_where_other_columns_have_none(self, tmp_path: Path) -> None:
+        data = frame().assign(app=[i % 30 for i in range(200)])
+        rows = [f'{a},{b},"{c}",{d},{e},"{f}"' for a, b, c, d, e, f in data.itertuples(index=False)]
+        (tmp_path / "a.csv").write_text("\n".join([",".join(data.columns), *rows]) + "\n")
+        assert load(tmp_path / "a.csv", target="fraud").frame["app"].dtype == "category"
+        data.to_csv(tmp_path / "b.csv", index=False, quoting=1)  # all of it in quotes says nothing
+        assert load(tmp_path / "b.csv", target="fraud").frame["app"].dtype == "float64"
+
+    @pytest.mark.parametrize("gaps", [False, True])
+    @pytest.mark.parametrize("ending", ["csv", "parquet", "frame"])
+    def test_account_numbers_keep_their_digits(self, tmp_path: Path, ending: str, gaps: bool) -> None:
+        accounts = pd.Series(2**60 + np.arange(200) // 4, dtype="Int64")
+        data = frame().assign(account=accounts.mask(accounts.index < 3) if gaps else accounts)
+        source: object = data
+        if ending != "frame":
+            source = tmp_path / f"a.{ending}"
+            data.to_csv(source, index=False) if ending == "csv" else data.to_parquet(source)
+        table = load(source, target="fraud", group="account")
+        assert table.group is not None
+        assert len(set(table.group)) == 50 + gaps
+
+    def test_a_category_of_many_values_keeps_its_frequent_ones(self) -> None:
+        rng = np.random.default_rng(0)
+        shop = np.where(rng.random(2_000) < 0.4, rng.choice(["a", "b"], 2_000), [f"s{i}" for i in range(2_000)])
+        data = pd.concat([frame()] * 10, ignore_index=True).assign(shop=shop, name=[f"n{i}" for i in range(2_000)])
+        table = load(data, target="fraud")
+        assert "shop" in table.frame
+        assert noted(table.notes, "dropped 'name'")
+
+
+class TestRemarks:
+    def test_ids_sentinels_and_equal_columns_are_pointed_out(self) -> None:
+        rng = np.random.default_rng(0)
+        rows = 2_000
+        data = pd.concat([frame()] * 10, ignore_index=True)
+        late = rng.poisson(2, rows).clip(0, 9)
+        late[rng.random(rows) < 0.02] = 98
+        late[rng.random(rows) < 0.005] = 96
+        data = data.assign(order_id=rng.permutation(10**7)[:rows], late=late, temp=rng.normal(20, 8, rows).round(1))
+        data.loc[rng.random(rows) < 0.02, "temp"] = -200.0
+        data["years"] = data["age"]
+        notes = load(data, target="fraud").notes
+        assert noted(notes, "check 'order_id'", "an id")
+        assert noted(notes, "check 'late': 98, 96", "--missing 98")
+        assert noted(notes, "check 'temp': -200", "--missing -200")
+        assert noted(notes, "'age', 'years' hold the same values")
+        assert not noted(notes, "check 'age'")
+        assert not noted(notes, "check 'amount'")
+        table = load(data, target="fraud", missing=["-200", "98", "96"])
+        assert table.frame["temp"].isna().sum() == (data["temp"] == -200).sum()
+        assert table.frame["late"].max() < 10
+
+    def test_a_value_of_the_rare_class_alone_is_pointed_out(self) -> None:
+        data = frame(1_000, 100).assign(failed=lambda f: ((f.fraud == 1) & (f.index % 3 == 0)).astype(int))
+        data = data.assign(mark=np.where(data.failed == 1, "broken", "fine"))
+        notes = load(data, target="fraud").notes
+        for name, value in (("failed", "1"), ("mark", "broken")):
+            assert noted(notes, f"check {name!r}: where it is {value}, 34 of 34 rows are of class '1'")
+
+    def test_other_labels_are_counted_and_said(self, tmp_path: Path) -> None:
+        data = frame(400, 100).assign(fraud=lambda f: np.where(f.fraud == 1, "yes", "no"))
+        data.loc[:29, "fraud"] = "?"
+        data.loc[300:309, "fraud"] = "Yes"
+        data.loc[30:49, "fraud"] = " yes "
+        data.to_csv(tmp_path / "a.csv", index=False)
+        table = load(tmp_path / "a.csv", target="fraud", positive="yes")
+        assert table.target.sum() == 70  # blanks around it do not count
+        assert noted(table.notes, "'no' 290, 'yes' 70, '?' 30, 'Yes' 10: all but 'yes' are negative")
+        assert noted(table.notes, "label '?' of 30 rows", "--missing '?'")
+        assert noted(table.notes, "labels 'Yes', 'yes' differ in case alone")
+        without = load(tmp_path / "a.csv", target="fraud", positive="yes", missing="?")
+        assert len(without.target) == 370
+        assert noted(without.notes, "dropped 30 rows without a value of 'fraud'")
+
+
+class TestSpelling:
+    def test_a_file_without_a_header(self, tmp_path: Path) -> None:
+        frame().drop(columns="country").to_csv(tmp_path / "a.csv", index=False, header=False)
+        table = load(tmp_path / "a.csv", target="x3", header=False)
+        assert list(table.frame.columns) == ["x0", "x1", "x2"]
+        assert len(table.target) == 200
+        pd.DataFrame(np.arange(60).reshape(20, 3)).to_csv(tmp_path / "b.csv", index=False, header=False)
+        with pytest.raises(DataError, match="is the header missing"):
+            load(tmp_path / "b.csv", target="y")
+
+    def test_names_may_differ_by_case_and_blanks_do_not_count(self, tmp_path: Path) -> None:
+        data = frame().rename(columns={"age": "Amount", "new": " new "})
+        for source in (data, tmp_path / "a.csv", tmp_path / "a.parquet"):
+            if source is not data:
+                data.to_csv(source, index=False) if source.suffix == ".csv" else data.to_parquet(source)
+            assert list(load(source, target="fraud").frame.columns) == ["amount", "Amount", "country", "new"]
+
+    def test_a_parquet_with_one_name_twice_is_refused(self, tmp_path: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = pa.table([[1, 2], [3, 4], [0, 1]], names=["x", "x", "y"])
+        pq.write_table(table, tmp_path / "a.parquet")
+        with pytest.raises(DataError, match="'x' named more than one column"):
+            load(tmp_path / "a.parquet", target="y")
+
+    def test_an_index_of_some_rows_is_no_feature(self, tmp_path: Path) -> None:
+        frame(400, 100).iloc[::2].to_csv(tmp_path / "a.csv")
+        table = load(tmp_path / "a.csv", target="fraud")
+        assert noted(table.notes, "dropped 'Unnamed: 0'")
+        assert "Unnamed: 0" in table.unused
+
+    @pytest.mark.parametrize("form", ["%d/%m/%y", "%m/%d/%Y %I:%M %p", "%d.%m.%y %H:%M", "%Y-%m-%d %I:%M %p"])
+    def test_dates_as_people_write_them(self, form: str) -> None:
+        dates = pd.Series(pd.date_range("2024-01-18 13:30", periods=200, freq="31h"))
+        table = load(frame().assign(at=dates.dt.strftime(form)), target="fraud")
+        np.testing.assert_array_equal(table.frame["at_month"], dates.dt.month)
+        if "M" in form:
+            np.testing.assert_array_equal(table.frame["at_hour"], dates.dt.hour)
+
+    def test_quoted_newlines_stay_in_their_value(self, tmp_path: Path) -> None:
+        data = frame().assign(remark=["two\nlines" if i % 2 else "one" for i in range(200)])
+        data.to_csv(tmp_path / "a.csv", index=False)
+        table = load(tmp_path / "a.csv", target="fraud")
+        assert list(table.frame["remark"].cat.categories) == ["one", "two\nlines"]
+
+    def test_time_gives_weekday_and_hour_but_neither_days_nor_month(self) -> None:
+        at = pd.date_range("2024-01-01", periods=200, freq="7h")
+        table = load(frame().assign(at=at, fraud=np.arange(200) % 5 == 0), target="fraud", time="at")
+        assert [name for name in table.frame.columns if name.startswith("at")] == ["at_weekday", "at_hour"]
+        assert [column.name for column in table.columns if column.reads == "date"] == ["at"]

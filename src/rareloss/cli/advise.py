@@ -37,24 +37,31 @@ def advise(
             raise ValueError(f'{error.name} is missing: pip install "rareloss[study]"') from error
         if out is not None:
             refuse_overwriting(out, data)
-        advice = advised(
-            data,
-            **table,
-            objective=objective,
-            rows=rows,
-            rate=None if rate is None else _rate(rate),
-            batch=batch,
-            per_period=per_period,
-            plausible=plausible,
-            width=width,
-        )
+        with say.status("reading") as status:
+            advice = advised(
+                data,
+                **table,
+                objective=objective,
+                rows=rows,
+                rate=None if rate is None else _rate(rate),
+                batch=batch,
+                per_period=per_period,
+                plausible=plausible,
+                width=width,
+                say=status.update,
+            )
         if out is not None:
             out.write_text(advice.to_json() + "\n", encoding="utf-8")
     title = f"{advice.objective}: {advice.rows:,} rows, {advice.positives:,} positives"
     say.print(title, markup=False, style="bold")
+    answered = ("leaks", "interval", "ranking_loss", "codes")
+    say.print(advice.answer, markup=False)
     for finding in advice.findings:
-        for sentence in finding.value if finding.name == "data" else [finding.sentence]:
-            say.print(f"- {sentence}", markup=False)
+        if finding.name == "data":
+            say.print("What was read:", markup=False)
+        if finding.name not in answered:
+            for sentence in finding.value if finding.name == "data" else [finding.sentence]:
+                say.print(f"- {sentence}", markup=False)
     say.print(f"Next: {advice.command}", markup=False)
 
 

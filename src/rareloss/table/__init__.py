@@ -9,7 +9,7 @@ from rareloss.extras import late
 
 if TYPE_CHECKING:
     from rareloss.table.files import refuse_overwriting, whole_file, writable
-    from rareloss.table.folds import Fold, split
+    from rareloss.table.folds import Fold, split, windows
     from rareloss.table.missing import MISSING, NOT_A_NUMBER
     from rareloss.table.numbers import as_numbers, trimmed, without_marks
     from rareloss.table.schema import Column, Schema
@@ -46,6 +46,7 @@ _HOME = {
     "split": "folds",
     "trimmed": "numbers",
     "whole_file": "files",
+    "windows": "folds",
     "without_marks": "numbers",
     "writable": "files",
 }
@@ -77,6 +78,7 @@ __all__ = [
     "split",
     "trimmed",
     "whole_file",
+    "windows",
     "without_marks",
     "writable",
 ]

@@ -7,7 +7,7 @@ import numpy as np
 from rareloss.table.table import Table
 from rareloss.table.words import DataError
 
-__all__ = ["Fold", "split"]
+__all__ = ["Fold", "split", "windows"]
 
 OUTSIDE, TRAIN, VALIDATION, TEST = -1, 0, 1, 2
 # 60/20/20: of every five groups that are alike, three train.
@@ -70,6 +70,30 @@ def split(table: Table, seed: int) -> Fold:
                 "something finer"
             )
     return fold
+
+
+def windows(table: Table, fold: Fold) -> str:
+    """Say from when to when each part of a split by time reaches.
+
+    Example:
+        >>> import pandas as pd
+        >>> from rareloss.table import load
+        >>> days = pd.date_range("2024-01-01", periods=200).astype(str)
+        >>> frame = pd.DataFrame({"day": days, "x": range(200), "y": [0, 1] * 100})
+        >>> table = load(frame, target="y", time="day")
+        >>> windows(table, split(table, 0))
+        'train 2024-01-26 to 2024-04-30, validation 2024-05-01 to 2024-06-01, test 2024-06-02 to 2024-07-03'
+    """
+    assert table.time is not None
+    said = []
+    for name, rows in fold._asdict().items():
+        ends = table.time[rows].min(), table.time[rows].max()
+        dates = table.time.dtype == np.int64  # of microseconds
+        first, last = (str(np.datetime64(int(end), "us")) if dates else f"{end:g}" for end in ends)
+        if dates and first.endswith("T00:00:00.000000") and last.endswith("T00:00:00.000000"):
+            first, last = first[:10], last[:10]
+        said.append(f"{name} {first[:19].replace('T', ' ')} to {last[:19].replace('T', ' ')}")
+    return ", ".join(said)
 
 
 def _by_group(target: np.ndarray, group: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -239,7 +239,11 @@ def _numbers_in(text: pd.Series, decimal: str) -> pd.Series:
 
 
 def decide(
-    frame: pd.DataFrame, decimals: Mapping[str, str], categories: Iterable[str] = (), missing: Sequence[str] = ()
+    frame: pd.DataFrame,
+    decimals: Mapping[str, str],
+    categories: Iterable[str] = (),
+    missing: Sequence[str] = (),
+    trend: str | None = None,
 ) -> tuple[pd.DataFrame, tuple[Column, ...], list[str]]:
     """Make every column float64 or categorical, and drop what carries nothing or names single rows.
 
@@ -248,6 +252,8 @@ def decide(
         decimals: the decimal mark that a column's text shows, where it does.
         categories: columns that are categories, whatever they hold.
         missing: further marks that mean "missing".
+        trend: the column of dates that rows are split by: of it the weekday and the hour come back, days and months
+            do not.
 
     Returns:
         features; how columns become them; what to say of it.
@@ -277,9 +283,11 @@ def decide(
             )
         # A part of a date that only ever is missing or one value says nothing that another part does not.
         dropna = column.reads == "date"
+        if name == trend:
+            found = {part: values for part, values in found.items() if part.endswith(("_weekday", "_hour"))}
         found = {part: values for part, values in found.items() if values.nunique(dropna=dropna) > 1}
         if not found:
-            constant.append(name)
+            constant += [name] if name != trend else []
             continue
         if column.reads == "date":
             notes.append(f"dates in {name!r} became {listed(found)}")
@@ -320,7 +328,11 @@ def _how(values: pd.Series, decimal: str, category: bool) -> tuple[Column, list[
     if types.is_integer_dtype(values) and values.abs().max() > EXACT:
         return Column(name, "code", (name,)), []
     if is_number(values):
-        said = [f"numbers in {name!r} are read with a decimal comma"] if decimal == "," else []
+        said = (
+            [f"numbers in {name!r} are read with a decimal comma"]
+            if decimal == "," and not types.is_integer_dtype(values)
+            else []
+        )
         return Column(name, "number", (name,), decimal=decimal), said
     as_numbers, said = _mostly_numbers(values, decimal)
     if not as_numbers:

@@ -152,8 +152,10 @@ def load(data: Data | None = None, spec: TableSpec | None = None, /, **options: 
         notes += said
     times = None if "time" not in roles else _times(frame[roles["time"]])
 
-    given = frame.drop(columns=list(set(roles.values())))
-    features, columns, said = decide(given, decimals, spec.category, spec.missing)
+    # Of the time that rows are split by, weekday and hour are known when a later row comes.
+    trend = roles["time"] if times is not None and times.dtype == np.int64 and not _shared(roles, "time") else None
+    given = frame.drop(columns=list({*roles.values()} - {trend}))
+    features, columns, said = decide(given, decimals, spec.category, spec.missing, trend)
     used = {column.name for column in columns}
     leaks = best_alone(features, labels, len(classes))
     home = {part: column.name for column in columns for part in column.features}
@@ -272,6 +274,10 @@ def _weights(column: pd.Series) -> tuple[np.ndarray, list[str]]:
         raise DataError(f"all weights in {name!r} are 0; a row of weight 0 is absent")
     notes = [f"dropped {counted(absent, 'row')} of weight 0"] if absent else []
     return weight, [*notes, f"each row counts as often as {name!r} says"]
+
+
+def _shared(roles: Mapping[str, str], role: str) -> bool:
+    return list(roles.values()).count(roles[role]) > 1
 
 
 def _groups(column: pd.Series) -> tuple[np.ndarray, list[str]]:

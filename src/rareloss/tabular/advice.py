@@ -4,14 +4,17 @@ import json
 import math
 import re
 import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.special import expit, logit
 from scipy.stats import norm
+from torch import Tensor
 
 from rareloss import Objective
 from rareloss.decisions import clopper_pearson
@@ -25,7 +28,13 @@ from rareloss.table import (
     is_date,
     load,
     source_of,
+    split,
 )
+from rareloss.tabular.comparison.forecast import forecast, signals
+from rareloss.tabular.comparison.runs import one_thread
+from rareloss.tabular.models import find_model
+from rareloss.tabular.preprocess import Kind
+from rareloss.tabular.training import Fitted, Task, logistic, trees
 
 __all__ = ["Advice", "Finding", "advise", "logit_interval", "noise_that_shrinks"]
 
@@ -35,6 +44,10 @@ NEEDED_ROWS = 10.0  # behind an operating point: what the losses warn of
 NEEDED_POSITIVES = 10.0  # in the pool of average precision
 MOST_TRAIN_ROWS = 50_000
 MOST_TRAIN_POSITIVES = 10_000
+# A column of so many distinct whole numbers may hold codes; so many are tried, where there are not too many columns.
+FEW_CODES, MOST_CODES, MOST_CANDIDATES, MOST_COLUMNS = 3, 5_000, 12, 200
+# And by so many standard errors names must rank better.
+SURE = 3
 GROUP_NAME = re.compile(
     r"(^|_)(id|key|uuid)$|customer|client|user|patient|account|card|device|merchant|household", re.IGNORECASE
 )
@@ -60,6 +73,15 @@ class Advice:
     findings: tuple[Finding, ...]
     command: str
 
+    @property
+    def answer(self) -> str:
+        """What matters first: how well a value can be known, what quick models reach, and what looks wrong."""
+        named = {finding.name: finding for finding in self.findings}
+        told = [named[name].sentence for name in ("interval", "ranking_loss", "codes") if name in named]
+        if "leaks" in named and named["leaks"].value:
+            told.insert(0, named["leaks"].sentence)
+        return " ".join(told)
+
     def __getitem__(self, name: str) -> Finding:
         """Return the finding of that name."""
         for finding in self.findings:
@@ -83,6 +105,7 @@ def advise(
     plausible: float = PLAUSIBLE,
     width: float = 0.1,
     fits: bool = True,
+    say: Callable[[str], None] | None = None,
     **table_options: Unpack[TableOptions],
 ) -> Advice:
     """Say what an operating point needs, and what these data can show of it, before anything is trained.
@@ -96,7 +119,8 @@ def advise(
         per_period: rows that come in a day, or whatever the period is.
         plausible: the value at which the interval is stated, in (0, 1).
         width: the width of a 95 % interval that is wanted.
-        fits: whether to fit two quick models on a file.
+        fits: whether to fit quick models on a file: one of each kind, and one for each column of codes.
+        say: called with what is done now.
         table_options: which column is what: ``target``, ``positive`` and the others of
             :class:`rareloss.table.TableSpec`.
 
@@ -145,15 +169,22 @@ def advise(
         findings.append(_measured_elsewhere())
         spec = replace(spec, target=spec.target or "COLUMN")
     else:
-        if table.notes:
-            findings.insert(0, Finding("data", list(table.notes), "-", "Read: " + "; ".join(table.notes) + "."))
         found, advised = _split_advice(data, table)
         findings += found
-        findings.append(_quick_fits(table, goal) if fits and not table.multiclass else _measured_elsewhere())
+        if fits and not table.multiclass:
+            with one_thread():
+                findings.append(_quick_fits(table, goal, say))
+                coded = _codes(table, goal, say)
+            findings += [coded] if coded else []
+            advised = replace(advised, category=(*advised.category, *(coded.value if coded else ())))
+        else:
+            findings.append(_measured_elsewhere())
         # What the data know by themselves need not be said, but what was, and what is advised, must.
         spec = replace(
             advised, target=spec.target, group=None if spec.group is None and data is None else advised.group
         )
+        if table.notes:
+            findings.append(Finding("data", list(table.notes), "-", "Read: " + "; ".join(table.notes) + "."))
     name = str(data) if isinstance(data, (str, Path)) else "DATA" if table is None or data is not None else "flights"
     command = shlex.join(["rareloss", "compare", name, *spec.words(), "--objective", str(goal)])
     return Advice(str(goal), total, positives, tuple(findings), command)
@@ -410,18 +441,70 @@ def _repeats(column: pd.Series) -> bool:
     return bool(distinct > max(50, math.sqrt(present)) and present >= 1.5 * distinct)
 
 
-def _quick_fits(table: Table, goal: Objective) -> Finding:
-    from rareloss.table import split
-    from rareloss.tabular.comparison.forecast import forecast, signals
-    from rareloss.tabular.models import find_model
-    from rareloss.tabular.training import Task, logistic, trees
-
+def _task(table: Table, goal: Objective) -> Task:
     fold = split(table, 0)
-    fold = fold._replace(train=_sample(table.target, fold.train))
-    task = Task(table, fold, goal, 0)
-    line = logistic(
-        task, find_model("linear"), [{"kind": kind, "C": 1.0, "class_weight": 1.0} for kind in ("standard", "normal")]
+    return Task(table, fold._replace(train=_sample(table.target, fold.train)), goal, 0)
+
+
+def _line(task: Task, kinds: Sequence[Kind]) -> Fitted:
+    return logistic(task, find_model("linear"), [{"kind": kind, "C": 1.0, "class_weight": 1.0} for kind in kinds])
+
+
+def _codes(table: Table, goal: Objective, say: Callable[[str], None] | None) -> Finding | None:
+    """Find columns of whole numbers by which a line ranks better if they are names than if they are quantities."""
+    candidates = []
+    for column in table.columns:
+        if column.reads != "number" or column.features != (column.name,):
+            continue
+        values = table.frame[column.name].dropna()
+        if FEW_CODES <= values.nunique() <= MOST_CODES and (values == np.floor(values)).all():
+            candidates.append(column.name)
+    if not candidates or table.frame.shape[1] > MOST_COLUMNS:
+        return None
+    task = _task(table, goal)
+    as_numbers, known = _scored(task)
+    better = {}
+    for name in candidates[:MOST_CANDIDATES]:
+        if say:
+            say(f"is {name} a quantity or a name?")
+        codes = table.frame[name].astype("Int64").astype("object").map(str, na_action="ignore").astype("category")
+        value, scores = _scored(_task(replace(table, frame=table.frame.assign(**{name: codes})), goal))
+        if value > as_numbers + SURE * _error_of_gain(task, known, scores):
+            better[name] = value
+    if not better:
+        return None
+    told = ", ".join(f"{name} ({value:.3f})" for name, value in better.items())
+    return Finding(
+        "codes",
+        better,
+        "validation value of logistic regression with the column as a category, over that with it as a number",
+        f"Codes read as quantities? With these as names logistic regression reaches more than {as_numbers:.3f}: "
+        f"{told}. The command below says so (--category).",
     )
+
+
+def _scored(task: Task) -> tuple[float, Tensor]:
+    line = _line(task, ("normal",))
+    return line.validation, line.score(task.inputs("normal")[1])
+
+
+def _error_of_gain(task: Task, one: Tensor, other: Tensor) -> float:
+    """Return the standard error of a gain on validation: of 50 Bayesian bootstraps of its rows."""
+    rng, target = np.random.default_rng(0), task.validation_target
+    own = torch.ones(len(target)) if task.validation_weight is None else task.validation_weight
+    gains = []
+    for _ in range(50):
+        weight = own * torch.from_numpy(rng.exponential(size=len(target))).float()
+        gains.append([float(task.objective.metric(scores, target, weight).value) for scores in (one, other)])
+    return float(np.std(np.diff(gains, axis=1), ddof=1))
+
+
+def _quick_fits(table: Table, goal: Objective, say: Callable[[str], None] | None) -> Finding:
+    task = _task(table, goal)
+    fold = task.fold
+    if say:
+        say("fitting logistic regression and boosted trees")
+    line = _line(task, ("standard", "normal"))
     usual = {"learning_rate": 0.1, "max_leaf_nodes": 31, "min_samples_leaf": 20, "l2_regularization": 0.0}
     forest = trees(task, [usual], most=100)
     labels = table.target[fold.validation]

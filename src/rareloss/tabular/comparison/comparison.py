@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as RichTable
 
 from rareloss import Objective
-from rareloss.table import Data, DataError, Fold, Table, TableOptions, load, split
+from rareloss.table import Data, DataError, Fold, Table, TableOptions, load, split, windows
 from rareloss.tabular.comparison.choice import choose
 from rareloss.tabular.comparison.forecast import forecasts
 from rareloss.tabular.comparison.report import html_summary, write_report
@@ -165,6 +165,9 @@ def compare(
     for sentence in table.notes:
         say(sentence)
     folds = {seed: split(table, seed) for seed in numbers}  # refuses what cannot be split before any work
+    if table.time is not None:
+        said = "; ".join(f"seed {seed}: {windows(table, fold)}" for seed, fold in list(folds.items())[:3])
+        say(f"split by time: {said}")
     own = {"trials": trials, "methods": [method.name for method in chosen], "objective": str(judged), "recipe": RECIPE}
     own |= {"temperatures": TEMPERATURES}
     identity = {**own, "data": table.sha256, "split_by": table.split_by, "versions": versions()}
