@@ -86,6 +86,9 @@ def score(
     keep: Annotated[
         list[str] | None, typer.Option(help="Column to copy beside the scores; repeat it, or join names by commas.")
     ] = None,
+    reasons: Annotated[
+        int, typer.Option(min=0, help="How many features to name by row, of a linear or additive model.")
+    ] = 0,
     no_header: NoHeader = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 1 where the rows differ from those of the fit.")
@@ -96,7 +99,7 @@ def score(
         from rareloss.tabular import Model, kept_name, score_file
     with refusing():
         loaded = Model.load(model)
-        scored = score_file(loaded, data, out, keep=keep or (), header=not no_header)
+        scored = score_file(loaded, data, out, keep=keep or (), header=not no_header, reasons=reasons)
     share = scored.alerts / max(scored.rows, 1)
     typer.echo(f"{scored.rows:,} rows, {scored.alerts:,} alerts ({share:.3%}). Written: {out}")
     for name, rows in scored.unseen.items():

@@ -14,6 +14,7 @@ __all__ = ["LEVEL", "RESAMPLES", "measure", "metric_names", "page"]
 
 LEVEL = 0.95
 RESAMPLES = 200
+MOST_EFFECTS = 15
 
 
 def measure(
@@ -105,6 +106,34 @@ def metric_names(card: Mapping[str, Any]) -> dict[str, str]:
     return {card["objective"]["text"]: f"{card['objective']['name']}, ranked{most}", **words}
 
 
+def _effects(effects: Mapping[str, Any] | None) -> list[str]:
+    """Write the strongest features, and what they add at some of their values."""
+    if not effects:
+        return []
+    lines = [
+        "## What it looks at",
+        "",
+        "What a feature adds to the score, 0 on average over the train rows. Strength is its standard deviation; "
+        "`card.json` has all of them, and `rareloss score --reasons 3` names the largest by row.",
+        "",
+        "| feature | strength | adds at its values |",
+        "| --- | --- | --- |",
+    ]
+    for name, effect in list(effects.items())[:MOST_EFFECTS]:
+        points = effect["points"] if len(effect["points"]) <= 8 else effect["points"][:8]
+        told = ", ".join(f"{_value(value)}: {added:+.2f}" for value, added in points)
+        lines.append(f"| {_cell(name)} | {effect['strength']:.2f} | {_cell(told)} |")
+    return [*lines, ""]
+
+
+def _value(value: Any) -> str:
+    return "missing" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
 def page(card: Mapping[str, Any]) -> str:
     """Write the card as a page."""
     data, held, chosen = card["data"], card["held_out"], card["chosen"]
@@ -140,6 +169,7 @@ def page(card: Mapping[str, Any]) -> str:
             " Rows of one group were resampled together. The intervals of the alerts take rows as independent, so they "
             "are rather narrow."
         )
+    lines += _effects(card.get("effects"))
     if card.get("compared"):
         lines += [card["compared"], ""]
     lines += ["## Data", "", f"{data['rows']:,} rows, sha256 `{data['sha256']}`.", ""]

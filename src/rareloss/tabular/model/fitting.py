@@ -37,6 +37,7 @@ from rareloss.tabular.comparison.comparison import Comparison, versions
 from rareloss.tabular.comparison.runs import TREES, Store, one_thread
 from rareloss.tabular.methods import BASELINE, RECIPE, Method, methods_for
 from rareloss.tabular.model.card import measure
+from rareloss.tabular.model.effects import curves
 from rareloss.tabular.model.inputs import Inputs
 from rareloss.tabular.model.model import Model, layers_of, network_of, replace_folder
 from rareloss.tabular.model.profile import Profile
@@ -262,7 +263,7 @@ def _model(
         validation, labels[fold.validation], weights["validation"], table, fold.validation, threshold, task.seed
     )
     inputs = Inputs.of(task.fitted_inputs(found.kind), found.kind)
-    profile = _profile(task, inputs, scores["validation"])
+    profile = _profile(task, found, inputs, scores["validation"])
     probability = calibration(scores["test"])
     groups = None if table.group is None else table.group[fold.test]
     card = {
@@ -286,6 +287,7 @@ def _model(
             "folds": {name: len(rows) for name, rows in fold._asdict().items()},
             "notes": list(table.notes),
         },
+        "effects": curves(found.model, inputs, profile.centre, table.frame.iloc[fold.train]),
         "settings": dict(settings),
         "compared": None
         if told is None
@@ -306,11 +308,12 @@ def _model(
     )
 
 
-def _profile(task: Task, inputs: Inputs, scores: np.ndarray) -> Profile:
+def _profile(task: Task, found: Fitted, inputs: Inputs, scores: np.ndarray) -> Profile:
     train = task.table.frame.iloc[task.fold.train]
     unlisted = {name: rows / len(train) for name, rows in inputs.unlisted(train).items()}
     weights = [None if weight is None else weight.numpy() for weight in (task.train_weight, task.validation_weight)]
-    return Profile.of(train, weights[0], unlisted, scores, weights[1])
+    linear = task.inputs(found.kind)[0].numpy() if isinstance(found.model, torch.nn.Linear) else None
+    return Profile.of(train, weights[0], unlisted, scores, weights[1], linear)
 
 
 def _threshold(

@@ -132,6 +132,14 @@ class Inputs:
         curves = len(self.numbers) * (len(KNOTS) + 1 if self.kind == "spline" else 1)
         return curves + len(self.flags) + len(self.gaps) + sum(category.width for category in self.categories)
 
+    @property
+    def owners(self) -> list[str]:
+        """The feature that each column of what :meth:`transform` returns comes from."""
+        many = len(KNOTS) + 1 if self.kind == "spline" else 1
+        curves = [name for name in self.numbers for _ in range(many)]
+        hot = [each.name for each in self.categories for _ in range(1 if self.kind == "trees" else each.width)]
+        return [*curves, *self.flags, *self.gaps, *hot]
+
     def transform(self, features: pd.DataFrame) -> np.ndarray:
         """Compute the inputs of a model, ``[n, width]``: float32, of trees float64."""
         if len(features) == 0:

@@ -22,6 +22,7 @@ from rareloss import Objective
 from rareloss.decisions import Calibrator
 from rareloss.table import Column, Data, DataError, Schema, open_source
 from rareloss.tabular.model.card import page
+from rareloss.tabular.model.effects import contributions, reasons
 from rareloss.tabular.model.inputs import Inputs
 from rareloss.tabular.model.profile import Profile
 from rareloss.tabular.model.reading import listed, read, read_bytes, read_json, threshold_of, written_threshold
@@ -99,6 +100,14 @@ class Model:
         }
         return pd.DataFrame(columns)
 
+    def reasons(self, inputs: np.ndarray, many: int) -> list[np.ndarray]:
+        """Write the features that add to or take from each row's score most, ``many`` arrays of text ``[n]``.
+
+        Raises:
+            DataError: the model is a network or trees, whose score is no sum over features.
+        """
+        return reasons(contributions(self.network, self.inputs, self.profile.centre, inputs), many)
+
     def raw(self, inputs: np.ndarray) -> np.ndarray:
         """Compute raw scores, float32 ``[n]``, of inputs ``[n, width]``."""
         return score_with(self.network, 1, torch.from_numpy(inputs)).numpy().astype(np.float32)
@@ -134,7 +143,7 @@ class Model:
     def _contents(self) -> tuple[bytes, dict[str, Any]]:
         tensors = {f"inputs.{name}": torch.from_numpy(values) for name, values in self.inputs.arrays.items()}
         tensors |= {f"network.{name}": values.contiguous() for name, values in self.network.state_dict().items()}
-        tensors["profile.scores"] = torch.from_numpy(self.profile.scores)
+        tensors |= {f"profile.{name}": torch.from_numpy(values) for name, values in self.profile.arrays().items()}
         weights = save_tensors(tensors)
         return weights, {
             "format": FORMAT,
@@ -174,14 +183,15 @@ class Model:
             raise DataError(f"{folder / WEIGHTS} is no safetensors file: {error}") from error
         if odd := [name for name in tensors if not name.startswith(("network.", "inputs.", "profile."))]:
             raise DataError(f"{folder / WEIGHTS} holds {odd[0]!r:.60}, which is no tensor of a model")
-        arrays = {name.removeprefix("inputs."): t.numpy() for name, t in tensors.items() if name.startswith("inputs.")}
+        of: dict[str, dict[str, np.ndarray]] = {"inputs": {}, "profile": {}}
+        for part, arrays in of.items():
+            arrays |= {name.removeprefix(f"{part}."): t.numpy() for name, t in tensors.items() if name.startswith(part)}
         layers = {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
         try:
-            inputs = Inputs.from_dict(given["inputs"], arrays)
+            inputs = Inputs.from_dict(given["inputs"], of["inputs"])
             network = network_of(listed_layers(given["layers"]), layers)
             calibrator = Calibrator.from_dict(given["calibrator"])
-            known = tensors["profile.scores"].numpy() if "profile.scores" in tensors else None
-            profile = Profile.from_dict(given["profile"], known, list(inputs.features))
+            profile = Profile.from_dict(given["profile"], of["profile"], list(inputs.features), inputs.width)
             objective = Objective.parse(given["objective"])
         except ValueError as error:
             raise DataError(f"{path}: {error}") from error

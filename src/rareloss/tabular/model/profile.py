@@ -45,10 +45,12 @@ class Profile:
         scores: of the validation rows, which cut the threshold, float32 ``[n]``, upwards; of very many rows, or of
             weighted ones, as many evenly spaced quantiles.
         features: of the train rows, by name.
+        centre: mean of the inputs of a linear layer over the train rows, float64 ``[width]``; None of other models.
     """
 
     scores: np.ndarray
     features: Mapping[str, FeatureProfile]
+    centre: np.ndarray | None = None
 
     @classmethod
     def of(
@@ -58,8 +60,12 @@ class Profile:
         unlisted: Mapping[str, float],
         scores: np.ndarray,
         score_weight: np.ndarray | None,
+        inputs: np.ndarray | None = None,
     ) -> "Profile":
-        """Look at the train rows, by weight, with the unlisted share of each category; and at validation scores."""
+        """Look at the train rows, by weight, with the unlisted share of each category; and at validation scores.
+
+        ``inputs`` are those of the train rows where the model is linear.
+        """
         many = min(len(scores), MOST_SCORES)
         if score_weight is not None or many < len(scores):
             score_weight = np.ones(len(scores)) if score_weight is None else score_weight
@@ -67,15 +73,20 @@ class Profile:
             scores = np.quantile(scores, places, weights=score_weight, method="inverted_cdf")
         weight = np.ones(len(features)) if weight is None else weight
         found = {str(name): _profile(features[name], weight, unlisted.get(str(name), 0.0)) for name in features}
-        return cls(np.sort(scores).astype(np.float32), found)
+        centre = None if inputs is None else np.average(inputs.astype(np.float64), axis=0, weights=weight)
+        return cls(np.sort(scores).astype(np.float32), found, centre)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the scores, and the centre where there is one."""
+        return {"scores": self.scores} | ({} if self.centre is None else {"centre": self.centre})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything but the scores, as JSON holds it."""
+        """Return everything but the arrays, as JSON holds it."""
         return {name: asdict(feature) for name, feature in self.features.items()}
 
     @classmethod
-    def from_dict(cls, given: Any, scores: np.ndarray | None, expected: list[str]) -> "Profile":
-        """Read what :meth:`to_dict` wrote, of these features.
+    def from_dict(cls, given: Any, arrays: Mapping[str, np.ndarray], expected: list[str], width: int) -> "Profile":
+        """Read what :meth:`to_dict` and :meth:`arrays` wrote, of these features and so many inputs.
 
         Raises:
             DataError: it is no such thing.
@@ -85,11 +96,17 @@ class Profile:
         kinds: dict[str, tuple[type, ...]] = dict.fromkeys(("low", "median", "high"), (float, int, type(None)))
         kinds["missing"] = kinds["unlisted"] = (float, int)
         features = {name: FeatureProfile(**read("profile", each, kinds)) for name, each in given.items()}
+        scores, centre = arrays.get("scores"), arrays.get("centre")
+        if set(arrays) - {"scores", "centre"}:
+            raise DataError(f"profile: scores and centre were expected, got {sorted(arrays)!r:.200}")
+        odd = centre is not None and (centre.dtype != np.float64 or centre.shape != (width,))
+        if centre is not None and (odd or not np.isfinite(centre).all()):
+            raise DataError(f"profile: centre must be finite float64 of shape ({width},)")
         if scores is None or scores.dtype != np.float32 or scores.ndim != 1 or not 0 < len(scores) <= MOST_SCORES:
             raise DataError(f"profile: 1 to {MOST_SCORES:,} scores in float32 were expected")
         if not np.isfinite(scores).all() or (np.diff(scores) < 0).any():
             raise DataError("profile: finite scores in order were expected")
-        return cls(scores, features)
+        return cls(scores, features, centre)
 
 
 def _profile(column: pd.Series, weight: np.ndarray, unlisted: float) -> FeatureProfile:

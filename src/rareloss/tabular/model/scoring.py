@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -45,6 +46,7 @@ def score_file(
     *,
     keep: Sequence[str] = (),
     header: bool = True,
+    reasons: int = 0,
     rows_at_once: int = ROWS_AT_ONCE,
 ) -> Scored:
     """Score the rows of a file in order, in the memory of one batch, and write ``score, probability, decision``.
@@ -56,6 +58,7 @@ def score_file(
         keep: columns of the data to copy before the scores, such as an id, called as :func:`kept_name` says; see
             :func:`rareloss.table.columns_named`.
         header: whether the first row of a csv holds the names.
+        reasons: how many features to name by row, those that add to or take from its score most, as ``reason_1``, ...
         rows_at_once: of a batch.
 
     Raises:
@@ -63,7 +66,11 @@ def score_file(
             was.
     """
     model = model if isinstance(model, Model) else Model.load(model)
-    out, names = writable(out, data), [name for name, _ in WRITTEN]
+    out, names = writable(out, data), [*(name for name, _ in WRITTEN), *(f"reason_{1 + i}" for i in range(reasons))]
+    if reasons:
+        model.reasons(np.zeros((0, model.inputs.width)), reasons)  # refused before any row is scored
+    if not 0 <= reasons <= len(model.inputs.features):
+        raise DataError(f"reasons must be 0 to {len(model.inputs.features)}, one a feature at most, got {reasons}")
     if rows_at_once < 1:
         raise DataError(f"rows_at_once must be at least 1, got {rows_at_once}")
     source = source_of(data, TableSpec(header=header))
@@ -90,6 +97,7 @@ def score_file(
             unseen.update(model.inputs.unseen(features))
             kept = batch.select(copied)
             scores = [pa.array(found[name], kind) for name, kind in WRITTEN]
+            scores += [pa.array(each, pa.string()) for each in model.reasons(inputs, reasons)] if reasons else []
             table = pa.Table.from_arrays([*kept.columns, *scores], [*map(kept_name, copied), *names])
             nested = [field.name for field in kept.schema if pa.types.is_nested(field.type)]
             if nested and out.suffix.lower() == ".csv":
