@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,23 @@ def test_more_seeds_add_to_what_is_finished(finished: tuple[Comparison, Path], f
     more = compare(frame, **{**OPTIONS, "seeds": 3}, out=finished[1], say=said.append)
     assert set(numbers(finished[0])) <= set(numbers(more))
     assert any(sentence.startswith("4 of 6 units were finished before") for sentence in said)
+
+
+def test_a_unit_in_which_an_arm_failed_is_run_again(
+    finished: tuple[Comparison, Path], frame: pd.DataFrame, tmp_path: Path
+) -> None:
+    shutil.copytree(finished[1], tmp_path / "again")
+    path = tmp_path / "again" / "runs" / "linear-seed1.json"
+    unit = json.loads(path.read_text())
+    lost = unit["runs"].pop()
+    unit["failed"] = [{"seed": 1, "scorer": "linear", "arm": lost["arm"], "error": "MemoryError: "}]
+    path.write_text(json.dumps(unit))
+    said: list[str] = []
+    again = compare(frame, **OPTIONS, out=tmp_path / "again", say=said.append)
+    assert any(sentence.startswith("3 of 4 units were finished before") for sentence in said)
+    assert not again.results["failed"]
+    assert numbers(again) == numbers(finished[0])
+    assert not json.loads(path.read_text())["failed"]
 
 
 @pytest.mark.parametrize(

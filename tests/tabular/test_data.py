@@ -504,6 +504,15 @@ class TestGroupsAndTime:
         assert len(set(table.group)) == 200
         assert noted(table.notes, "4 of 202 rows are identical to another")
 
+    @pytest.mark.parametrize(("rows", "copies"), [(60, 2), (1_000, 3), (1_000, 10)])
+    def test_copies_are_common_only_beyond_two_and_a_hundredth_of_the_rows(self, rows: int, copies: int) -> None:
+        data = frame(rows - copies + 1)
+        data = pd.concat([data, data.iloc[[-1] * (copies - 1)]], ignore_index=True)
+        table = load(data, target="fraud")
+        assert table.group is not None
+        assert len(set(table.group[-copies:])) == 1
+        assert noted(table.notes, f"{copies} of {rows:,} rows are identical to another")
+
     def test_a_pattern_that_many_rows_share_is_no_copy(self) -> None:
         data = frame(rows=1000, positives=100)
         data.loc[:299, ["amount", "age", "country", "new"]] = [0.0, 0, "de", False]

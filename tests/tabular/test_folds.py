@@ -109,6 +109,17 @@ def test_every_row_is_tested_by_one_seed_in_five() -> None:
     assert abs(tested - 0.2).max() < 4 * (0.2 * 0.8 / 1000) ** 0.5
 
 
+def test_rows_that_stand_together_are_tested_together_as_often_as_any_others() -> None:
+    data = table(np.arange(400) < 100)
+    tested = np.zeros((400, 1000), dtype=bool)
+    for seed in range(1000):
+        tested[split(data, seed).test, seed] = True
+    # Of 100 positives 20 are tested, and of 300 negatives 60: two of a class together in so many seeds.
+    for rows, share in ((slice(0, 100), 20 * 19 / (100 * 99)), (slice(100, 400), 60 * 59 / (300 * 299))):
+        together = (tested[rows][:-1] & tested[rows][1:]).mean(axis=1)
+        assert abs(together - share).max() < 5 * (share * (1 - share) / 1000) ** 0.5
+
+
 def test_every_class_is_in_every_part() -> None:
     target = np.repeat([0, 1, 2, 3], [500, 10, 13, 60])
     for seed in range(20):

@@ -102,6 +102,8 @@ def test_every_number_of_the_card_is_found_again_from_the_written_scores(
     before = model.card["calibration"]["before"]["all"]
     assert before["log_loss"]["value"] == pytest.approx(log_loss(val, expit(z.astype(float))), rel=1e-9)
     assert (z > model.threshold).sum() == int(0.1 * len(z))
+    least, most = z[z > model.threshold].min(), z[z <= model.threshold].max()
+    assert model.threshold == pytest.approx((float(least) + float(most)) / 2, abs=1e-6 * float(least - most))
     assert model.card["data"]["rate"] == pytest.approx(labels.mean())
 
 

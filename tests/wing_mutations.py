@@ -1,0 +1,188 @@
+"""Break what stands around the core on purpose, one line at a time, and see that a test notices.
+
+``python -m tests.wing_mutations`` does to ``table/``, ``decisions/``, ``tabular/`` and ``cli/`` what
+``python -m tests.native_mutations`` does to the kernel, with the tests that stand beside each change. It prints, for
+each, the first test that failed, or SURVIVED. ``--only NAME`` tries one change.
+"""
+
+import sys
+
+from tests.native_mutations import Mutation, try_all
+
+_DATA, _FOLDS = "tests/tabular/test_data.py", "tests/tabular/test_folds.py"
+_REPORT, _THRESHOLDS = "tests/test_score_report.py", "tests/decisions/test_thresholds.py"
+_FIT, _PROFILE = "tests/tabular/model/test_fit.py", "tests/tabular/model/test_profile.py"
+
+MUTATIONS = (
+    Mutation(
+        "the report's lower bound of average precision .01 % too low",
+        "rareloss/decisions/reporting/page.py",
+        '"bound_low": min(low, value)',
+        '"bound_low": min(low, value) * (1 - 1e-4)',
+        (_REPORT,),
+    ),
+    Mutation(
+        "rows of a csv with more fields than its header passed over",
+        "rareloss/table/text_file.py",
+        'return "error"',
+        'return "skip"',
+        ("tests/tabular/test_forty_ways.py",),
+    ),
+    Mutation(
+        "copies common from 2 on",
+        "rareloss/table/table.py",
+        "size[code] > max(2, MOST_COPIES * len(rows))",
+        "size[code] > max(1, MOST_COPIES * len(rows))",
+        (_DATA, _FOLDS),
+    ),
+    Mutation(
+        "copies common from 3 on, however many rows there are",
+        "rareloss/table/table.py",
+        "max(2, MOST_COPIES * len(rows))",
+        "2",
+        (_DATA, _FOLDS),
+    ),
+    Mutation(
+        "no shuffle within a stratum of a split",
+        "rareloss/table/folds.py",
+        "rng.permutation(np.flatnonzero(rarest == stratum))",
+        "np.flatnonzero(rarest == stratum)",
+        (_FOLDS,),
+    ),
+    Mutation(
+        "trees compared with each arm as if it were the only one",
+        "rareloss/tabular/comparison/statistics.py",
+        "test_over_train=test_over_train, comparisons=len(others)\n        )\n        for arm",
+        "test_over_train=test_over_train\n        )\n        for arm",
+        ("tests/tabular/test_statistics.py",),
+    ),
+    Mutation(
+        "trees compared as if no two splits shared a row",
+        "rareloss/tabular/comparison/statistics.py",
+        "test_over_train=test_over_train, comparisons=len(others)\n        )\n        for arm",
+        "test_over_train=0.0, comparisons=len(others)\n        )\n        for arm",
+        ("tests/tabular/test_statistics.py",),
+    ),
+    Mutation(
+        "failed units of a resumed comparison taken over",
+        "rareloss/tabular/comparison/runs.py",
+        'return None if unit["failed"] else unit',
+        "return unit",
+        ("tests/tabular/test_comparison.py",),
+    ),
+    Mutation(
+        "the stored threshold at the highest score below it",
+        "rareloss/tabular/model/fitting.py",
+        "(float(above.min()) - threshold) / 2",
+        "(float(above.min()) - threshold) * 0",
+        (_FIT,),
+    ),
+    Mutation(
+        "the stored threshold a quarter of the way to the next score",
+        "rareloss/tabular/model/fitting.py",
+        "(float(above.min()) - threshold) / 2",
+        "(float(above.min()) - threshold) / 4",
+        (_FIT,),
+    ),
+    Mutation(
+        "drift judged as if the old rows above were known without doubt of one",
+        "rareloss/decisions/drift.py",
+        "betabinom(m, above + 1, max(n - above, 1))",
+        "betabinom(m, max(above, 1), max(n - above, 1))",
+        (_THRESHOLDS,),
+    ),
+    Mutation(
+        "the recall at all cuts as if its interval were of one side",
+        "rareloss/decisions/intervals.py",
+        "np.log(2 / (1 - confidence))",
+        "np.log(1 / (1 - confidence))",
+        ("tests/decisions/test_intervals.py", _THRESHOLDS),
+    ),
+    Mutation(
+        "a calibrator's shift of a sample of the negatives the wrong way",
+        "rareloss/decisions/calibration.py",
+        "return math.log(rate)",
+        "return -math.log(rate)",
+        ("tests/test_calibration.py",),
+    ),
+    Mutation(
+        "the report opens at the fewest alerts of a precision, not the most",
+        "rareloss/decisions/reporting/page.py",
+        "return int(enough[-1])",
+        "return int(enough[0])",
+        (_REPORT,),
+    ),
+    Mutation(
+        "few rows of a category say what the next will be",
+        "rareloss/table/leakage.py",
+        "    share[rows < LEAST_ROWS_OF_A_CATEGORY] = positives / len(target)\n",
+        "",
+        (_DATA,),
+    ),
+    Mutation(
+        "groups of a later part left in an earlier one",
+        "rareloss/table/folds.py",
+        "np.where(part == last[group], part, OUTSIDE)",
+        "part",
+        (_FOLDS,),
+    ),
+    Mutation(
+        "a mark for a missing number is a number's first sign",
+        "rareloss/table/numbers.py",
+        'f"[{_MINUS}(]"',
+        'f"[{_MINUS}]"',
+        (_DATA,),
+    ),
+    Mutation(
+        "the class's weight in place of the row's own",
+        "rareloss/tabular/training.py",
+        "weight = own[places] if weight is None else weight * own[places]",
+        "weight = weight if weight is not None else own[places]",
+        ("tests/tabular/test_weights.py", "tests/tabular/test_arms.py"),
+    ),
+    Mutation(
+        "of trees one round more than validation chose",
+        "rareloss/tabular/training.py",
+        "Trees.of(model, rounds)",
+        "Trees.of(model, rounds + 1)",
+        ("tests/tabular/model/test_trees.py", "tests/tabular/test_arms.py"),
+    ),
+    Mutation(
+        "the best on validation deployed, however much simpler the next is",
+        "rareloss/tabular/comparison/choice.py",
+        "means[name] >= means[best] - error",
+        "means[name] >= means[best]",
+        (_FIT, "tests/tabular/model/test_trees.py"),
+    ),
+    Mutation(
+        "the fit's median of a feature without its weights",
+        "rareloss/tabular/model/profile.py",
+        'weights=weight[~gone], method="inverted_cdf"',
+        'method="inverted_cdf"',
+        (_PROFILE,),
+    ),
+    Mutation(
+        "the printed report at a threshold of six digits",
+        "rareloss/cli/model.py",
+        "repr(loaded.threshold)",
+        'f"{loaded.threshold:.6g}"',
+        (_PROFILE,),
+    ),
+    Mutation(
+        "a check's own threshold gives way to the model's",
+        "rareloss/cli/report.py",
+        "threshold = own if threshold is None else threshold",
+        "threshold = own",
+        (_PROFILE,),
+    ),
+    Mutation(
+        "drift without an exit code",
+        "rareloss/cli/report.py",
+        "    if drift.drifted:\n        raise typer.Exit(FAILED)\n",
+        "",
+        ("tests/test_cli.py", _PROFILE),
+    ),
+)
+
+if __name__ == "__main__":
+    sys.exit(int(try_all(MUTATIONS, __doc__) > 0))
