@@ -96,6 +96,29 @@ def test_second_derivative_of_a_ranking_is_refused(name: str, way: str, dtype: t
         (WAYS | {"func": twice})[way](function, scores)
 
 
+@pytest.mark.parametrize("name", RANKINGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_kept_graph_gives_the_same_gradient_whatever_became_of_the_first(name: str, dtype: torch.dtype) -> None:
+    scores = torch.randn(60, dtype=dtype, requires_grad=True)
+    value = RANKINGS[name]()(scores)
+    (first,) = torch.autograd.grad(4 * value, scores, retain_graph=True)
+    expected = first / 2
+    first.zero_()
+    value.backward(retain_graph=True)
+    value.backward()  # adds in place
+    torch.testing.assert_close(scores.grad, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in RANKINGS if "classes" not in name])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_of_a_ranking_come_in_batches_too(name: str, dtype: torch.dtype) -> None:
+    scores, factors = torch.randn(60, dtype=dtype, requires_grad=True), torch.tensor([1, -3], dtype=dtype)
+    value = RANKINGS[name]()(scores)
+    (one,) = torch.autograd.grad(value, scores, retain_graph=True)
+    (batch,) = torch.autograd.grad(value, scores, factors, is_grads_batched=True)
+    torch.testing.assert_close(batch, factors[:, None] * one, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ap", "recall_top", "pauc", "soft ap", "soft recall_fpr"])
 @pytest.mark.parametrize("way", ["inputs", "penalty", "network"])

@@ -4,15 +4,26 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-__all__ = ["is_checkpointed", "is_eager", "is_plain", "is_recomputation", "is_training_call"]
+__all__ = [
+    "is_checkpointed",
+    "is_eager",
+    "is_graph_kept",
+    "is_plain",
+    "is_recomputation",
+    "is_training_call",
+]
 
 
 def is_plain(*tensors: Tensor) -> bool:
     """Say whether all of ``tensors`` hold numbers now: no graph is traced, no transform or mode wraps them."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
+    functorch = torch._C._functorch  # which knows the batches of is_grads_batched too, of another kind than vmap's
     return not any(
-        tensor.is_meta or isinstance(tensor, FakeTensor) or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        tensor.is_meta
+        or isinstance(tensor, FakeTensor)
+        or functorch.is_functorch_wrapped_tensor(tensor)
+        or functorch.is_legacy_batchedtensor(tensor)
         for tensor in tensors
     )
 
@@ -55,3 +66,12 @@ def is_checkpointed() -> bool:
     """
     top_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     return not torch.compiler.is_compiling() and top_hooks is not None and top_hooks(True) is not None
+
+
+def is_graph_kept() -> bool:
+    """Say whether the backward pass that runs may be run again: what it saved has to stay as it is.
+
+    A torch that cannot tell says yes.
+    """
+    keeps = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", None)
+    return torch.is_grad_enabled() or keeps is None or bool(keeps())

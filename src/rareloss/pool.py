@@ -188,6 +188,8 @@ def pool_of(
 
 def _by_class(tensor: Tensor, classes: int) -> Tensor:
     # [M] or [M, C] as [C, M]; one number for all classes of a row stays one, one for all rows does not.
+    if tensor.ndim == 1 and classes == 1:
+        return tensor.contiguous()[None]  # its backward pass is a view, that of expand a sum
     if tensor.ndim == 1:
         return tensor.contiguous().expand(classes, -1)
     if classes > 1 and tensor.stride(1) == 0:

@@ -11,6 +11,7 @@ from typing import Any, List, NamedTuple  # noqa: UP035, torch 2.6 reads no list
 import torch
 from torch import Tensor
 
+from rareloss.eager import is_graph_kept, is_plain
 from rareloss.ops import native
 from rareloss.ops.functions import fold_into_batch, without_second_derivative
 from rareloss.ops.standardization import standardize
@@ -177,4 +178,8 @@ class _EagerFused(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return _scaled_once(gradients[0], *ctx.saved_tensors), *((None,) * 10)
+        (gradient, live), grad_value = ctx.saved_tensors, gradients[0]
+        if is_graph_kept() or not is_plain(grad_value, gradient):
+            return _scaled_once(grad_value, gradient, live), *((None,) * 10)
+        # Given away: no second tensor of its size.
+        return gradient.mul_(grad_value[:, None]), *((None,) * 10)
