@@ -157,13 +157,11 @@ def boolean(name: str, tensor: Tensor) -> Tensor:
 def same_shape(name: str, tensor: Tensor, shape: Sequence[int], *others: Sequence[int]) -> Tensor:
     """Return ``tensor``, whose shape is one of those given."""
     is_tensor(name, tensor)
-    expected = [tuple(option) for option in (shape, *others)]
-    if not any(_alike(tensor.shape, option) for option in expected):
-        wanted = " or ".join(map(str, dict.fromkeys(expected)))
-        raise ValueError(
-            f"{name} must have shape {wanted}, got {tuple(tensor.shape)}; nothing is broadcast, reshape it"
-        )
-    return tensor
+    for option in (shape, *others):
+        if _alike(tensor.shape, option):
+            return tensor
+    wanted = " or ".join(map(str, dict.fromkeys(tuple(option) for option in (shape, *others))))
+    raise ValueError(f"{name} must have shape {wanted}, got {tuple(tensor.shape)}; nothing is broadcast, reshape it")
 
 
 def _alike(shape: Sequence[int], other: Sequence[int]) -> bool:

@@ -18,14 +18,13 @@ def is_plain(*tensors: Tensor) -> bool:
     """Say whether all of ``tensors`` hold numbers now: no graph is traced, no transform or mode wraps them."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return False
-    functorch = torch._C._functorch  # which knows the batches of is_grads_batched too, of another kind than vmap's
-    return not any(
-        tensor.is_meta
-        or isinstance(tensor, FakeTensor)
-        or functorch.is_functorch_wrapped_tensor(tensor)
-        or functorch.is_legacy_batchedtensor(tensor)
-        for tensor in tensors
-    )
+    functorch = torch._C._functorch
+    for tensor in tensors:  # no generator: this is asked several times a call
+        if tensor.is_meta or isinstance(tensor, FakeTensor) or functorch.is_functorch_wrapped_tensor(tensor):
+            return False
+        if functorch.is_legacy_batchedtensor(tensor):  # of is_grads_batched, another kind than vmap's
+            return False
+    return True
 
 
 def is_eager(*tensors: Tensor, check_values: bool | None = None) -> bool:
@@ -35,7 +34,7 @@ def is_eager(*tensors: Tensor, check_values: bool | None = None) -> bool:
         tensors: any.
         check_values: whether to look although a device has to wait for it.
     """
-    return is_plain(*tensors) and (bool(check_values) or all(tensor.device.type == "cpu" for tensor in tensors))
+    return is_plain(*tensors) and (bool(check_values) or all(tensor.is_cpu for tensor in tensors))
 
 
 def is_training_call(module: nn.Module) -> bool:

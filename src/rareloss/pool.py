@@ -58,7 +58,9 @@ class PerClass(NamedTuple):
 
     def like(self, scores: Tensor) -> "PerClass":
         """Return the same, 0-d for scores ``[M]``."""
-        return PerClass(self.value[0], self.defined[0]) if scores.ndim == 1 else self
+        if scores.ndim != 1 or self.value.ndim == 0:
+            return self
+        return PerClass(self.value.squeeze(0), self.defined.squeeze(0))
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def make_pool(scores: Tensor, positive: Tensor, weight: Tensor | None = None, ii
         checks.boolean("iid_mask", checks.same_shape("iid_mask", iid_mask, scores.shape, scores.shape[:1]))
     classes = 1 if scores.ndim == 1 else scores.shape[1]
     pool = pool_of(
-        _by_class(scores.to(dtype), classes),
+        _by_class(scores if scores.dtype == dtype else scores.to(dtype), classes),
         _by_class(positive, classes),
         None if weight is None else _by_class(weight, classes),
         None if iid_mask is None else _by_class(iid_mask, classes),

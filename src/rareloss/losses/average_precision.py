@@ -48,7 +48,7 @@ def smooth_average_precision(
         tensor(0.8333)
     """
     checks.positive_number("temperature", temperature)
-    return evaluate(_METRIC, make_pool(scores, positive, weight), temperature).like(scores)
+    return evaluate(_METRIC, make_pool(scores, positive, weight), temperature, like=scores)
 
 
 def _average_precision(pool: Pool, temperature: float) -> Tensor:

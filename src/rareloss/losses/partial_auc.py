@@ -64,7 +64,8 @@ def soft_partial_auc(
     """
     checks.between(alpha, beta)
     checks.positive_number("temperature", temperature)
-    return evaluate(_metric(alpha, beta), make_pool(scores, positive, weight, iid_mask), temperature).like(scores)
+    pool = make_pool(scores, positive, weight, iid_mask)
+    return evaluate(_metric(alpha, beta), pool, temperature, like=scores)
 
 
 def _partial_auc(pool: Pool, temperature: float, alpha: float, beta: float) -> Tensor:

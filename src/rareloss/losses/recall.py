@@ -58,7 +58,8 @@ def soft_recall_at_quantile(
     checks.probability("quantile", quantile, open_low=True, open_high=True)
     checks.choice("among", among, ("all", "negatives"))
     checks.positive_number("temperature", temperature)
-    return evaluate(_metric(quantile, among), make_pool(scores, positive, weight, iid_mask), temperature).like(scores)
+    pool = make_pool(scores, positive, weight, iid_mask)
+    return evaluate(_metric(quantile, among), pool, temperature, like=scores)
 
 
 def _recall(pool: Pool, temperature: float, quantile: float, among_negatives: float) -> Tensor:

@@ -6,6 +6,7 @@ is the one place that chooses.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, List, NamedTuple  # noqa: UP035, torch 2.6 reads no list[float] in the signature of an op
 
 import torch
@@ -41,7 +42,12 @@ class SoftMetric(NamedTuple):
 
 
 def evaluate(
-    metric: SoftMetric, pool: Pool, temperature: float, in_std: bool = False, scale: Tensor | float = 1.0
+    metric: SoftMetric,
+    pool: Pool,
+    temperature: float,
+    in_std: bool = False,
+    scale: Tensor | float = 1.0,
+    like: Tensor | None = None,
 ) -> PerClass:
     """Compute a soft metric of each class, with the gradient of the live rows.
 
@@ -51,20 +57,26 @@ def evaluate(
         temperature: above 0, in units of the scores, or of the standard deviation of the pool's iid scores.
         in_std: whether it is in standard deviations; the gradient then goes through them.
         scale: what the gradient is multiplied by, for all classes or each ``[C]``; the value stays.
+        like: the scores that the pool was made of; if ``[M]``, the value is 0-d.
     """
     if not native.serves(pool.scores):
         pool = pool.joined()
         ranked = standardize(pool)[0] if in_std else pool
         value = metric.equation(ranked, temperature, *metric.settings)
-        return per_class(ranked, _scaled_gradient(value, scale))
+        return per_class(ranked, _scaled_gradient(value, scale)).like(ranked.scores if like is None else like)
     scores = pool.scores if pool.live is None else pool.live
+    if like is not None and like.ndim == 1 and pool.eager and like.dtype == scores.dtype:
+        scores = like  # the gradient goes to them without a step over [C, M]
     with_gradient = not pool.eager or (scores.requires_grad and torch.is_grad_enabled())
-    rows = (scores, pool.scores.detach(), pool.is_positive, _weight(pool), pool.iid)
-    options = (metric.name, list(metric.settings), temperature, in_std, with_gradient)
+    rows = (pool.scores.detach(), pool.is_positive, _weight(pool), pool.iid)
+    options = (temperature, in_std, with_gradient)
     if pool.eager:
-        return _defined(pool, _EagerFused.apply(*rows, scale, *options))  # type: ignore[no-untyped-call]
-    value = _scaled_gradient(_Fused.apply(*rows, *options)[0], scale)  # type: ignore[no-untyped-call]
-    return _defined(pool, value.to(scores.dtype))
+        compute = partial(_FUNCTIONS[metric.name], *rows, scores.shape[-1], *options, *metric.settings)
+        value = _EagerFused.apply(scores, compute, scale)  # type: ignore[no-untyped-call]
+    else:
+        value = _Fused.apply(scores, *rows, metric.name, list(metric.settings), *options)[0]  # type: ignore[no-untyped-call]
+        value = _scaled_gradient(value, scale).to(scores.dtype)
+    return _defined(pool, value).like(scores if like is None else like)
 
 
 def average_precision_in_one_call(pool: Pool) -> PerClass | None:
@@ -86,7 +98,8 @@ def _weight(pool: Pool) -> Tensor | None:
 
 def _defined(pool: Pool, value: Tensor) -> PerClass:
     # The kernel's NaN means either: not defined, or not finite. A free look mostly finds neither.
-    if pool.eager and not math.isnan(value.detach().sum().item()):
+    one = value if value.numel() == 1 else value.detach().sum()
+    if pool.eager and not math.isnan(one.item()):
         return PerClass(value, torch.ones_like(value, dtype=torch.bool))
     return per_class(pool, value)
 
@@ -124,7 +137,7 @@ fold_into_batch(_op)
 
 
 def _scaled(grad_value: Tensor, gradient: Tensor, scores: Tensor) -> Tensor:
-    return grad_value.to(gradient.dtype)[:, None] * gradient
+    return (grad_value.to(gradient.dtype)[..., None] * gradient).view(scores.shape)
 
 
 _scaled_once = without_second_derivative(_scaled, "the soft metric has")
@@ -162,24 +175,27 @@ class _Fused(torch.autograd.Function):
 
 
 class _EagerFused(torch.autograd.Function):
-    # The same without the op and the bookkeeping of torch.func, which take longer than a small pool.
+    # The same without the op and the bookkeeping of torch.func, which take longer than a small pool: of live scores
+    # [C, n], or [n] with a value that is 0-d. Two inputs beside them, as torch unwraps each.
 
     @staticmethod
-    def forward(ctx: Any, live: Tensor, *rows_and_options: Any) -> Tensor:
-        *rows, scale, name, settings, temperature, in_std, with_gradient = rows_and_options
-        value, gradient = _FUNCTIONS[name](*rows, live.shape[1], temperature, in_std, with_gradient, *settings)
+    def forward(
+        ctx: Any, live: Tensor, compute: Callable[[], tuple[Tensor, Tensor | None]], scale: Tensor | float
+    ) -> Tensor:
+        value, gradient = compute()
         if gradient is not None:
             if isinstance(scale, Tensor):
                 gradient *= scale[:, None]
             elif scale != 1:
                 gradient *= scale
             ctx.save_for_backward(gradient, live)
-        return value.to(live.dtype)
+        value = value.to(live.dtype)
+        return value if live.ndim == 2 else value.squeeze(0)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient, live), grad_value = ctx.saved_tensors, gradients[0]
-        if is_graph_kept() or not is_plain(grad_value, gradient):
-            return _scaled_once(grad_value, gradient, live), *((None,) * 10)
+        if is_graph_kept() or not is_plain(grad_value):
+            return _scaled_once(grad_value, gradient, live), None, None
         # Given away: no second tensor of its size.
-        return gradient.mul_(grad_value[:, None]), *((None,) * 10)
+        return gradient.mul_(grad_value[..., None]).view(live.shape), None, None
