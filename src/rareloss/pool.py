@@ -201,7 +201,7 @@ def _by_class(tensor: Tensor, classes: int) -> Tensor:
 
 def is_expanded(tensor: Tensor) -> bool:
     """Say whether ``[C, M]`` is one number, expanded."""
-    return tensor.stride(1) == 0 and (len(tensor) == 1 or tensor.stride(0) == 0)
+    return tensor.stride(1) == 0 and (tensor.shape[0] == 1 or tensor.stride(0) == 0)
 
 
 def constant_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -73,7 +73,7 @@ class MemoryQueue(nn.Module):
     def extend(self, live: Pool, with_iid: bool = True) -> Pool:
         """Return the pool of the live rows, first, and of all slots; ``with_iid`` false takes every row for iid."""
         size = self.size
-        weight, iid = self.weight[:, :size].to(live.weight.dtype), self.iid[:, :size]
+        weight, iid = self.weight.narrow(1, 0, size).to(live.weight.dtype), self.iid.narrow(1, 0, size)
         if live.unweighted and live.eager and _all_one(weight):
             all_weights = live.weight.new_ones(1, 1).expand(self.num_classes, live.scores.shape[1] + size)
         else:
@@ -83,8 +83,8 @@ class MemoryQueue(nn.Module):
         else:
             all_iid = torch.cat([_iid_of(live), iid], 1).expand(self.num_classes, -1)
         return Pool(
-            torch.cat([live.scores.detach(), self.scores[:, :size].to(live.scores.dtype)], 1),
-            torch.cat([live.is_positive, self.is_positive[:, :size]], 1),
+            torch.cat([live.scores.detach(), self.scores.narrow(1, 0, size).to(live.scores.dtype)], 1),
+            torch.cat([live.is_positive, self.is_positive.narrow(1, 0, size)], 1),
             all_weights,
             all_iid,
             live.eager,
@@ -138,11 +138,11 @@ class MemoryQueue(nn.Module):
         count = min(total, self.size)
         start = (int(self.pointer) + total - count) % self.size
         first = min(count, self.size - start)
-        targets = [slots[:, start : start + first] for slots in self._slots()]
-        values = [row[:, total - count : total - count + first] for row in rows]
+        targets = [slots.narrow(1, start, first) for slots in self._slots()]
+        values = [row.narrow(1, total - count, first) for row in rows]
         if first < count:
-            targets += [slots[:, : count - first] for slots in self._slots()]
-            values += [row[:, total - count + first :] for row in rows]
+            targets += [slots.narrow(1, 0, count - first) for slots in self._slots()]
+            values += [row.narrow(1, total - count + first, count - first) for row in rows]
         pointer = self.pointer.new_tensor((start + count) % self.size)
         torch._foreach_copy_([*targets, self.pointer], [*values, pointer])
 

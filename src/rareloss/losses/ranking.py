@@ -312,7 +312,7 @@ class RankingLoss(nn.Module):
         if self.reduction == "none":
             return loss
         if pool.eager and bool(defined.all()):
-            return loss.squeeze(0) if len(loss) == 1 else loss.mean() if self.reduction == "mean" else loss.sum()
+            return loss.squeeze(0) if loss.shape[0] == 1 else loss.mean() if self.reduction == "mean" else loss.sum()
         total = torch.where(defined, loss, 0.0).sum()
         if self.reduction == "mean":
             total = total / defined.sum().clamp(min=1)
