@@ -456,8 +456,14 @@ def sigmoid_focal(
     if targets.dtype not in _TARGET_TYPES:
         targets = targets.to(torch.float32 if targets.is_floating_point() else torch.int64)
     weight = None if weight is None else weight.contiguous()
-    if alpha is not None:
-        alpha = alpha.contiguous() if isinstance(alpha, Tensor) else torch.tensor([alpha], dtype=dtype)
+    if isinstance(alpha, Tensor):
+        alpha = alpha.contiguous()
+        alpha_at, period = alpha.data_ptr(), alpha.numel()
+    elif alpha is None:
+        alpha_at, period = None, 1
+    else:  # a tensor of one number would take longer to make than a small batch
+        number = _double(alpha) if dtype is torch.float64 else ctypes.c_float(alpha)
+        alpha_at, period = ctypes.addressof(number), 1
     sums, bad = (_double * 3)(), _int64()
     loss = _empty(*logits.shape, dtype=dtype) if with_loss else None
     slope = _empty(*logits.shape, dtype=dtype) if with_slope else None
@@ -467,8 +473,8 @@ def sigmoid_focal(
         _TARGET_TYPES[targets.dtype],
         None if weight is None else weight.data_ptr(),
         logits.numel(),
-        None if alpha is None else alpha.data_ptr(),
-        1 if alpha is None else alpha.numel(),
+        alpha_at,
+        period,
         gamma,
         0.0 if ignore_index is None else ignore_index,
         ignore_index is not None,
