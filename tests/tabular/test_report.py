@@ -2,9 +2,11 @@
 
 import base64
 import copy
+import gzip
 import html
 import json
 import math
+from base64 import b64decode
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -206,7 +208,14 @@ def test_report_loads_nothing_from_outside(tmp_path: Path) -> None:
     policy = next(a["content"] for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
     assert policy is not None
     assert policy.startswith("default-src 'none'")
-    assert sum("plotly.js v" in script for script in page.scripts) == 1
+    (packed,) = (script for script in page.scripts if script.startswith("H4sI"))
+    assert b"plotly.js (basic - minified) v" in gzip.decompress(b64decode(packed))
+
+
+def test_page_is_small_beside_its_data(tmp_path: Path) -> None:
+    page = parsed(make_results(), tmp_path)
+    (figures,) = (script for script in page.scripts if script.startswith("{"))
+    assert len((tmp_path / "report.html").read_bytes()) - len(figures) < 1_000_000
 
 
 def test_text_of_the_user_is_never_markup(tmp_path: Path) -> None:

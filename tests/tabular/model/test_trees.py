@@ -221,6 +221,7 @@ def test_the_best_of_everything_is_said_and_the_printed_command_fits_it(tmp_path
         r"To deploy: trees, the simplest within one standard error \(.*\) of the best.*", told.output
     )
     assert re.search(r"linear 0\.\d{4}, trees 0\.\d{4}", sentence)
+    assert sentence in (tmp_path / "c" / "report.html").read_text()
     words = shlex.split(told.output.splitlines()[-1].removeprefix("Next: rareloss "))
     words[words.index("model")] = str(tmp_path / "model")
     fitted = run(*words)
