@@ -199,3 +199,15 @@ def test_ctrl_c_among_workers_ends_with_130(table: Path, tmp_path: Path) -> None
     assert "Stopped with" in said
     assert "Traceback" not in said
     assert json.loads((out / "results.json").read_text("utf-8"))["unfinished"]
+
+
+def test_labels_and_names_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.where(np.arange(300) % 7 == 0, "bad\x1b[31m\u202e", "good")
+    frame = pd.DataFrame({"x": rng.normal(size=300), "plain\x1b]0;t\x07": 1, "y": labels})
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    for words in (["--target", "y"], ["--target", "z"]):
+        told = run("advise", tmp_path / "a.csv", *words)
+        assert not {"\x1b", "\x07", "\u202e"} & set(told.output + told.stderr)
+        assert "\\x1b" in told.output + told.stderr
+    assert "bad\\x1b[31m\\u202e" in run("advise", tmp_path / "a.csv", "--target", "y").output

@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from rareloss.cli.app import app, refusing
+from rareloss.cli.app import Say, app, refusing
 from rareloss.cli.options import reads_table
 
 
@@ -26,7 +25,7 @@ def advise(
     out: Annotated[Path | None, typer.Option(help="Where to write the findings as JSON.")] = None,
 ) -> None:
     """Say what an operating point needs and what these data can show of it, before any training."""
-    say = Console(soft_wrap=True, highlight=False)
+    say = Say()
     with refusing():
         if out is not None and not out.parent.is_dir():
             raise ValueError(f"there is no folder {out.parent} to write {out.name} into")

@@ -1,19 +1,23 @@
 """The application: its errors and exit codes, and what every command needs of it."""
 
 import threading
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 import rareloss
 
-__all__ = ["FAILED", "INTERRUPTED", "REFUSED", "app", "main", "needing", "refusing"]
+__all__ = ["FAILED", "INTERRUPTED", "REFUSED", "Say", "app", "echo", "main", "needing", "refusing", "visible"]
 
 FAILED = 1
 REFUSED = 2
 INTERRUPTED = 130  # what shells give for Ctrl-C: 128 and the signal's number
+
+BIDIRECTIONAL = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -33,13 +37,44 @@ def _rareloss(
     """Losses that optimise the ranking of a rare class."""
 
 
+def visible(text: str) -> str:
+    r"""Write what would steer a terminal, or turn the direction of reading, as an escape.
+
+    Example:
+        >>> visible("no\x1b[31m")
+        'no\\x1b[31m'
+    """
+    return "".join(
+        letter.encode("unicode_escape").decode()
+        if letter in BIDIRECTIONAL or (letter not in "\n\t" and unicodedata.category(letter) == "Cc")
+        else letter
+        for letter in text
+    )
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print a sentence, which may hold a user's labels and names."""
+    typer.echo(visible(text), err=err)
+
+
+class Say(Console):
+    """A console that prints texts as :func:`visible` writes them."""
+
+    def __init__(self) -> None:
+        super().__init__(soft_wrap=True, highlight=False)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print, as rich does."""
+        super().print(*(visible(each) if isinstance(each, str) else each for each in objects), **options)
+
+
 @contextmanager
 def refusing() -> Iterator[None]:
     """Say what is wrong with what was given in one sentence, and end with the exit code for it."""
     try:
         yield
     except (TypeError, ValueError, OSError) as error:
-        typer.echo(f"rareloss: {' '.join(str(error).split())}", err=True)
+        echo(f"rareloss: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(REFUSED) from None
 
 
@@ -52,7 +87,7 @@ def needing(extra: str) -> Iterator[None]:
         told = (
             str(error) if "pip install" in str(error) else f'{error.name} is missing: pip install "rareloss[{extra}]"'
         )
-        typer.echo(told, err=True)
+        echo(told, err=True)
         raise typer.Exit(REFUSED) from None
 
 

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from rareloss.cli.app import INTERRUPTED, REFUSED, app, needing
+from rareloss.cli.app import INTERRUPTED, REFUSED, Say, app, echo, needing
 from rareloss.cli.options import reads_table, split_names
 
 
@@ -40,7 +39,7 @@ def compare(
     ),
 ) -> None:
     """Train the same models under cross-entropy and every loss that fits, and say which is worth it."""
-    say = Console(soft_wrap=True, highlight=False)
+    say = Say()
     try:
         _compare(
             say,
@@ -55,11 +54,11 @@ def compare(
             out=out,
         )
     except KeyboardInterrupt:
-        typer.echo("Stopped before anything was finished; run the same command again.", err=True)
+        echo("Stopped before anything was finished; run the same command again.", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _compare(say: Console, *, out: Path, **options: Any) -> None:
+def _compare(say: Say, *, out: Path, **options: Any) -> None:
     with needing("study"):
         from rareloss.tabular import DataError, Interrupted
         from rareloss.tabular import compare as compared
@@ -74,7 +73,7 @@ def _compare(say: Console, *, out: Path, **options: Any) -> None:
             command=command,
         )
     except DataError as error:
-        typer.echo(f"rareloss: {error}", err=True)
+        echo(f"rareloss: {error}", err=True)
         raise typer.Exit(REFUSED) from None
     except Interrupted as interrupted:
         stopped, comparison = True, interrupted.comparison
@@ -83,7 +82,7 @@ def _compare(say: Console, *, out: Path, **options: Any) -> None:
         say.print(comparison.table())
     for failure in results["failed"]:
         where = f"{failure['method']} of {failure['model']}, seed {failure['seed']}"
-        typer.echo(f"{where} failed and is left out: {failure['error']}", err=True)
+        echo(f"{where} failed and is left out: {failure['error']}", err=True)
     for warning in sorted({text for run in results["runs"] for text in run["warnings"]}):
         say.print(f"- {warning}", markup=False)
     for model, sentence in comparison.verdicts.items():
@@ -92,11 +91,11 @@ def _compare(say: Console, *, out: Path, **options: Any) -> None:
             say.print(f"  {comparison.forecasts[model]}", markup=False)
     say.print(results["overall"], markup=False)
     if not stopped and not comparison.verdicts:
-        typer.echo("Nothing could be compared: see what failed above.", err=True)
+        echo("Nothing could be compared: see what failed above.", err=True)
         raise typer.Exit(1)
     if stopped:
         left = len(results["unfinished"])
-        typer.echo(f"Stopped with {left} units left; what is finished is kept in {out}: same command, go on.", err=True)
+        echo(f"Stopped with {left} units left; what is finished is kept in {out}: same command, go on.", err=True)
         raise typer.Exit(INTERRUPTED)
     if results["deploy"]:
         say.print(f"{results['deploy']['sentence']}.", markup=False)

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from rareloss.cli.app import FAILED, INTERRUPTED, app, needing, refusing
+from rareloss.cli.app import FAILED, INTERRUPTED, Say, app, echo, needing, refusing
 from rareloss.cli.options import NoHeader, reads_table
 
 
@@ -37,7 +36,7 @@ def fit(
     trials: Annotated[int | None, typer.Option(min=1, help="Draws of hyper-parameters; 8 by default.")] = None,
 ) -> None:
     """Train one model and save it as a folder; the same command goes on where one was killed."""
-    say = Console(soft_wrap=True, highlight=False)
+    say = Say()
     with needing("deploy"):
         from rareloss.tabular import fit as fitted
         from rareloss.tabular import metric_names
@@ -57,7 +56,7 @@ def fit(
                 say=lambda sentence: say.print(f"- {sentence}", markup=False),
             )
     except KeyboardInterrupt:
-        typer.echo(f"Stopped; trials that were finished are kept beside {out}: same command, go on.", err=True)
+        echo(f"Stopped; trials that were finished are kept beside {out}: same command, go on.", err=True)
         raise typer.Exit(INTERRUPTED) from None
     held = made.card["held_out"]
     chosen = made.card["chosen"]
@@ -101,23 +100,21 @@ def score(
         loaded = Model.load(model)
         scored = score_file(loaded, data, out, keep=keep or (), header=not no_header, reasons=reasons)
     share = scored.alerts / max(scored.rows, 1)
-    typer.echo(f"{scored.rows:,} rows, {scored.alerts:,} alerts ({share:.3%}). Written: {out}")
+    echo(f"{scored.rows:,} rows, {scored.alerts:,} alerts ({share:.3%}). Written: {out}")
     for name, rows in scored.unseen.items():
-        typer.echo(f"check {name!r}: {rows:,} rows have a value that the fit did not see; it counts for nothing")
+        echo(f"check {name!r}: {rows:,} rows have a value that the fit did not see; it counts for nothing")
     for remark in scored.remarks:
-        typer.echo(f"check: {remark}")
+        echo(f"check: {remark}")
     label = kept_name(loaded.target)
     if label in scored.kept:
-        typer.echo(
-            "A report is too good if the model was fitted on some of these rows: fit --held-out writes the others."
-        )
+        echo("A report is too good if the model was fitted on some of these rows: fit --held-out writes the others.")
         words = ["rareloss", "report", str(out), "--label", label, "--positive", loaded.classes[1]]
         # Of the scores, since two of them may have one probability, which the threshold would not tell apart.
         words += ["--score", "score", "--threshold", repr(loaded.threshold)]
         weight = (loaded.card.get("settings") or {}).get("weight")
         if weight is not None and kept_name(weight) in scored.kept:
             words += ["--weight", kept_name(weight)]
-        typer.echo(f"Next: {shlex.join(words)}")
+        echo(f"Next: {shlex.join(words)}")
     if strict and scored.remarks:
         raise typer.Exit(FAILED)
 
@@ -132,4 +129,4 @@ def export(
         from rareloss.tabular import Model, to_onnx
     with refusing():
         to_onnx(Model.load(model), out)
-    typer.echo(f"Written: {out}")
+    echo(f"Written: {out}")

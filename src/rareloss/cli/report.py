@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rareloss.cli.app import FAILED, app, needing, refusing
+from rareloss.cli.app import FAILED, app, echo, needing, refusing
 from rareloss.cli.options import NoHeader
 
 
@@ -52,15 +52,13 @@ def report(
         )
     for what, number in made["left_out"].items():
         if number:
-            typer.echo(
-                f"- {number:,} rows left out: {what.replace('_', ' ')}{'' if what == 'weight_0' else ' missing'}"
-            )
+            echo(f"- {number:,} rows left out: {what.replace('_', ' ')}{'' if what == 'weight_0' else ' missing'}")
     curve, start = made["curve"], made["start"]
-    typer.echo(
+    echo(
         f"{curve['alerts'][start]:,.10g} alerts (score above {curve['threshold'][start]:.6g}) catch "
         f"{curve['tp'][start]:,.10g} of {made['positives']:,.10g}: {made['start_is']}."
     )
-    typer.echo(f"Written: {out / 'report.html'} and {out / 'report.json'}")
+    echo(f"Written: {out / 'report.html'} and {out / 'report.json'}")
 
 
 @app.command()
@@ -87,9 +85,9 @@ def check(
         if threshold is None:
             raise ValueError("--threshold is missing: rows above it are alerts; only the folder of a model has its own")
         drift = check_drift(old, _read_scores(after, score, not no_header), threshold)
-    typer.echo(f"{drift.sentence}.")
-    typer.echo(f"Alerts: {drift.got}, expected {drift.expected:.4g}, p = {drift.p_value:.3g}.")
-    typer.echo(f"Scores: Kolmogorov-Smirnov {drift.distance:.3g}, p = {drift.distance_p_value:.3g}.")
+    echo(f"{drift.sentence}.")
+    echo(f"Alerts: {drift.got}, expected {drift.expected:.4g}, p = {drift.p_value:.3g}.")
+    echo(f"Scores: Kolmogorov-Smirnov {drift.distance:.3g}, p = {drift.distance_p_value:.3g}.")
     if drift.drifted:
         raise typer.Exit(FAILED)
 

@@ -9,12 +9,11 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
-from rareloss.cli.app import FAILED, app, refusing
+from rareloss.cli.app import FAILED, Say, app, refusing
 from rareloss.cli.options import split_names
 
 _STYLES = {"fail": "bold red", "not applicable": "dim", "skipped": "dim"}
@@ -44,7 +43,7 @@ def verify(
     from rareloss.table import refuse_overwriting
     from rareloss.testing import verify as verified
 
-    say = Console(soft_wrap=True, highlight=False)
+    say = Say()
     with refusing():
         numbers = [_number("ranks", name) for name in split_names(ranks) if name != "none"]
         made = _found(loss)

@@ -17,7 +17,7 @@ from sklearn.preprocessing import (
     StandardScaler,
 )
 
-__all__ = ["Kind", "pipeline", "single_precision", "tree_categories"]
+__all__ = ["KNOTS", "LARGEST", "MOST_CATEGORIES", "Kind", "pipeline", "single_precision", "tree_categories"]
 
 Kind = Literal["standard", "normal", "spline", "trees"]
 

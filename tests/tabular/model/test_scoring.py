@@ -321,3 +321,14 @@ def test_a_target_may_be_called_as_what_is_written(name: str, frame: pd.DataFram
     assert scored.kept == (f"{name}_kept",)
     written = pd.read_parquet(tmp_path / "scores.parquet")
     assert written[f"{name}_kept"].tolist() == data[name].tolist()
+
+
+def test_a_batch_of_a_wide_model_is_small(
+    model: Model, frame: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rareloss.tabular.model.scoring.INPUTS_AT_ONCE", 10 * model.inputs.width)
+    sizes: list[int] = []
+    features = Schema.features
+    monkeypatch.setattr(Schema, "features", lambda self, rows: sizes.append(len(rows)) or features(self, rows))
+    score_file(model, frame, tmp_path / "scores.parquet")
+    assert max(sizes) == 10

@@ -11,10 +11,12 @@ from sklearn.preprocessing import QuantileTransformer, SplineTransformer
 
 from rareloss.table import DataError
 from rareloss.tabular.model.reading import listed, read
-from rareloss.tabular.preprocess import KNOTS, LARGEST, Kind, single_precision
+from rareloss.tabular.preprocess import KNOTS, LARGEST, MOST_CATEGORIES, Kind, single_precision
 
 __all__ = ["Category", "Inputs"]
 
+# Of a category, ten times what a fit keeps.
+MOST_FREQUENT = 10 * MOST_CATEGORIES
 KINDS: tuple[Kind, ...] = ("standard", "normal", "spline", "trees")
 
 
@@ -215,6 +217,8 @@ class Inputs:
         for each in found["categories"]:
             own = read("inputs, categories", each, {"name": str, "frequent": list, "rare": bool, "rarer": list})
             frequent = listed(f"category {own['name']!r:.60}", own["frequent"], missing=True)
+            if len(frequent) > MOST_FREQUENT:
+                raise DataError(f"category {own['name']!r:.60}: at most {MOST_FREQUENT} frequent values were expected")
             rarer = listed(f"category {own['name']!r:.60}", own["rarer"])
             categories.append(Category(own["name"], frequent, own["rare"], rarer))
         made = cls(found["kind"], names["numbers"], names["flags"], names["gaps"], tuple(categories), arrays)

@@ -11,6 +11,7 @@ from rareloss.table import DataError
 
 __all__ = ["listed", "read", "read_bytes", "read_json", "threshold_of", "written_threshold"]
 
+MOST_DIGITS = 20
 # Far beyond any model of a table.
 MOST_BYTES = {".json": 64 * 2**20, ".safetensors": 2**30}
 
@@ -39,7 +40,9 @@ def read_json(path: Path) -> Any:
     """
     content = read_bytes(path)
     try:
-        return json.loads(content.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_each_once)
+        return json.loads(
+            content.decode("utf-8"), parse_constant=_refuse, parse_int=_whole, object_pairs_hook=_each_once
+        )
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         said = str(error).splitlines()[0][:120]
         raise DataError(f"{path} is not the JSON that rareloss fit writes: {said}") from error
@@ -47,6 +50,12 @@ def read_json(path: Path) -> Any:
 
 def _refuse(name: str) -> None:
     raise ValueError(f"it holds {name}")
+
+
+def _whole(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"it holds a whole number of {len(text)} digits")
+    return int(text)
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from rareloss.tabular.model.profile import Watch
 __all__ = ["Scored", "kept_name", "score_file"]
 
 ROWS_AT_ONCE = 65_536
+INPUTS_AT_ONCE = 1 << 26  # so that a batch of a wide model takes half a gigabyte, not ten
 WRITTEN = (("score", pa.float32()), ("probability", pa.float64()), ("decision", pa.bool_()))
 
 
@@ -77,6 +78,7 @@ def score_file(
     copied = _kept(source.names, model, keep)
     schema = model.schema.of_source(source)
     columns = list(dict.fromkeys([*schema.names, *copied]))
+    rows_at_once = max(1, min(rows_at_once, INPUTS_AT_ONCE // max(1, model.inputs.width)))
     kinds = next(source.batches(columns, 1), None)
     if kinds is not None:
         schema.features(kinds.slice(0, 0))  # types are refused before any row is scored
