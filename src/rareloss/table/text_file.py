@@ -5,6 +5,7 @@ import contextlib
 import csv
 import io
 import lzma
+import re
 import zipfile
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ CHUNK = 1 << 20
 SAMPLE = 1 << 18
 # A block of the reader must hold a row whole.
 BLOCK = 1 << 23
+# What Arrow says of a row with too many or too few fields. A function for it to call instead would be let go by one of
+# its threads, which aborts the process where Python is ending meanwhile.
+WRONG_ROW = re.compile(r"Row #(\d+): Expected (\d+) columns, got (\d+): (.*)", re.DOTALL)
 UNDEFINED = {0x81, 0x8D, 0x8F, 0x90, 0x9D}  # of Windows-1252
 
 
@@ -90,12 +94,6 @@ class TextFile:
             DataError: a row has more or fewer fields than the header.
         """
         kinds = dict.fromkeys(columns, pa.string())
-        bad: list[Any] = []
-
-        def invalid(row: Any) -> str:
-            bad.append(row)
-            return "error"
-
         read = pa.csv.ReadOptions(
             encoding="utf8" if self.encoding in ("utf-8", "utf-8-sig") else self.encoding,
             column_names=list(self.names),
@@ -103,7 +101,7 @@ class TextFile:
             block_size=BLOCK,
             use_threads=False,
         )
-        parse = pa.csv.ParseOptions(delimiter=self.separator, newlines_in_values=True, invalid_row_handler=invalid)
+        parse = pa.csv.ParseOptions(delimiter=self.separator, newlines_in_values=True)
         convert = pa.csv.ConvertOptions(
             column_types=kinds,
             include_columns=list(columns),
@@ -116,12 +114,12 @@ class TextFile:
                 reader = pa.csv.open_csv(file, read_options=read, parse_options=parse, convert_options=convert)
                 yield from _cut(reader, rows)
         except pa.ArrowInvalid as error:
-            if bad:
-                row = bad[0]
+            if row := WRONG_ROW.search(str(error)):
+                number, expected, fields, text = row.groups()
                 raise DataError(
-                    f"row {row.number:,} of {self.path} has {counted(row.actual_columns, 'field')}, where its header "
-                    f"has {row.expected_columns}: {row.text!r:.80}; make them alike, or put quotes around a "
-                    f"{self.separator!r} within a value"
+                    f"row {int(number):,} of {self.path} has {counted(int(fields), 'field')}, where its header has "
+                    f"{expected}: {text!r:.80}; make them alike, or put quotes around a {self.separator!r} within a "
+                    "value"
                 ) from error
             if "Empty CSV" not in str(error):
                 raise
