@@ -201,7 +201,9 @@ def test_every_number_of_the_report_is_found_again(journey: Journey, name: str) 
         dict.fromkeys(("value", "bound_low", "bound_high"), average_precision_score(y, p))
     )
 
-    curve, start = made.pop("curve"), made.pop("start")
+    curve, start = made.pop("curve"), made.pop("start") - 1
+    nobody = {name: values.pop(0) for name, values in curve.items()}
+    assert (nobody["threshold"], nobody["alerts"]) == (p.max(), 0)
     at = np.nextafter(curve["threshold"], np.inf)  # the lowest alert above each
     fpr, tpr, cuts = roc_curve(y, p, drop_intermediate=False)
     place = len(cuts) - 1 - np.searchsorted(cuts[::-1], at)
@@ -270,6 +272,7 @@ def test_every_number_of_the_report_is_found_again(journey: Journey, name: str) 
         assert set(groups) == set(rows["origin"])
     for key, group in groups.items():
         mine = (rows["origin"] == key).to_numpy()
+        group |= {name: values[1:] for name, values in group.items() if isinstance(values, list)}
         assert (group["positives"], group["negatives"]) == (y[mine].sum(), (~y[mine]).sum())
         for here in bounded[::6]:
             (_, false), (_, true) = confusion_matrix(y[mine], p[mine] >= at[here])

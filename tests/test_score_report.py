@@ -156,11 +156,11 @@ def test_intervals_that_hold_wherever_are_those_of_the_band(weight: str | None) 
     curve = report(data, label="y", score="s", weight=weight)["curve"]
     found = band(data["s"].to_numpy(), data["y"].to_numpy(), None if weight is None else data["w"].to_numpy())
     # At least a score is above the next lower one, and all rows are above none.
-    above = np.searchsorted(-found.thresholds, -np.nextafter(curve["threshold"][:-1], np.inf), side="right")
+    above = np.searchsorted(-found.thresholds, -np.nextafter(curve["threshold"][1:-1], np.inf), side="right")
     for name in ("recall", "precision", "fpr"):
         for end, row in (("low", 1), ("high", 2)):
             ours = np.array(curve[f"{name}_anywhere_{end}"])
-            assert ours[:-1] == pytest.approx(getattr(found, name)[row, above])
+            assert ours[1:-1] == pytest.approx(getattr(found, name)[row, above])
             assert (np.sign(row - 1.5) * (ours - np.array(curve[f"{name}_{end}"])) >= -1e-12).all()
 
 
@@ -182,9 +182,13 @@ def test_page_opens_at_a_given_threshold(at: float) -> None:
     assert (curve["threshold"][start], made["start_is"]) == (at, "the threshold that was given")
     (_, fp), (_, tp) = confusion_matrix(data["y"], data["s"] > at)
     assert (curve["fp"][start], curve["tp"][start]) == (fp, tp)
-    for beyond in (1e9, 1e300):
-        with pytest.raises(ValueError, match="no score is above the threshold"):
-            report(data, label="y", score="s", threshold=beyond)
+    most = data["s"].max()
+    for beyond in (most, 1e9, np.inf):
+        made = report(data, label="y", score="s", group="g", threshold=beyond)
+        curve, start = made["curve"], made["start"]
+        assert made["start_is"] == "the threshold that was given, which alerts nobody"
+        assert (curve["threshold"][start], curve["alerts"][start]) == (most if beyond == np.inf else beyond, 0)
+        assert np.count_nonzero(np.array(curve["alerts"]) == 0) == 1
 
 
 def test_a_threshold_below_all_scores_alerts_everybody() -> None:
@@ -223,13 +227,21 @@ def test_costs_say_where_ties_leave_no_threshold_within_the_capacity() -> None:
         assert made["start_is"] == "the highest score, since no threshold keeps within the budget"
 
 
-def test_alerting_nobody_is_said_to_be_cheapest_where_it_is() -> None:
+def test_page_opens_where_nobody_is_alerted_if_that_is_cheapest(tmp_path: Path) -> None:
     data = drawn(3_000)
     data.loc[data["s"].idxmax(), "y"] = 0
-    made = report(data, label="y", score="s", fn_cost=1, fp_cost=1e6)
-    assert made["start_is"].startswith("the least cost on these rows, though to alert nobody costs less: ")
-    cost = made["curve"]["cost"][made["start"]]
-    assert cost == min(made["curve"]["cost"]) > made["positives"]
+    for objective in ("ap", "recall@top=10%"):
+        options: dict[str, Any] = {"objective": objective, "group": "g", "fn_cost": 7, "fp_cost": 1e6}
+        made = report(data, tmp_path, label="y", score="s", **options)
+        assert made["start"] == 0
+        assert made["start_is"].endswith("which alerts nobody")
+        found = {name: values[0] for name, values in made["curve"].items()}
+        assert found["threshold"] == data["s"].max()
+        assert (found["rows"], found["alerts"], found["tp"], found["fp"]) == (0, 0, 0, 0)
+        assert found["cost"] == 7 * data["y"].sum()
+        assert [found[name] for name in ("precision", "precision_low", "precision_high", "lift")] == [None, 0, 1, None]
+        assert (found["recall"], found["recall_low"], found["fpr"], found["fpr_low"]) == (0, 0, 0, 0)
+        assert json.loads((tmp_path / "report.json").read_text()) == made
     assert "nobody" not in report(data, label="y", score="s", fn_cost=1_000, fp_cost=1)["start_is"]
 
 
@@ -238,8 +250,7 @@ def test_infinite_thresholds_alert_nobody_or_everybody() -> None:
     everybody = report(data, label="y", score="s", threshold=-np.inf)
     assert everybody["curve"]["alerts"][everybody["start"]] == everybody["rows"]
     nobody = report(data, label="y", score="s", threshold=np.inf)
-    assert nobody["start"] == 0
-    assert "alerts nobody" in nobody["start_is"]
+    assert nobody["curve"]["alerts"][nobody["start"]] == 0
     with pytest.raises(ValueError, match="got NaN"):
         report(data, label="y", score="s", threshold=np.nan)
 
@@ -425,6 +436,9 @@ def test_dragging_on_the_page_gives_the_numbers_of_scikit_learn(tmp_path: Path) 
         {clientX: box.left + share * box.width, clientY: box.top + 0.5 * box.height, buttons: 1}));
       read();
     }
+    input("fn", 0);
+    document.getElementById("cheapest").click();
+    read();
     document.title = JSON.stringify(seen);
     </script></body>"""
     page = tmp_path / "driven.html"
@@ -437,7 +451,8 @@ def test_dragging_on_the_page_gives_the_numbers_of_scikit_learn(tmp_path: Path) 
     )
     found = re.search(r"<title>(\[.*?)</title>", done.stdout)
     assert found, done.stdout[:300]
-    seen = json.loads(found[1])
+    *seen, _, nobody = json.loads(found[1])
+    assert nobody[:-1] == [0, "0", "0", f"{made['positives']:.0f}", "–", "0 %", "0"]
     assert [seen[0][0], seen[1][0], seen[2][0]] == [made["start"], 50, 900]
     assert len({row[0] for row in seen}) == 5  # the pointer moved it too, twice
     for number, (at, caught, false, missed, precision, recall, cost, anywhere) in enumerate(seen):

@@ -24,6 +24,7 @@ Array = NDArray[np.float64]
 
 SCHEMA = 1
 LEVEL = 0.95
+TINY = 1e-300  # divides where nothing is above a threshold
 GROUP_NUMBERS = 100_000  # groups times thresholds
 LEAST_KEPT = 300  # thresholds, however many groups there are
 SHARES = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
@@ -55,14 +56,15 @@ def report(
         positive: value of the label that is positive, where labels are not 0 and 1.
         objective: the operating point where the page opens.
         threshold: the score where it opens instead, such as that of a model in use; rows above it are alerts. -inf
-            alerts everybody; at inf, which alerts nobody, the highest score is shown.
+            alerts everybody, inf nobody.
         fn_cost, fp_cost: cost of a missed positive and of a false alarm; given together.
         probability: ``"probability"`` or ``"logit"``, for calibration; None: scores are neither.
         drop_missing_scores: leave out rows without a score, and count them; they are refused by default.
         header: whether the first row of a csv holds the names of columns.
 
     Returns:
-        what ``report.json`` holds.
+        what ``report.json`` holds. The first of its curve alerts nobody: it stands at the highest score, and its
+        precision is None.
 
     Raises:
         ValueError: what was given cannot be used; the message says why.
@@ -71,7 +73,7 @@ def report(
         >>> import pandas as pd
         >>> made = report(pd.DataFrame({"y": [1, 0, 1, 0], "s": [4.0, 3.0, 2.0, 1.0]}), label="y", score="s")
         >>> round(made["average_precision"]["value"], 4), made["curve"]["tp"]
-        (0.8333, [1.0, 1.0, 2.0, 2.0])
+        (0.8333, [0.0, 1.0, 1.0, 2.0, 2.0])
     """
     point = Objective.of(objective)
     if fn_cost is None and fp_cost is None:
@@ -91,8 +93,7 @@ def report(
     counts = count(
         data, label=label, score=score, group=group, weight=weight, positive=positive,
         drop_missing_scores=drop_missing_scores, probability=probability,
-        budget=_budget(point, fn_cost) if threshold is None else None,
-        threshold=None if threshold == math.inf else threshold, header=header,
+        budget=_budget(point, fn_cost) if threshold is None else None, threshold=threshold, header=header,
     )  # fmt: skip
     results = _results(counts, point, threshold, fn_cost, fp_cost)
     results["columns"] = {"label": label, "score": score, "group": group, "weight": weight}
@@ -131,15 +132,15 @@ def _results(
     fp_cost: float | None,
 ) -> dict[str, Any]:
     start, how = _start(counts, point, fn_cost, fp_cost)
-    if threshold == math.inf:
-        start, how = 0, "the highest score, since the threshold inf, which was given, alerts nobody"
-    elif threshold is not None:
+    if threshold is not None:
         lowest = lowest_alert(threshold, counts.thresholds[-1])
-        start, how = int(np.flatnonzero(counts.thresholds == lowest)[0]), "the threshold that was given"
+        start, how = int(np.searchsorted(-counts.thresholds, -lowest)), "the threshold that was given"
+    if not start:
+        how += ", which alerts nobody"
     precise = _average_precision(counts)
     spent = counts.tp + counts.fp
     at = np.searchsorted(spent, spent[-1] * np.array(SHARES) * (1 + 1e-12), side="right") - 1
-    rows = np.unique([start, *at[at >= 0]])
+    rows = np.unique([start, *at[at > 0]])
     counts, kept = _thinned(counts, rows)
     start, rows = (np.searchsorted(kept, places).tolist() for places in (start, rows))
     tp, fp = counts.tp, counts.fp
@@ -149,7 +150,7 @@ def _results(
         # Rows above it are alerts: the next number below the lowest of them.
         "threshold": np.nextafter(counts.thresholds, -np.inf), "rows": counts.alerts,
         "alerts": tp + fp, "tp": tp, "fp": fp,
-        "lift": (tp / (tp + fp)) / (tp[-1] / (tp[-1] + fp[-1])),
+        "lift": shares["precision"]["value"] / (tp[-1] / (tp[-1] + fp[-1])),
         **{f"{name}{end}": share[key] for name, share in shares.items()
            for end, key in (("", "value"), ("_low", "low"), ("_high", "high"))},
     }  # fmt: skip
@@ -217,17 +218,13 @@ def _start(counts: Counts, point: Objective, fn_cost: float | None, fp_cost: flo
     if fn_cost is not None and fp_cost is not None:
         budget, how = _budget(point, fn_cost), "the least cost on these rows"
         place = len(tp) - 1 if budget is None else budget.place(tp, fp)
-        if place < 0:
-            return 0, _NONE_FITS
+        if not place:
+            return 1, _NONE_FITS
         within = slice(0, place + 1)
         if budget is not None:
             how += f" within {100 * (point.budget or 0):g} % {_of(point)}"
-        costs = (fn_cost * (tp[-1] - tp) + fp_cost * fp)[within]
-        cheapest = int(np.argmin(costs))
-        if fn_cost * tp[-1] < costs[cheapest]:
-            how += f", though to alert nobody costs less: {fn_cost * tp[-1]:,.6g} for {costs[cheapest]:,.6g}"
-        return cheapest, how
-    recall, precision = tp / tp[-1], tp / (tp + fp)
+        return int(np.argmin((fn_cost * (tp[-1] - tp) + fp_cost * fp)[within])), how
+    recall, precision = tp / tp[-1], tp / np.maximum(tp + fp, TINY)
     if point.recall is not None:
         return int(np.argmax(recall >= point.recall)), f"the fewest alerts kept that catch {100 * point.recall:g} %"
     if point.precision is not None:
@@ -247,7 +244,7 @@ def _start(counts: Counts, point: Objective, fn_cost: float | None, fp_cost: flo
         if best < 1:
             how += f", which can catch {100 * best:.3g} % of the positives at most"
     place = budget.place(tp, fp)
-    return (place, how) if place >= 0 else (0, _NONE_FITS)
+    return (place, how) if place else (1, _NONE_FITS)
 
 
 def _budget(point: Objective, fn_cost: float | None) -> Budget | None:
@@ -275,9 +272,10 @@ def _average_precision(counts: Counts) -> dict[str, Any]:
     gained = tp - before_tp
     single = counts.every_positive | (np.diff(counts.alerts, prepend=0) <= 1)
     pure = (gained == 0) | single
-    value = float(np.sum(gained * tp / (tp + fp)) / tp[-1])
-    least = np.where(pure, tp / (tp + fp), before_tp / np.maximum(before_tp + fp, 1e-300))
-    most = np.where(pure, tp / (tp + fp), tp / np.maximum(tp + before_fp, 1e-300))
+    precision = tp / np.maximum(tp + fp, TINY)
+    value = float(np.sum(gained * precision) / tp[-1])
+    least = np.where(pure, precision, before_tp / np.maximum(before_tp + fp, TINY))
+    most = np.where(pure, precision, tp / np.maximum(tp + before_fp, TINY))
     low, high = (float(np.sum(gained * bound) / tp[-1]) for bound in (least, most))
     return {"value": value, "bound_low": min(low, value), "bound_high": max(high, value)}
 

@@ -17,10 +17,11 @@ const svg = (name, attributes, text) => {
 // Each chart: where a threshold stands on it, as shares of its width and height.
 const log = (value, least) => Math.log(Math.max(value, least) / least) / Math.log(1 / least);
 const total = data.positives + data.negatives;
-const leastShare = Math.min(0.1, curve.alerts[0] / total), leastFpr = Math.min(0.1, 1 / data.negatives);
+const leastShare = Math.min(0.1, curve.alerts[1] / total), leastFpr = Math.min(0.1, 1 / data.negatives);
+// The first threshold alerts nobody: it has no precision, and stands beside the second one.
 const charts = {
   gain: {x: at => log(curve.alerts[at] / total, leastShare), y: at => curve.recall[at], least: leastShare},
-  pr: {x: at => curve.recall[at], y: at => curve.precision[at], least: null},
+  pr: {x: at => curve.recall[at], y: at => curve.precision[Math.max(at, 1)], least: null},
   roc: {x: at => log(curve.fpr[at], leastFpr), y: at => curve.recall[at], least: leastFpr},
 };
 const W = 400, H = 260, LEFT = 42, RIGHT = 24, TOP = 10, BOTTOM = 34;
@@ -67,7 +68,7 @@ function show() {
   const write = {
     threshold: Number(curve.threshold[at].toPrecision(6)), alerts: whole(curve.alerts[at]), caught: whole(curve.tp[at]),
     missed: whole(data.positives - curve.tp[at]), false: whole(curve.fp[at]), precision: percent(curve.precision[at]),
-    recall: percent(curve.recall[at]), fpr: percent(curve.fpr[at]), lift: curve.lift[at].toFixed(1), cost: whole(cost),
+    recall: percent(curve.recall[at]), fpr: percent(curve.fpr[at]), lift: at ? curve.lift[at].toFixed(1) : "–", cost: whole(cost),
     change: (change > 0 ? "+" : change < 0 ? "−" : "±") + whole(Math.abs(change)),
     "precision-span": span("precision", at), "recall-span": span("recall", at), "fpr-span": span("fpr", at),
     "precision-anywhere": anywhere("precision", at), "recall-anywhere": anywhere("recall", at), "fpr-anywhere": anywhere("fpr", at),

@@ -5,6 +5,7 @@ the second sorts each batch and looks the thresholds up in it; the third, where 
 rows between the two thresholds on its sides.
 """
 
+import math
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -57,7 +58,7 @@ class Counts:
     """Hold what lies at or above each kept score; ties are whole.
 
     Attributes:
-        thresholds: kept scores, downwards, ``[K]``; the last one is the least score.
+        thresholds: a number above all scores, then kept scores, downwards, ``[K]``; the last one is the least score.
         tp, fp: weight of the positives and negatives at or above each, ``[K]``.
         tp_squared, fp_squared: the same sums of squared weights, for the intervals.
         heaviest: the most that a positive and a negative weigh.
@@ -110,7 +111,7 @@ class Budget(NamedTuple):
         return whole * (1 + 1e-12)
 
     def place(self, tp: Array, fp: Array) -> int:
-        """The lowest threshold that keeps within the budget; -1: none does."""
+        """The lowest threshold that keeps within the budget; 0, which alerts nobody, always does."""
         return int(np.searchsorted(self.spent(tp, fp), self.amount(tp, fp), side="right")) - 1
 
 
@@ -306,12 +307,6 @@ def _count(
         )
     if probability == "probability" and not -ROUNDING <= seen.least <= seen.most <= 1 + ROUNDING:
         raise ValueError(f"scores reach from {seen.least:g} to {seen.most:g}, so they are no probabilities; say logit")
-
-    if threshold is not None and not threshold < seen.most:
-        raise ValueError(
-            f"no score is above the threshold {threshold:g}, so nobody is alerted; the scores reach from "
-            f"{seen.least:g} to {seen.most:g}"
-        )
 
     names: list[str] = []
     more: dict[str, str] = {}
@@ -513,8 +508,14 @@ class _Seen:
         self.of_positives.add(hits)
 
     def thresholds(self, more: float | None) -> Array:
-        """Choose scores: all of the top, all of the positives where they are few, and ranks in equal ratios."""
-        chosen = [self.top, np.array([self.least] if more is None else [self.least, lowest_alert(more, self.least)])]
+        """Choose scores: all of the top, all of the positives where they are few, and ranks in equal ratios.
+
+        Before them stands the next number above all of them, or above ``more`` where that is finite and no lower.
+        """
+        more = self.most if more is None or more == math.inf else more
+        chosen = [self.top, np.array([self.least, lowest_alert(max(more, self.most), self.least)])]
+        if more < self.most:
+            chosen.append(np.array([lowest_alert(more, self.least)]))
         for sample, most in ((self.of_all, SPREAD), (self.of_positives, AT_POSITIVES)):
             sample.merge()
             values = sample.values[::-1]
@@ -609,9 +610,7 @@ def _with_cut(
     place = budget.place(tp, fp)
     if place == len(thresholds) - 1:
         return thresholds, above
-    between = f" AND s > {_exact(thresholds[place + 1])}"
-    if place >= 0:
-        between += f" AND s < {_exact(thresholds[place])}"
+    between = f" AND s > {_exact(thresholds[place + 1])} AND s < {_exact(thresholds[place])}"
     batches = list(rows.counted(more, between))
     if not batches:
         return thresholds, above
@@ -619,16 +618,16 @@ def _with_cut(
     s, w = found["s"], found.get("w", np.ones(len(found["s"])))
     order = np.argsort(-s)
     cost = w * (found["code"] == 0) if budget.negatives else w
-    spent = (budget.spent(tp, fp)[place] if place >= 0 else 0.0) + np.cumsum(cost[order])
+    spent = budget.spent(tp, fp)[place] + np.cumsum(cost[order])
     ends = np.flatnonzero(np.diff(s[order], append=-np.inf))  # of equal scores, which are above a cut together
     within = ends[spent[ends] <= budget.amount(tp, fp)]
     if not len(within):
         return thresholds, above
     cut = s[order[within[-1:]]]
     added, _ = _counted([found], cut, above.shape[1], None)
-    before = above[..., place : place + 1] if place >= 0 else 0.0
     at = place + 1
-    return np.insert(thresholds, at, cut), np.concatenate([above[..., :at], before + added, above[..., at:]], axis=-1)
+    there = above[..., place:at] + added
+    return np.insert(thresholds, at, cut), np.concatenate([above[..., :at], there, above[..., at:]], axis=-1)
 
 
 def _exact(number: np.float64) -> str:
