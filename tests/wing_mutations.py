@@ -24,8 +24,8 @@ MUTATIONS = (
     Mutation(
         "rows of a csv with more fields than its header passed over",
         "rareloss/table/text_file.py",
-        'return "error"',
-        'return "skip"',
+        "newlines_in_values=True)",
+        'newlines_in_values=True, invalid_row_handler=lambda row: "skip")',
         ("tests/tabular/test_forty_ways.py",),
     ),
     Mutation(
@@ -50,17 +50,17 @@ MUTATIONS = (
         (_FOLDS,),
     ),
     Mutation(
-        "trees compared with each arm as if it were the only one",
+        "trees compared with each method as if it were the only one",
         "rareloss/tabular/comparison/statistics.py",
-        "test_over_train=test_over_train, comparisons=len(others)\n        )\n        for arm",
-        "test_over_train=test_over_train\n        )\n        for arm",
+        "test_over_train=test_over_train, comparisons=len(others)\n        )\n        for method",
+        "test_over_train=test_over_train\n        )\n        for method",
         ("tests/tabular/test_statistics.py",),
     ),
     Mutation(
         "trees compared as if no two splits shared a row",
         "rareloss/tabular/comparison/statistics.py",
-        "test_over_train=test_over_train, comparisons=len(others)\n        )\n        for arm",
-        "test_over_train=0.0, comparisons=len(others)\n        )\n        for arm",
+        "test_over_train=test_over_train, comparisons=len(others)\n        )\n        for method",
+        "test_over_train=0.0, comparisons=len(others)\n        )\n        for method",
         ("tests/tabular/test_statistics.py",),
     ),
     Mutation(
@@ -134,7 +134,7 @@ MUTATIONS = (
         (_DATA,),
     ),
     Mutation(
-        "the class's weight in place of the row's own",
+        "the row's own weight left out where it was drawn with one",
         "rareloss/tabular/training.py",
         "weight = own[places] if weight is None else weight * own[places]",
         "weight = weight if weight is not None else own[places]",

@@ -81,14 +81,14 @@ def test_more_seeds_add_to_what_is_finished(finished: tuple[Comparison, Path], f
     assert any(sentence.startswith("4 of 6 units were finished before") for sentence in said)
 
 
-def test_a_unit_in_which_an_arm_failed_is_run_again(
+def test_a_unit_in_which_a_method_failed_is_run_again(
     finished: tuple[Comparison, Path], frame: pd.DataFrame, tmp_path: Path
 ) -> None:
     shutil.copytree(finished[1], tmp_path / "again")
     path = tmp_path / "again" / "runs" / "linear-seed1.json"
     unit = json.loads(path.read_text())
     lost = unit["runs"].pop()
-    unit["failed"] = [{"seed": 1, "scorer": "linear", "arm": lost["arm"], "error": "MemoryError: "}]
+    unit["failed"] = [{"seed": 1, "model": "linear", "method": lost["method"], "error": "MemoryError: "}]
     path.write_text(json.dumps(unit))
     said: list[str] = []
     again = compare(frame, **OPTIONS, out=tmp_path / "again", say=said.append)

@@ -99,15 +99,15 @@ def test_trees_that_beat_cross_entropy_but_not_every_arm_are_said_to() -> None:
 @pytest.mark.parametrize(
     ("ahead", "said"),
     [
-        (0.051, "Boosted trees beat every arm here"),
+        (0.051, "Boosted trees beat every method here"),
         (0.050, "these seeds do not say"),
         (-0.050, "these seeds do not say"),
-        (-0.051, "Every arm beats boosted trees here"),
+        (-0.051, "Every method beats boosted trees here"),
     ],
 )
-def test_trees_are_held_against_all_arms_at_once(ahead: float, said: str) -> None:
-    # The gaps deviate by .01. Of two arms and shared rows the interval reaches 6.205 * .01 * sqrt(1/3 + 1/3) = .0507,
-    # with Student's t of 2 degrees of freedom at 1 - .025 / 2; of one arm it were .0351, without shared rows .0358.
+def test_trees_are_held_against_all_methods_at_once(ahead: float, said: str) -> None:
+    # The gaps deviate by .01. Of two methods and shared rows the interval reaches 6.205 * .01 * sqrt(1/3 + 1/3) = .0507
+    # (Student's t of 2 degrees of freedom at 1 - .025 / 2); of one method it were .0351, without shared rows .0358.
     trees = [0.5 + ahead + error for error in (-0.01, 0.0, 0.01)]
     assert said in judge({"tuned_ce": [0.5] * 3, "ce_continued": [0.5] * 3, "trees": trees})["sentence"]
 

@@ -6,12 +6,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.metrics import average_precision_score
+from torch import Tensor
 from typer.testing import CliRunner
 
+from rareloss import Objective
 from rareloss.cli import app
 from rareloss.table import DataError, load
+from rareloss.table.folds import split
 from rareloss.tabular import advise, compare
+from rareloss.tabular.models import find_model
+from rareloss.tabular.training import Task, descend, new_model
 
 ONE_IN = 5
 
@@ -104,6 +110,33 @@ def test_a_factor_on_all_weights_changes_nothing() -> None:
         for frame in (light, light.assign(w=1024 * light["w"]))
     ]
     assert found[0] == found[1]
+
+
+def test_a_step_multiplies_the_weights_of_row_draw_and_class() -> None:
+    table = load(sampled(everybody()), target="y", weight="w")
+    task = Task(table, split(table, 0), Objective.parse("ap"), 0)
+    rows = torch.arange(40)
+    seen: list[Tensor] = []
+
+    def noted(logits: Tensor, targets: Tensor, sample_weight: Tensor) -> Tensor:
+        seen.append(sample_weight)
+        return logits.sum()
+
+    descend(
+        task,
+        new_model(task, find_model("linear"), "normal"),
+        "normal",
+        noted,
+        [(rows, torch.full((40,), 3.0)), (rows, None)],
+        class_weight=torch.tensor([1.0, 7.0]),
+        steps=2,
+        learning_rate=0.1,
+        chosen={},
+    )
+    assert task.train_weight is not None
+    expected = task.train_weight[rows] * torch.where(task.train_target[rows] == 1, 7.0, 1.0)
+    assert len(set(expected.tolist())) == 2
+    torch.testing.assert_close(seen, [3 * expected, expected])
 
 
 def test_advice_is_of_the_weighted_rate() -> None:

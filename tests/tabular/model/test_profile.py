@@ -75,6 +75,7 @@ def test_check_takes_a_model_for_the_scores_of_its_fit(
     assert check_drift(model.profile.scores, scores, model.threshold).sentence in checked.output
     pd.read_parquet(out).assign(score=lambda f: f["score"] + 3).to_parquet(out)
     assert run("check", folder, out).exit_code == 1
+    assert "since the threshold inf alerts nobody" in run("check", folder, out, "--threshold", "inf").output
     refused = run("check", out, out)
     assert refused.exit_code == 2
     assert "--threshold is missing" in refused.stderr
@@ -94,12 +95,15 @@ def test_weighted_rows_are_profiled_by_weight(tmp_path: Path) -> None:
     assert any("are alerts" in remark for remark in remarks(plain, everybody, tmp_path))
 
 
-def test_the_printed_report_has_the_alerts_of_the_model(folder: Path, frame: pd.DataFrame, tmp_path: Path) -> None:
+def test_the_printed_report_has_the_alerts_of_the_model(
+    folder: Path, model: Model, frame: pd.DataFrame, tmp_path: Path
+) -> None:
     pytest.importorskip("duckdb")
     frame.to_parquet(tmp_path / "data.parquet")
     out = tmp_path / "scores.parquet"
     told = run("score", folder, tmp_path / "data.parquet", "--out", out, "--keep", "outcome").output
     words = told.splitlines()[-1].removeprefix("Next: rareloss ").split()
+    assert float(words[words.index("--threshold") + 1]) == model.threshold  # all its digits
     reported = run(*words, "--out", tmp_path / "report")
     assert reported.exit_code == 0, reported.output
     scored = pd.read_parquet(out).dropna(subset="outcome")
