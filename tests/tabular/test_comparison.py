@@ -197,3 +197,14 @@ def test_units_of_own_code_are_told_apart_by_name_and_by_what_the_file_holds(
     assert len(names) == 4
     (tmp_path / "nets_a_b.py").write_text("c = 2")
     assert unit_name("nets_a_b:c", 0) not in names
+
+
+def test_what_is_too_good_is_said() -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"x": rng.normal(size=400), "y": np.arange(400) % 5 == 0})
+    options: dict[str, Any] = {"target": "y", "seeds": 1, "trials": 1, "models": ["linear"], "methods": ["tuned_ce"]}
+    assert compare(frame, **options).suspicion is None
+    made = compare(frame.assign(after=frame["y"] + 0.1 * rng.normal(size=400)), **options)
+    assert made.suspicion is not None
+    assert "reaches 1.000" in made.suspicion
+    assert made.table().title.endswith("of 16 positives (20.00% of all rows)")

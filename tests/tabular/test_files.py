@@ -81,3 +81,14 @@ def test_verify_does_not_write_over_its_batch(tmp_path: Path) -> None:
     found = CliRunner().invoke(app, arguments)
     assert (found.exit_code, batch.read_bytes()) == (2, b"rows")
     assert "would be lost" in found.stderr
+
+
+def test_the_first_of_several_writers_stays(tmp_path: Path) -> None:
+    with whole_file(tmp_path / "a", first=True) as file:
+        file.write(b"one")
+        with whole_file(tmp_path / "b") as other:
+            other.write(b"beside it")
+    with whole_file(tmp_path / "a", first=True) as file:
+        file.write(b"two")
+    assert (tmp_path / "a").read_bytes() == b"one"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]

@@ -97,6 +97,8 @@ def _compare(say: Say, *, out: Path, **options: Any) -> None:
         left = len(results["unfinished"])
         echo(f"Stopped with {left} units left; what is finished is kept in {out}: same command, go on.", err=True)
         raise typer.Exit(INTERRUPTED)
+    if comparison.suspicion:
+        say.print(f"check: {comparison.suspicion}", markup=False)
     if results["deploy"]:
         say.print(f"{results['deploy']['sentence']}.", markup=False)
     say.print(f"Written: {out / 'results.json'} and {out / 'report.html'}", markup=False)

@@ -40,11 +40,11 @@ def writable(path: str | Path, source: object) -> Path:
 
 
 @contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
+def whole_file(path: Path, *, first: bool = False) -> Iterator[IO[bytes]]:
     """Open a file that gets its name when all is written, and is gone where something is raised.
 
     It has the permissions of the file that it replaces, or those that the umask leaves. Parts that a killed process
-    left beside it are removed.
+    left beside it are removed. With ``first`` a file that is there, or appears meanwhile, stays as it is.
     """
     folder = path.absolute().parent
     for left in folder.glob(f".{glob.escape(path.name)}.*.part"):
@@ -58,7 +58,12 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         if path.exists():
             part.chmod(path.stat().st_mode & 0o777)
-        os.replace(part, path)
+        if first:
+            with contextlib.suppress(FileExistsError):
+                os.link(part, path)
+            part.unlink()
+        else:
+            os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise

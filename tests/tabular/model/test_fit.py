@@ -440,3 +440,22 @@ def test_average_precision_cuts_as_many_as_there_are_positives(frame: pd.DataFra
     rows = split(table, 3).validation
     found = model.score(frame[frame["outcome"].notna()].iloc[rows])["decision"]
     assert int(found.sum()) == int(table.target[rows].sum())
+
+
+def test_a_fit_that_another_has_overtaken_says_so(csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    from rareloss.tabular.model import fitting
+
+    replaced, options = fitting.replace_folder, {**OPTIONS, "method": "tuned_ce"}
+
+    def overtaken(whole: Path, folder: Path) -> None:
+        monkeypatch.setattr(fitting, "replace_folder", replaced)
+        shutil.copytree(whole, folder)
+        shutil.rmtree(whole.parent)
+        replaced(whole, folder)
+
+    monkeypatch.setattr(fitting, "replace_folder", overtaken)
+    with pytest.raises(DataError, match="was written meanwhile by another fit"):
+        fit(csv, out=tmp_path / "model", **options)
+    assert Model.load(tmp_path / "model").card["chosen"]["method"] == "tuned_ce"

@@ -31,6 +31,7 @@ from rareloss.tabular.methods import RECIPE, Method, choose_methods
 from rareloss.tabular.models import MODELS, find_model
 from rareloss.training import TEMPERATURES
 
+TOO_GOOD = 0.99
 __all__ = ["Comparison", "Interrupted", "compare", "versions"]
 
 
@@ -63,6 +64,17 @@ class Comparison:
         return {row["model"]: row["sentence"] for row in self.results["verdicts"]}
 
     @property
+    def suspicion(self) -> str | None:
+        """A sentence where a model is better than models of real data are, as where a column gives the answer away."""
+        best = max(self.results["runs"], key=lambda run: run["test"], default=None)
+        if best is None or best["test"] < TOO_GOOD:
+            return None
+        return (
+            f"{best['method']} of {best['model']} reaches {best['test']:.3f}, which few real problems allow: look for "
+            "a column that gives the answer away (rareloss advise), or rows that are in two folds (--group)"
+        )
+
+    @property
     def forecasts(self) -> dict[str, str]:
         """One plain sentence per scorecard: what was expected of a ranking stage, and what came out."""
         return {row["model"]: row["sentence"] for row in self.results["forecasts"]}
@@ -77,7 +89,10 @@ class Comparison:
     def table(self) -> RichTable:
         """Return the table that the command line prints: test means over seeds, and differences with intervals."""
         results = self.results
-        title = f"{results['data']['name']}: {results['objective']['name']}, mean over test folds"
+        data = results["data"]
+        title = f"{data['name']}: {results['objective']['name']}, mean over test folds"
+        if data["rate"] is not None:
+            title += f" of {data['folds']['test_positives']:,} positives ({data['rate']:.2%} of all rows)"
         table = RichTable("method", title=title, title_justify="left")
         for heading in ("test", "difference", f"{LEVEL:.0%} interval"):
             table.add_column(heading, justify="right", no_wrap=True)

@@ -164,19 +164,19 @@ class Store:
         wanted = json.loads(json.dumps(settings))
         try:
             self.runs.mkdir(parents=True, exist_ok=True)
-            if kept.exists():
-                found = json.loads(kept.read_text("utf-8"))
-                other = [
-                    f"{key} {_shown(found.get(key))} there, {_shown(wanted.get(key))} now"
-                    for key in sorted({*found, *wanted})
-                    if found.get(key) != wanted.get(key)
-                ]
-                if other:
-                    raise DataError(
-                        f"{folder} holds work with other settings ({'; '.join(other)}); name another folder, "
-                        "or delete this one"
-                    )
-            write_atomically(kept, json.dumps(wanted, indent=1))
+            # Of two that are begun together one writes it, and both read that one.
+            write_atomically(kept, json.dumps(wanted, indent=1), first=True)
+            found = json.loads(kept.read_text("utf-8"))
+            other = [
+                f"{key} {_shown(found.get(key))} there, {_shown(wanted.get(key))} now"
+                for key in sorted({*found, *wanted})
+                if found.get(key) != wanted.get(key)
+            ]
+            if other:
+                raise DataError(
+                    f"{folder} holds work with other settings ({'; '.join(other)}); name another folder, "
+                    "or delete this one"
+                )
         except (OSError, json.JSONDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "its settings.json is broken"
             raise DataError(f"{folder} cannot be used as output folder: {reason}; name another one") from error
@@ -199,9 +199,9 @@ class Store:
         return None if self.runs is None else self.runs / f"{unit_name(family, seed)}.json"
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file that appears whole or not at all."""
-    with whole_file(path) as file:
+def write_atomically(path: Path, text: str, *, first: bool = False) -> None:
+    """Write a text file that appears whole or not at all; with ``first`` one that is there stays."""
+    with whole_file(path, first=first) as file:
         file.write(text.encode())
 
 

@@ -42,7 +42,7 @@ from rareloss.tabular.model.inputs import Inputs
 from rareloss.tabular.model.model import Model, layers_of, network_of, replace_folder
 from rareloss.tabular.model.profile import Profile
 from rareloss.tabular.model.reading import written_threshold
-from rareloss.tabular.models import find_model
+from rareloss.tabular.models import Family, find_model
 from rareloss.tabular.training import Fitted, Task, score_with
 from rareloss.tabular.ways import fit_methods, fit_trees
 from rareloss.training import TEMPERATURES
@@ -148,23 +148,30 @@ def fit(
         raise DataError(f"{work} is no unfinished work of rareloss fit, which would keep its own there; move it away")
     Store(work, identity)
     task = Task(table, fold, judged, settings["seed"], remember=_Trials(work / "runs", say))
-    with one_thread():  # as a comparison does, so that the numbers are the same
-        if family is None:
-            found: Fitted | Exception = fit_trees(task, settings["trials"])
-        else:
-            (_, found), *_ = fit_methods(task, family, [chosen], settings["trials"])
-        if isinstance(found, Exception):
-            raise DataError(f"{chosen.name} of {settings['model']} failed: {type(found).__name__}: {found}") from found
-        fitted = _model(task, found, {"method": chosen.name, "model": settings["model"]}, settings, told)
     try:
+        with one_thread():  # as a comparison does, so that the numbers are the same
+            found = _trained(task, family, chosen, settings)
+            fitted = _model(task, found, {"method": chosen.name, "model": settings["model"]}, settings, told)
         if apart is not None:
             _write_rows(data, table, fold.test, apart)
         fitted.write(work / "model")
         replace_folder(work / "model", out)
     except OSError as error:
+        if out.exists():
+            raise DataError(f"{out} was written meanwhile by another fit, and is kept as it is") from error
         raise DataError(f"{out} cannot be written: {error.strerror}; the work is kept in {work}") from error
     shutil.rmtree(work, ignore_errors=True)
     return Model.load(out)
+
+
+def _trained(task: Task, family: Family | None, chosen: Method, settings: Mapping[str, Any]) -> Fitted:
+    """Train what was chosen; without a family, boosted trees."""
+    if family is None:
+        return fit_trees(task, settings["trials"])
+    ((_, found),) = fit_methods(task, family, [chosen], settings["trials"])
+    if isinstance(found, Exception):
+        raise DataError(f"{chosen.name} of {settings['model']} failed: {type(found).__name__}: {found}") from found
+    return found
 
 
 def _write_rows(data: Data | None, table: Table, rows: np.ndarray, path: Path) -> None:
