@@ -166,16 +166,8 @@ def load(data: Data | None = None, spec: TableSpec | None = None, /, **options: 
         for name, found in giveaways(features, labels, classes, leaks)
     ]
     rows = pd.util.hash_pandas_object(features, index=False).to_numpy()
-    copies, said = _copies(rows)
-    split_by = "rows"
-    if groups is not None:
-        by_time = f"time ({spec.time}), groups ({spec.group}) kept apart"
-        split_by = f"group ({spec.group})" if spec.time is None else by_time
-    elif times is not None:
-        split_by = f"time ({spec.time})"
-    elif copies is not None:
-        groups, split_by = copies, "rows, identical ones together"
-        notes += said
+    groups, split_by, said = _split_by(spec, groups, times, rows)
+    notes += said
     split_named = "group" in roles or "time" in roles
     return Table(
         name=source.name,
@@ -302,6 +294,19 @@ def _times(column: pd.Series) -> np.ndarray:
             "2013-07-31 or 2013-07-31 18:30"
         )
     return as_dates(column, form).to_numpy(dtype="datetime64[us]").astype(np.int64)
+
+
+def _split_by(
+    spec: TableSpec, groups: np.ndarray | None, times: np.ndarray | None, rows: np.ndarray
+) -> tuple[np.ndarray | None, str, list[str]]:
+    """Return groups and how rows are split, in words; without groups and times, copies of a row form a group."""
+    if groups is not None:
+        by_time = f"time ({spec.time}), groups ({spec.group}) kept apart"
+        return groups, f"group ({spec.group})" if times is None else by_time, []
+    if times is not None:
+        return None, f"time ({spec.time})", []
+    copies, said = _copies(rows)
+    return (None, "rows", []) if copies is None else (copies, "rows, identical ones together", said)
 
 
 def _copies(rows: np.ndarray) -> tuple[np.ndarray | None, list[str]]:

@@ -131,7 +131,7 @@ def test_scores_are_those_of_a_comparison_with_the_same_seed(
     assert winner.card["chosen"]["method"] == "tuned_ce"
     assert winner.card["held_out"]["metrics"]["recall@top=10%"]["value"] == base["test"]
     assert "none" in winner.card["compared"] or "Keep cross-entropy" in winner.card["compared"]
-    with pytest.raises(DataError, match="compared other data"):
+    with pytest.raises(DataError, match="were compared; run"):
         fit(frame.iloc[:400], compared=compared, out=tmp_path / "other")
     with pytest.raises(DataError, match="objective come from the comparison"):
         fit(csv, compared=compared, objective="ap", out=tmp_path / "other")
@@ -172,7 +172,7 @@ def test_the_simplest_network_within_a_standard_error_is_taken(
     csv: Path, tmp_path: Path, mlp: list[float], chosen: str
 ) -> None:
     compared, said = results_of(tmp_path, {"mlp": mlp, "linear": [0.50, 0.54, 0.52]}), []
-    with pytest.raises(DataError, match="compared other data"):
+    with pytest.raises(DataError, match="were compared; run"):
         fit(csv, compared=compared, out=tmp_path / "model", say=said.append)
     assert said[0].startswith(f"To deploy: {chosen} by tuned_ce, the simplest within one standard error")
 
@@ -213,7 +213,7 @@ def test_a_comparison_of_rows_grouped_otherwise_is_refused(frame: pd.DataFrame, 
     grouped, other = (frame.assign(day=days) for days in (np.arange(len(frame)) // 5, np.arange(len(frame)) % 100))
     options: dict[str, Any] = {"target": "outcome", "group": "day", "seeds": [3], "trials": 1}
     compare(grouped, models=["linear"], methods=["weighted_ce"], out=tmp_path / "compared", **options)
-    with pytest.raises(DataError, match="compared other data"):
+    with pytest.raises(DataError, match="were compared; run"):
         fit(other, compared=tmp_path / "compared", out=tmp_path / "model")
     fit(grouped, compared=tmp_path / "compared", out=tmp_path / "model")
 

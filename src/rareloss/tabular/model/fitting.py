@@ -107,35 +107,17 @@ def fit(
         raise DataError(f"there is no folder {out.absolute().parent} to write {out.name} into")
     apart = None if held_out is None else writable(held_out, data)
     spec = TableSpec.of(**table_options)
-    settings: dict[str, Any] = {
-        "objective": None if objective is None else str(objective),
-        "method": method,
-        "model": model,
-        "seed": seed,
-        "trials": trials,
-    }
+    settings: dict[str, Any] = {"objective": None if objective is None else str(objective), "method": method}
+    settings |= {"model": model, "seed": seed, "trials": trials}
     told = None
     if compared is not None:
         if spec != TableSpec(header=spec.header):
             raise DataError("which column is what comes from the comparison; give it, or the folder of a comparison")
         told, spec = _told(Path(compared), settings, say)
-    if TREES in (settings["model"], settings["method"]):  # the one names the other
-        settings |= {name: settings[name] or TREES for name in ("model", "method")}
-    defaults = {"objective": "ap", "method": BASELINE, "model": "linear", "seed": 0, "trials": 8}
-    settings |= {name: value for name, value in defaults.items() if settings[name] is None}
+    _fill(settings)
     judged, chosen, family = _checked(settings)
-
-    table = load(data, spec)
+    table = _loaded(data, spec, told)
     settings |= table.spec.to_dict()
-    if table.multiclass:
-        some = ", ".join(map(repr, table.classes[:8])) + (", ..." if len(table.classes) > 8 else "")
-        raise DataError(
-            f"the target of {table.name} has {len(table.classes)} classes ({some}); a saved model decides between two: "
-            "name one as positive"
-        )
-    known = told and (told["data"]["sha256"], told["data"].get("split_sha256"))
-    if known and known != (table.sha256, table.split_sha256):
-        raise DataError(f"{compared} compared other data than {table.name} is now; run rareloss compare again")
     for sentence in table.notes:
         say(sentence)
     fold = split(table, settings["seed"])
@@ -162,6 +144,29 @@ def fit(
         raise DataError(f"{out} cannot be written: {error.strerror}; the work is kept in {work}") from error
     shutil.rmtree(work, ignore_errors=True)
     return Model.load(out)
+
+
+def _fill(settings: dict[str, Any]) -> None:
+    """Take the defaults for what was not said."""
+    if TREES in (settings["model"], settings["method"]):  # the one names the other
+        settings |= {name: settings[name] or TREES for name in ("model", "method")}
+    defaults = {"objective": "ap", "method": BASELINE, "model": "linear", "seed": 0, "trials": 8}
+    settings |= {name: value for name, value in defaults.items() if settings[name] is None}
+
+
+def _loaded(data: Data | None, spec: TableSpec, told: Mapping[str, Any] | None) -> Table:
+    """Read a table of two classes, the one that was compared where one was."""
+    table = load(data, spec)
+    if table.multiclass:
+        some = ", ".join(map(repr, table.classes[:8])) + (", ..." if len(table.classes) > 8 else "")
+        raise DataError(
+            f"the target of {table.name} has {len(table.classes)} classes ({some}); a saved model decides between two: "
+            "name one as positive"
+        )
+    known = told and (told["data"]["sha256"], told["data"].get("split_sha256"))
+    if known and known != (table.sha256, table.split_sha256):
+        raise DataError(f"other data than {table.name} is now were compared; run rareloss compare again")
+    return table
 
 
 def _trained(task: Task, family: Family | None, chosen: Method, settings: Mapping[str, Any]) -> Fitted:
