@@ -117,14 +117,14 @@ double precision_by_sums(const Class<T> &of, const Points<T> &points, AveragePre
     const ScaleGradient<T> still(of, 0);
     const double inverse = 1 / of.temperature;
     auto push = [&](int64_t i, auto add) { add(0, precision[i].negatives), add(1, precision[i].positives); };
-    sums.solve(hits, push, all, own_set);
+    sums.template solve<false>(hits, push, all, own_set);
     sums.take(hits, 1, [&](int64_t i, double, double slope) {
         own[i] = (of.weight_of(positives[i]) * slope + own[i]) * inverse;
     });
     for (int64_t i = 0; i < p; i++) moment += own[i] * still.standardized(double(of.score[positives[i]]));
     if constexpr (kCells) {
         if (of.moves) moment -= inverse * sums.moment([&](double s) { return still.standardized(s); });
-    } else {
+    } else if (of.moves) {
         sums.take(all, 0, [&](int64_t j, double, double slope) {
             moment -= of.positive[j] ? 0 : of.weight_of(j) * inverse * slope * still.standardized(double(of.score[j]));
         });

@@ -132,7 +132,7 @@ struct Index {
 // Both ways of summing, Cells and Walk, are used alike. solve(from, source, to, sets):
 // source(i, add) calls add(set, w) with what from[i] weighs in either of two sets, and the sums
 // F(x) = sum_j w_j sigmoid((x_j - x) / t) of the sets that sets(j) names, in bits, are prepared for each row j of `to`. take(to, set, give) then calls give(i, count, slope) with F at to[i]
-// and the sum of w_j sigmoid'((x_j - x) / t). kSelf of a row's pair with itself is in F.
+// and the sum of w_j sigmoid'((x_j - x) / t); without kCounts, with that sum alone. kSelf of a row's pair with itself is in F.
 typedef RARELOSS_VECTOR(int32_t, 4 * kLanes<double>) Whole;
 template <class T> class Cells {
   public:
@@ -142,7 +142,8 @@ template <class T> class Cells {
         : points(points), width(points.temperature * Orders<T>::width), scale(1 / width), cells(int64_t((points.high - points.low) * scale) + 1),
           counts(2 * cells), slopes(2 * cells) {}
 
-    template <class Source, class Sets> void solve(const Index &from, Source source, const Index &to, Sets) {
+    template <bool kCounts = true, class Source, class Sets>
+    void solve(const Index &from, Source source, const Index &to, Sets) {
         const int threads = points.threads;
         wanted.assign(cells, !to.row);
         if (to.row) each(to, 0, to.n, [&](int64_t, int32_t cell, double) { wanted[cell] = 1; });
@@ -276,7 +277,7 @@ template <class T> class Walk {
             sorted = sort_scores(points.score, n);
         }
         sorted.drop_spare();
-        sums = Buffer<Sums>(2 * n), asked = Buffer<uint8_t>(n), decay = Buffer<double>(n + kBlock);
+        counts = Buffer<double>(2 * n), slopes = Buffer<double>(2 * n), asked = Buffer<uint8_t>(n), decay = Buffer<double>(n + kBlock);
         for (int64_t i = 0; i < n + kBlock; i++) {  // e^-(distance to the next row / temperature)
             const double gap = i + 1 < n ? double(sorted.score(i + 1)) - double(sorted.score(i)) : INFINITY;
             decay[i] = std::min(gap / points.temperature * M_LOG2E, 1020.0);
@@ -287,21 +288,27 @@ template <class T> class Walk {
         }
     }
 
-    template <class Source, class Sets> void solve(const Index &from, Source source, const Index &, Sets sets) {
+    template <bool kCounts = true, class Source, class Sets>
+    void solve(const Index &from, Source source, const Index &, Sets sets) {
         const Tables<T> &table = tables<T>();
         constexpr int N = Orders<T>::terms;
         const int32_t *listed = numbers(from);
-        Sums *at = sums.get();
-        for (int up = 1; up >= 0; up--) {
+        int64_t at = 0;
+        auto pass = [&](auto up) {  // from below upwards, then from above down
             Terms<T> passing[2] = {};
             double passed[2] = {};
             for (int64_t step = 0; step < n; step++) {
                 const int64_t i = up ? step : n - 1 - step, j = sorted.item[i].row;
                 if (up) asked[i] = uint8_t(sets(j));
-                auto keep = [&](const Terms<T> &sum, double above) {
-                    const double count = hsum(sum * table.value), slope = hsum(sum * table.slope);
-                    if (up) *at++ = {count, slope};
-                    else --at, at->count += above - count, at->slope += slope;
+                auto keep = [&](const Terms<T> &sum, double above) __attribute__((always_inline)) {
+                    at -= !up;
+                    const double slope = hsum(sum * table.slope);
+                    slopes[at] = up ? slope : slopes[at] + slope;
+                    if (kCounts) {
+                        const double count = hsum(sum * table.value);
+                        counts[at] = up ? count : counts[at] + above - count;
+                    }
+                    at += up;
                 };
                 // Each set by name, not by a number: then the sums stay in registers.
                 if (up && asked[i] & 1) keep(passing[0], passed[0]);
@@ -319,22 +326,22 @@ template <class T> class Walk {
                     if (step % 32 == 31) flush(passing[s]);
                 }
             }
-        }
+        };
+        pass(std::true_type()), pass(std::false_type());
     }
     template <class Give> void take(const Index &to, int set, Give give) {
         const int32_t *listed = numbers(to);
-        const Sums *at = sums.get();
+        int64_t at = 0;
         for (int64_t i = 0; i < n; i++)
             for (int s = 0; s < 2 && asked[i]; s++) {
                 if (!(asked[i] >> s & 1)) continue;
                 const int64_t k = s != set ? -1 : listed ? listed[i] : to.number(sorted.item[i].row);
-                if (k >= 0) give(k, at->count, at->slope);
+                if (k >= 0) give(k, counts[at], slopes[at]);
                 at++;
             }
     }
 
   private:
-    struct Sums { double count, slope; };
     // Which of a list each row is, in ascending order of scores, or -1; null where the list is a range.
     const int32_t *numbers(const Index &list) {
         if (!list.row || list.row == last_list) return list.row ? number.data() : nullptr;
@@ -351,5 +358,5 @@ template <class T> class Walk {
     std::vector<int32_t> number;
     const int32_t *last_list = nullptr;
     Buffer<uint8_t> asked;  // the sets, in bits, of each row present in ascending order
-    Buffer<Sums> sums;      // of these rows, one behind the other
+    Buffer<double> counts, slopes;  // at these rows, one behind the other
 };
