@@ -135,6 +135,22 @@ def test_metric_over_two_ranks_is_that_of_all_rows(tmp_path: Path) -> None:
             assert value == pytest.approx(expected, abs=1e-12), case
 
 
+def test_metric_takes_weights_of_rows_in_one_batch_and_of_classes_in_another() -> None:
+    pytest.importorskip("torchmetrics")
+    from rareloss.integrations.torchmetrics import ObjectiveMetric
+
+    draw = torch.Generator().manual_seed(0)
+    scores, weight = torch.randn(90, 3, generator=draw), torch.rand(90, 3, generator=draw)
+    labels = torch.rand(90, 3, generator=draw) < 0.3
+    weight[:30], weight[30:60] = 1, weight[30:60, :1]
+    metric = ObjectiveMetric("ap")
+    metric.update(scores[:30], labels[:30])
+    metric.update(scores[30:60], labels[30:60], weight[30:60, 0])
+    metric.update(scores[60:], labels[60:], weight[60:])
+    expected = Objective.parse("ap").metric(scores, labels, weight).value.mean()
+    assert metric.compute().item() == pytest.approx(expected.item(), abs=1e-12)
+
+
 def test_metric_refuses_before_its_state_changes() -> None:
     pytest.importorskip("torchmetrics")
     from rareloss.integrations.torchmetrics import ObjectiveMetric, early_stopping

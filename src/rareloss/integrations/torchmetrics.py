@@ -58,7 +58,9 @@ class ObjectiveMetric(Metric):
         self.objective.metric(scores, labels, weight)  # refuses what does not fit before any state changes
         self.scores.append(scores)
         self.labels.append(labels.detach())
-        self.weight.append(scores.new_ones(len(scores)) if weight is None else weight.detach())
+        weight = scores.new_ones(len(scores)) if weight is None else weight.detach()
+        # Of one shape in every batch, also where one has a weight per row and another one per class.
+        self.weight.append(weight[:, None].expand(scores.shape) if weight.ndim < scores.ndim else weight)
 
     def compute(self) -> Tensor:
         """Return the value, the mean over classes that have positives and negatives; NaN where there is none."""
