@@ -60,8 +60,9 @@ def fit(
         raise typer.Exit(INTERRUPTED) from None
     held = made.card["held_out"]
     chosen = made.card["chosen"]
+    how = chosen["model"] if chosen["model"] == chosen["method"] else f"{chosen['model']} by {chosen['method']}"
     say.print(
-        f"{chosen['model']} under {chosen['method']}: on {held['rows']:,} held-out rows {held['alerts']:,} alerts "
+        f"{how}: on {held['rows']:,} held-out rows {held['alerts']:,} alerts "
         f"({held['alerts'] / held['rows']:.2%}), with {held['caught']:,} of {held['positives']:,} positives",
         markup=False,
     )

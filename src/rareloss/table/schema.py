@@ -293,6 +293,9 @@ def decide(
             notes.append(f"dates in {name!r} became {listed(found)}")
         features |= found
         columns.append(replace(column, features=tuple(found)))
+    commas = [each.name for each in columns if each.decimal == "," and not types.is_integer_dtype(frame[each.name])]
+    if commas:
+        notes.append(f"numbers in {listed(commas)} are read with a decimal comma")
     if constant:
         notes.append(f"dropped {listed(constant)}: empty, or the same in every row")
     if identities:
@@ -328,12 +331,7 @@ def _how(values: pd.Series, decimal: str, category: bool) -> tuple[Column, list[
     if types.is_integer_dtype(values) and values.abs().max() > EXACT:
         return Column(name, "code", (name,)), []
     if is_number(values):
-        said = (
-            [f"numbers in {name!r} are read with a decimal comma"]
-            if decimal == "," and not types.is_integer_dtype(values)
-            else []
-        )
-        return Column(name, "number", (name,), decimal=decimal), said
+        return Column(name, "number", (name,), decimal=decimal), []
     as_numbers, said = _mostly_numbers(values, decimal)
     if not as_numbers:
         said = []

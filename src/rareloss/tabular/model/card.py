@@ -138,10 +138,11 @@ def page(card: Mapping[str, Any]) -> str:
     """Write the card as a page."""
     data, held, chosen = card["data"], card["held_out"], card["chosen"]
     words = metric_names(card)
+    how = f"`{chosen['model']}`" + ("" if chosen["model"] == chosen["method"] else f" by `{chosen['method']}`")
     lines = [
         f"# {data['name']}: {card['classes'][1]}",
         "",
-        f"Scores how likely a row is {card['classes'][1]!r}, by `{chosen['model']}` under `{chosen['method']}`, chosen "
+        f"Scores how likely a row is {card['classes'][1]!r}, by {how}, chosen "
         f"for {card['objective']['name']}. A score above {float(card['threshold']['value']):.6g} is an alert "
         f"({card['threshold']['about']}); probabilities are by {card['calibration']['method']}.",
         "",
