@@ -200,6 +200,13 @@ MUTATIONS = (
         "target = edge.target",
         ("tests/test_recall.py",),
     ),
+    Mutation(
+        "no search for another minimum",
+        "rareloss/training/restarts.py",
+        "return best if lowest < own_loss - _GAIN * abs(own_loss) else None",
+        "return None",
+        ("tests/test_finetune.py::test_another_minimum_is_found_where_the_path_ends_in_a_local_one",),
+    ),
 )
 
 
