@@ -129,10 +129,11 @@ struct Index {
     int64_t number(int64_t j) const { return j >= first && j < first + n ? j - first : -1; }  // of a range
 };
 
-// Both ways of summing, Cells and Walk, are used alike. solve(from, source, to, sets):
-// source(i, add) calls add(set, w) with what from[i] weighs in either of two sets, and the sums
-// F(x) = sum_j w_j sigmoid((x_j - x) / t) of the sets that sets(j) names, in bits, are prepared for each row j of `to`. take(to, set, give) then calls give(i, count, slope) with F at to[i]
-// and the sum of w_j sigmoid'((x_j - x) / t); without kCounts, with that sum alone. kSelf of a row's pair with itself is in F.
+// Both ways of summing, Cells and Walk, are used alike. solve(from, source, to, sets): source(i, add) calls add(set, w)
+// with what from[i] weighs in either of two sets, and the sums F(x) = sum_j w_j sigmoid((x_j - x) / t) of the sets that
+// sets(j) names, in bits, are prepared for each row j of `to`. take(to, set, give) then calls give(i, count, slope) with
+// F at to[i], no number without kCounts, and the sum of w_j sigmoid'((x_j - x) / t). kSelf of a row's pair with itself
+// is in F.
 typedef RARELOSS_VECTOR(int32_t, 4 * kLanes<double>) Whole;
 template <class T> class Cells {
   public:
@@ -277,7 +278,8 @@ template <class T> class Walk {
             sorted = sort_scores(points.score, n);
         }
         sorted.drop_spare();
-        counts = Buffer<double>(2 * n), slopes = Buffer<double>(2 * n), asked = Buffer<uint8_t>(n), decay = Buffer<double>(n + kBlock);
+        counts = Buffer<double>(2 * n), slopes = Buffer<double>(2 * n);
+        asked = Buffer<uint8_t>(n), decay = Buffer<double>(n + kBlock);
         for (int64_t i = 0; i < n + kBlock; i++) {  // e^-(distance to the next row / temperature)
             const double gap = i + 1 < n ? double(sorted.score(i + 1)) - double(sorted.score(i)) : INFINITY;
             decay[i] = std::min(gap / points.temperature * M_LOG2E, 1020.0);
@@ -301,13 +303,10 @@ template <class T> class Walk {
                 const int64_t i = up ? step : n - 1 - step, j = sorted.item[i].row;
                 if (up) asked[i] = uint8_t(sets(j));
                 auto keep = [&](const Terms<T> &sum, double above) __attribute__((always_inline)) {
+                    const double slope = hsum(sum * table.slope), count = kCounts ? hsum(sum * table.value) : 0;
                     at -= !up;
-                    const double slope = hsum(sum * table.slope);
                     slopes[at] = up ? slope : slopes[at] + slope;
-                    if (kCounts) {
-                        const double count = hsum(sum * table.value);
-                        counts[at] = up ? count : counts[at] + above - count;
-                    }
+                    if (kCounts) counts[at] = up ? count : counts[at] + above - count;
                     at += up;
                 };
                 // Each set by name, not by a number: then the sums stay in registers.

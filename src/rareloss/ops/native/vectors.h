@@ -38,19 +38,12 @@ template <class T> inline void store(T *to, Vec<T> v) { memcpy(to, &v, sizeof v)
 template <class T> inline Vec<T> splat(T x) { return x - Vec<T>{}; }
 template <class V> inline V vmin(V a, V b) { return a < b ? a : b; }  // b where a is NaN
 template <class V> inline V vmax(V a, V b) { return a > b ? a : b; }
-inline double hsum(Vec<float> v) {
-    double sum = 0;
-    for (int i = 0; i < kLanes<float>; i++) sum += v[i];
-    return sum;
-}
-// By halves: a sum lane after lane would wait for each addition, longer than all else at a row of a walk.
-RARELOSS_INLINE double hsum(Vec<double> v) {
-    typedef double Two __attribute__((vector_size(16)));
-    Two part[kLanes<double> / 2];
-    memcpy(part, &v, sizeof v);
-    for (int n = kLanes<double> / 4; n > 0; n /= 2)
-        for (int i = 0; i < n; i++) part[i] += part[i + n];
-    return part[0][0] + part[0][1];
+// By halves: lane after lane each addition would wait for the last, longer than all else at a row of a walk.
+template <class V> RARELOSS_INLINE double hsum(V v) {
+    double part[sizeof v / sizeof v[0]];
+    for (size_t i = 0; i < sizeof v / sizeof v[0]; i++) part[i] = v[i];
+    for (size_t n = sizeof v / sizeof v[0] / 2; n > 0; n /= 2) for (size_t i = 0; i < n; i++) part[i] += part[i + n];
+    return part[0];
 }
 
 // 2^x for |x| <= 126: the whole part goes into the exponent, the rest of +-1/2 through a polynomial; error 1e-7.
