@@ -56,6 +56,10 @@ class There(Tensor):
     def device(self) -> torch.device:  # type: ignore[override]
         return MPS
 
+    @property
+    def is_cpu(self) -> bool:  # type: ignore[override]
+        return False
+
     def cpu(self) -> Tensor:  # type: ignore[override]
         return self.as_subclass(Tensor)
 
