@@ -206,5 +206,5 @@ def test_what_is_too_good_is_said() -> None:
     assert compare(frame, **options).suspicion is None
     made = compare(frame.assign(after=frame["y"] + 0.1 * rng.normal(size=400)), **options)
     assert made.suspicion is not None
-    assert "reaches 1.000" in made.suspicion
+    assert "reached 1.000" in made.suspicion
     assert made.table().title.endswith("of 16 positives (20.00% of all rows)")

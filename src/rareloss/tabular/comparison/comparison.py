@@ -67,11 +67,12 @@ class Comparison:
     def suspicion(self) -> str | None:
         """A sentence where a model is better than models of real data are, as where a column gives the answer away."""
         best = max(self.results["runs"], key=lambda run: run["test"], default=None)
-        if best is None or best["test"] < TOO_GOOD:
+        if best is None or best["test"] < TOO_GOOD or len(self.results["data"]["classes"]) > 2:
             return None
+        name = "boosted trees" if best["method"] == TREES else f"{best['method']} of {best['model']}"
         return (
-            f"{best['method']} of {best['model']} reaches {best['test']:.3f}, which few real problems allow: look for "
-            "a column that gives the answer away (rareloss advise), or rows that are in two folds (--group)"
+            f"{name} reached {best['test']:.3f}, which few real problems allow: look for a column that gives the answer "
+            "away (rareloss advise), or rows that are in two folds (--group)"
         )
 
     @property
