@@ -71,8 +71,8 @@ class Comparison:
             return None
         name = "boosted trees" if best["method"] == TREES else f"{best['method']} of {best['model']}"
         return (
-            f"{name} reached {best['test']:.3f}, which few real problems allow: look for a column that gives the answer "
-            "away (rareloss advise), or rows that are in two folds (--group)"
+            f"{name} reached {best['test']:.3f}, which few real problems allow: look for a column that gives the "
+            "answer away (rareloss advise), or rows that are in two folds (--group)"
         )
 
     @property
