@@ -56,7 +56,7 @@ def test_weights_reach_the_scorer_through_metadata_routing() -> None:
         value = cross_validate(
             LogisticRegression(), x, y, cv=search.cv, scoring=renamed, params={"importance": weight}
         )["test_score"]
-        with pytest.raises(ValueError, match="set_score_request|set_fit_request"):
+        with pytest.raises(ValueError, match=r"set_(score|fit)_request"):
             cross_validate(model, x, y, scoring=ObjectiveScorer("ap"), params={"sample_weight": weight})
     plain = LogisticRegression().fit(x[:150], y[:150]).decision_function(x[150:])
     expected = average_precision_score(y[150:], plain, sample_weight=weight[150:])
